@@ -1,0 +1,1 @@
+"""What is compared, against which baseline, and how it is measured."""

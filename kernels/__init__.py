@@ -1,0 +1,1 @@
+"""Numerical operations of MDM-Prime: one public op per file, with its torch reference as specification."""

@@ -1,0 +1,124 @@
+"""Counter-based noise: Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
+
+Every random number of the project is a pure function of (seed, position, index, purpose), so it does not depend
+on batch, order, device or backend. Words are 32-bit values held in int64 tensors: a 32 x 32 bit product wraps
+around in int64, and its two halves are read back with a shift and a mask.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+MAX_SEED = 2**64 - 1
+
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+_WORD = 0xFFFFFFFF
+
+
+class Purpose(IntEnum):
+    """What a number is used for: the last counter word, so that uses never share numbers."""
+
+    PLAN = 0
+    DRAW = 1
+    ROW = 2
+    MASK = 3
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    """Return the four output words of Philox 4x32-10.
+
+    Args:
+        counter: four int64 tensors that broadcast together, each value a 32-bit word.
+        key: two int64 tensors that broadcast with the counter, each value a 32-bit word.
+
+    Returns:
+        Four int64 tensors of 32-bit words, in the broadcast shape.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            product1 >> 32 & _WORD ^ c1 ^ k0,
+            product1 & _WORD,
+            product0 >> 32 & _WORD ^ c3 ^ k1,
+            product0 & _WORD,
+        )
+        k0, k1 = k0 + _WEYL[0] & _WORD, k1 + _WEYL[1] & _WORD
+    return c0, c1, c2, c3
+
+
+def seed_words(seed: int) -> tuple[int, int]:
+    """Return the low and the high 32-bit word of a seed: the Philox key.
+
+    Raises:
+        ValueError: if the seed is not an integer in 0..2**64-1.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
+        raise ValueError("seed must be an integer in 0..2**64-1")
+    return seed & _WORD, seed >> 32
+
+
+def uniform(seed: int | Tensor, positions: Tensor, index: Tensor, purpose: Purpose) -> Tensor:
+    """Return one uniform number in the open interval (0, 1) per element.
+
+    The counter is (position, index, 0, purpose) and the key is the seed.
+
+    Args:
+        seed: one seed in 0..2**64-1, or (..., 2) int64: the `seed_words` of every element's own seed.
+        positions: (...) int64 in 0..2**32-1.
+        index: (...) int64 in 0..2**32-1: a digit or a step.
+        purpose: what the number is used for.
+
+    Returns:
+        (...) float64: (k + 1/2) / 2**52, where k is the high 52 bits of the first two output words.
+
+    Raises:
+        ValueError: if the seed is out of range.
+    """
+    key = positions.new_tensor(seed_words(seed)) if isinstance(seed, int) else seed
+    zero = torch.zeros_like(positions)
+    high, low, _, _ = philox((positions, index, zero, zero + int(purpose)), (key[..., 0], key[..., 1]))
+    return unit_interval(high, low)
+
+
+def unit_interval(high: Tensor, low: Tensor) -> Tensor:
+    """Map 64 random bits to (0, 1): (k + 1/2) / 2**52 with k the high 52 bits.
+
+    52 bits and not 53: k + 1/2 must be exact in float64, or the largest k would round up to 1.
+
+    Args:
+        high: (...) int64, the high 32-bit word.
+        low: (...) int64, the low 32-bit word.
+
+    Returns:
+        (...) float64.
+    """
+    return ((high << 20 | low >> 12).double() + 0.5) * 2.0**-52
+
+
+def row_seed(seed: int, row: int) -> int:
+    """Return the seed of one of the outputs of a request.
+
+    Output 0 has the request's own seed, so asking for one output with the reported seed reproduces that output.
+
+    Args:
+        seed: the request's seed in 0..2**64-1.
+        row: number of the output in 0..2**32-1.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+    low, high = seed_words(seed)
+    if not 0 <= row <= _WORD:
+        raise ValueError(f"row must be in 0..2**32-1, got {row}")
+    if row == 0:
+        return seed
+    words = [torch.tensor(word) for word in (row, 0, 0, int(Purpose.ROW), low, high)]
+    first, second, _, _ = philox((words[0], words[1], words[2], words[3]), (words[4], words[5]))
+    return int(first) << 32 | int(second)

@@ -1,0 +1,324 @@
+"""The canvas of a request: what is known, what is free, and how the finished row becomes text again.
+
+A canvas is a row of digits with ``mask_index`` at every free digit, cut into segments: fixed parts, whose text is
+given back verbatim, and gaps, whose tokens are sampled. Shapes: L tokens, S digits a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prime_core.codec import SubtokenCodec
+from prime_core.tokenizer import Tokenizer
+
+
+class CanvasError(ValueError):
+    """A request that fits no canvas; ``param`` names the field of the request that is wrong."""
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Tokens ``start:stop`` of a row: a gap, or a fixed part with its text (None: decode its tokens)."""
+
+    start: int
+    stop: int
+    gap: bool
+    text: str | None = None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Canvas:
+    """A row before sampling.
+
+    Attributes:
+        y: (L, S) int64, digits in 0..b-1, or ``mask_index`` where free.
+        mask_index: b.
+        segments: in order, from token 0 to token L.
+        open_ended: a prompt and nothing behind its gap, so text may end early: at the end-of-text token or at a
+            stop string.
+    """
+
+    y: Tensor
+    mask_index: int
+    segments: tuple[Segment, ...]
+    open_ended: bool
+
+    @property
+    def length(self) -> int:
+        """Number of tokens L."""
+        return len(self.y)
+
+    @property
+    def free(self) -> Tensor:
+        """(L, S) bool: the digits to sample."""
+        return self.y == self.mask_index
+
+    @property
+    def num_gap_tokens(self) -> int:
+        """Number of tokens in gaps."""
+        return sum(segment.stop - segment.start for segment in self.segments if segment.gap)
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A finished row as text.
+
+    Attributes:
+        text: the fixed parts verbatim with the decoded gaps between them; None without a tokenizer.
+        gaps: the text of every gap; empty without a tokenizer.
+        token_ids: all tokens, up to where the text ends.
+        finish_reason: "stop" if an end-of-text token or a stop string ended the text, else "length".
+    """
+
+    text: str | None
+    gaps: list[str]
+    token_ids: list[int]
+    finish_reason: str
+
+
+# A fixed part (its tokens, its text) or a gap (its number of tokens).
+_Part = tuple[Sequence[int], str | None] | int
+
+
+def text_canvas(
+    tokenizer: Tokenizer | None,
+    codec: SubtokenCodec,
+    context: int,
+    *,
+    prompt: str | Sequence[int] | None = None,
+    suffix: str | None = None,
+    template: Sequence[str | int] | None = None,
+    max_tokens: int | None = None,
+) -> Canvas:
+    """Lay out a text request: prompt + gap + suffix, or a template.
+
+    Args:
+        tokenizer: tokenizer of the model, None if it has none (then only a prompt of token ids fits).
+        codec: tokens to digits.
+        context: largest number of tokens of a row.
+        prompt: text or token ids before the gap; None or empty for none.
+        suffix: text after the gap.
+        template: strings, and integers for gaps of so many tokens, in order.
+        max_tokens: tokens of the gap, at least 1; None fills what the context leaves.
+
+    Raises:
+        CanvasError: a part does not fit, contradicts another one, or is not text.
+    """
+    if template is not None:
+        for param, value in (("prompt", prompt), ("suffix", suffix), ("max_tokens", max_tokens)):
+            if value is not None:
+                raise CanvasError(
+                    param, f"{param} and template exclude each other: a template fixes the whole layout"
+                )
+        parts = _template_parts(tokenizer, codec, template)
+    else:
+        parts = _prompt_parts(tokenizer, codec, context, prompt, suffix, max_tokens)
+    total = sum(part if isinstance(part, int) else len(part[0]) for part in parts)
+    if total > context:
+        param = "template" if template is not None else "max_tokens"
+        raise CanvasError(
+            param, f"the request needs {total} tokens, but the context holds {context}; shorten {param}"
+        )
+    y = torch.full((total, codec.target_length), codec.mask_index)
+    segments, start = [], 0
+    for part in parts:
+        if isinstance(part, int):
+            stop = start + part
+            segments.append(Segment(start, stop, gap=True))
+        else:
+            stop = start + len(part[0])
+            y[start:stop] = codec.encode(torch.tensor(part[0], dtype=torch.int64))
+            segments.append(Segment(start, stop, gap=False, text=part[1]))
+        start = stop
+    return Canvas(y, codec.mask_index, tuple(segments), open_ended=template is None and suffix is None)
+
+
+def digits_canvas(codec: SubtokenCodec, y: Tensor) -> Canvas:
+    """Lay out known digits; gaps are the runs of tokens that are not fully known.
+
+    Args:
+        codec: tokens to digits.
+        y: (L, S) integers, digits in 0..b-1, or b where free.
+
+    Raises:
+        CanvasError: if the shape or a value is wrong, or the digits of a token agree with no token.
+    """
+    if y.ndim != 2 or y.shape[1] != codec.target_length or len(y) < 1:
+        raise CanvasError(
+            "y", f"y must be (tokens, {codec.target_length}) digits, got shape {tuple(y.shape)}"
+        )
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise CanvasError("y", f"y must hold integers, got {y.dtype}")
+    y = y.detach().to("cpu", torch.int64, copy=True)
+    if not (int(y.min()) >= 0 and int(y.max()) <= codec.base):
+        raise CanvasError("y", f"digits must be in 0..{codec.base - 1}, or {codec.base} where free")
+    free = y == codec.mask_index
+    # The codes of tokens are 0..V-1 in any order, so digits agree with some token exactly when they do with
+    # zeros in the free places.
+    place_values = codec.base ** torch.arange(codec.target_length - 1, -1, -1)
+    smallest_code = (y.masked_fill(free, 0) * place_values).sum(-1)
+    if int(smallest_code.max()) >= codec.vocab_size:
+        position = int(smallest_code.ge(codec.vocab_size).int().argmax())
+        raise CanvasError(
+            "y", f"the digits at position {position} agree with none of {codec.vocab_size} tokens"
+        )
+    runs, counts = torch.unique_consecutive(free.any(-1), return_counts=True)
+    stops = counts.cumsum(0)
+    triples = zip((stops - counts).tolist(), stops.tolist(), runs.tolist(), strict=True)
+    segments = tuple(Segment(start, stop, gap) for start, stop, gap in triples)
+    return Canvas(y, codec.mask_index, segments, open_ended=False)
+
+
+def check_stop(canvas: Canvas, stop: Sequence[str], tokenizer: Tokenizer | None) -> None:
+    """Check the stop strings of a request.
+
+    Raises:
+        CanvasError: if there are stop strings, and the canvas is not open-ended, there is no tokenizer, or one of
+            them is empty or not text.
+    """
+    if not stop:
+        return
+    if not canvas.open_ended:
+        raise CanvasError("stop", "stop needs an open end: leave out suffix, template and known digits")
+    if tokenizer is None:
+        raise CanvasError("stop", "stop needs a tokenizer, and this model has none")
+    if isinstance(stop, str) or not all(isinstance(item, str) and item for item in stop):
+        raise CanvasError("stop", "stop must be a list of strings that are not empty")
+    if any(not _is_unicode(item) for item in stop):
+        raise CanvasError("stop", "a stop string holds half of a surrogate pair")
+
+
+def render(canvas: Canvas, x_0: Tensor, tokenizer: Tokenizer | None, stop: Sequence[str] = ()) -> Rendered:
+    """Turn the tokens of a finished row into text.
+
+    Every part is decoded on its own, and bytes that are no UTF-8 become U+FFFD, so fixed parts stay intact. The
+    gap of an open-ended canvas ends before its first end-of-text token, then before the first stop string.
+    Elsewhere nothing is cut, and special tokens stand for no text.
+
+    Args:
+        canvas: the canvas the row was sampled on.
+        x_0: (L,) tokens.
+        tokenizer: tokenizer of the model, or None.
+        stop: stop strings.
+
+    Raises:
+        CanvasError: if the stop strings do not fit, see `check_stop`.
+    """
+    check_stop(canvas, stop, tokenizer)
+    tokens = x_0.tolist()
+    if tokenizer is None:
+        return Rendered(None, [], tokens, "length")
+    pieces, gaps, token_ids, finish_reason = [], [], [], "length"
+    for segment in canvas.segments:
+        ids = tokens[segment.start : segment.stop]
+        text = segment.text
+        if segment.gap and canvas.open_ended:
+            ids, text, finish_reason = _cut(ids, tokenizer, stop)
+        elif text is None:
+            text = tokenizer.decode(ids)
+        pieces.append(text)
+        token_ids += ids
+        if segment.gap:
+            gaps.append(text)
+    return Rendered("".join(pieces), gaps, token_ids, finish_reason)
+
+
+def _prompt_parts(
+    tokenizer: Tokenizer | None,
+    codec: SubtokenCodec,
+    context: int,
+    prompt: str | Sequence[int] | None,
+    suffix: str | None,
+    max_tokens: int | None,
+) -> list[_Part]:
+    before = _fixed_part(tokenizer, codec, "prompt", prompt if prompt is not None else ())
+    after = _fixed_part(tokenizer, codec, "suffix", suffix) if suffix is not None else None
+    num_fixed = len(before[0]) + (len(after[0]) if after is not None else 0)
+    for param, part, limit in (
+        ("prompt", before, context - 1),
+        ("suffix", after, context - 1 - len(before[0])),
+    ):
+        if part is not None and len(part[0]) > limit:
+            raise CanvasError(
+                param,
+                f"{param} has {len(part[0])} tokens, but at most {max(limit, 0)} fit: the context holds {context}, "
+                f"and one must be left to sample; shorten {param}",
+            )
+    if max_tokens is None:
+        max_tokens = context - num_fixed
+    elif isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
+        raise CanvasError("max_tokens", "max_tokens must be an integer of at least 1")
+    elif max_tokens > context - num_fixed:
+        raise CanvasError(
+            "max_tokens",
+            f"max_tokens must be at most {context - num_fixed}: the context holds {context} tokens, and "
+            f"{num_fixed} are given",
+        )
+    return [before, max_tokens] if after is None else [before, max_tokens, after]
+
+
+def _template_parts(
+    tokenizer: Tokenizer | None, codec: SubtokenCodec, template: Sequence[str | int]
+) -> list[_Part]:
+    parts: list[_Part] = []
+    for item in template:
+        if isinstance(item, str):
+            parts.append(_fixed_part(tokenizer, codec, "template", item))
+        elif isinstance(item, bool) or not isinstance(item, int) or item < 1:
+            raise CanvasError("template", "a gap of the template must be an integer of at least 1 token")
+        else:
+            parts.append(item)
+    if not any(isinstance(part, int) for part in parts):
+        raise CanvasError("template", "the template has no gap, so there is nothing to sample")
+    return parts
+
+
+def _fixed_part(
+    tokenizer: Tokenizer | None, codec: SubtokenCodec, param: str, content: str | Sequence[int]
+) -> tuple[Sequence[int], str | None]:
+    """Tokens and text of a fixed part."""
+    if isinstance(content, str):
+        if not _is_unicode(content):
+            raise CanvasError(param, f"{param} holds half of a surrogate pair, which is not text")
+        if tokenizer is None:
+            if content:
+                raise CanvasError(param, f"{param} is text, but this model has no tokenizer")
+            return (), ""
+        return tokenizer.encode(content), content
+    limit = codec.vocab_size if tokenizer is None else min(codec.vocab_size, tokenizer.vocab_size)
+    if any(
+        isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < limit for token in content
+    ):
+        raise CanvasError(param, f"{param} must hold token ids in 0..{limit - 1}")
+    return list(content), None
+
+
+def _cut(ids: list[int], tokenizer: Tokenizer, stop: Sequence[str]) -> tuple[list[int], str, str]:
+    """Cut the gap of an open-ended canvas: (tokens that the text needs, text, finish reason)."""
+    finish_reason = "length"
+    if tokenizer.eos_id is not None and tokenizer.eos_id in ids:
+        ids, finish_reason = ids[: ids.index(tokenizer.eos_id)], "stop"
+    raw = tokenizer.decode_bytes(ids)
+    # UTF-8 cannot match in the middle of a character, so the search can run on bytes and know where tokens end.
+    found = [at for at in (raw.find(item.encode()) for item in stop) if at >= 0]
+    if found:
+        finish_reason = "stop"
+        raw = raw[: min(found)]
+        kept, num_bytes = 0, 0
+        while num_bytes < len(raw):
+            num_bytes += len(tokenizer.decode_bytes(ids[kept : kept + 1]))
+            kept += 1
+        ids = ids[:kept]
+    return ids, raw.decode("utf-8", errors="replace"), finish_reason
+
+
+def _is_unicode(text: str) -> bool:
+    return not any(0xD800 <= ord(char) <= 0xDFFF for char in text)

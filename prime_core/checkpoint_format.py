@@ -1,0 +1,110 @@
+"""What a checkpoint consists of: file names, and the checks that configuration and weights fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from prime_core.config import Config
+from prime_core.models.dit import DiT
+from prime_core.weights import CheckpointError, TensorEntry, parse_json_object
+
+WEIGHTS_NAME = "model.safetensors"
+CONFIG_NAME = "config.json"
+CONFIG_KEY = "prime_config"
+PERMUTATION_NAME = "codec.permutation"
+MAX_CONFIG_BYTES = 2**20
+# Rotary tables grow with the context whatever the weights are, so only this bounds their memory.
+MAX_LENGTH = 2**20
+STORED_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def parse_config(text: bytes, where: str) -> Config:
+    """Read a configuration.
+
+    Args:
+        text: UTF-8 JSON.
+        where: what to name in messages.
+
+    Raises:
+        CheckpointError: not JSON, an unknown key, or a value out of range.
+    """
+    if len(text) > MAX_CONFIG_BYTES:
+        raise CheckpointError(f"{where}: larger than {MAX_CONFIG_BYTES} bytes: not a configuration")
+    parse_json_object(text, where)
+    try:
+        config = Config.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the whole"
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise CheckpointError(
+            f"{where}: {field[:200]}: {first['msg'][:500]}{more}; correct the field"
+        ) from None
+    if config.model.length > MAX_LENGTH:
+        raise CheckpointError(f"{where}: model.length {config.model.length} is over {MAX_LENGTH}: lower it")
+    return config
+
+
+def _expected_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        denoiser = DiT(config.model, config.codec, config.schedule.build())
+    shapes = {name: tuple(parameter.shape) for name, parameter in denoiser.named_parameters()}
+    if config.codec.permuted:
+        shapes[PERMUTATION_NAME] = (config.codec.vocab_size,)
+    return shapes
+
+
+def check_tensors(where: Path, found: Mapping[str, TensorEntry], config: Config) -> None:
+    """Check names, shapes and dtypes against the configuration, before anything of its size is allocated.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown, or of another shape or dtype than ``config`` asks for.
+    """
+    if config.model.num_blocks > len(found):
+        raise CheckpointError(
+            f"{where}: config says {config.model.num_blocks} blocks, but there are {len(found)} tensors"
+        )
+    try:
+        expected = _expected_shapes(config)
+    except (RuntimeError, OverflowError, TypeError):
+        raise CheckpointError(
+            f"{where}: the sizes in the configuration are out of range; lower them"
+        ) from None
+    if missing := sorted(expected.keys() - found.keys()):
+        raise CheckpointError(
+            f"{where}: {len(missing)} tensors missing, first {missing[0]!r}; does config.json fit?"
+        )
+    if extra := sorted(found.keys() - expected.keys()):
+        raise CheckpointError(
+            f"{where}: {len(extra)} unknown tensors, first {extra[0][:200]!r}; does config.json fit?"
+        )
+    kinds = {entry.dtype for name, entry in found.items() if name != PERMUTATION_NAME}
+    for name, shape in expected.items():
+        if found[name].shape != shape:
+            raise CheckpointError(
+                f"{where}: tensor {name!r} must have shape {shape} by the configuration, "
+                f"found {found[name].shape}; correct the configuration or fetch the weights that belong to it"
+            )
+        is_permutation = name == PERMUTATION_NAME
+        if found[name].dtype not in ({torch.int64} if is_permutation else STORED_DTYPES) or (
+            len(kinds) > 1 and not is_permutation
+        ):
+            want = "int64" if is_permutation else "float32 or bfloat16, the same for all"
+            raise CheckpointError(
+                f"{where}: tensor {name!r} must be {want}, found {found[name].dtype}; convert it"
+            )
+
+
+def check_finite(where: Path, name: str, tensor: Tensor) -> None:
+    """Check one tensor for NaN and infinity.
+
+    Raises:
+        CheckpointError: it holds one.
+    """
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise CheckpointError(f"{where}: tensor {name!r} holds NaN or infinity; take an earlier checkpoint")

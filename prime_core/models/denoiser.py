@@ -1,0 +1,41 @@
+"""What every network offers to samplers and objectives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Denoiser(Protocol):
+    """Partly masked digits -> logits of p_theta(x_i | y_t) over whole tokens, before any carry-over filter.
+
+    The trunk (`features`) and the output head (`head`) are apart, so that logits exist only where they are used.
+    """
+
+    def features(
+        self, y_t: Tensor, lengths: Sequence[int], t: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        """Map packed rows y_t (T, S) of the given lengths to features (R, D) at ``positions`` (R,), None = all.
+
+        ``t`` (B,) is the noise time of each row; time-free networks ignore it.
+        """
+        ...
+
+    def head(self, features: Tensor) -> Tensor:
+        """Map features (R, D) to logits (R, V) float32."""
+        ...
+
+    def __call__(self, y_t: Tensor, t: Tensor | None = None) -> Tensor:
+        """Map y_t (B, L, S) to logits (B, L, V) float32."""
+        ...
+
+
+def device_of(denoiser: Denoiser) -> torch.device:
+    """Return the device of a network's weights; the CPU for one without weights."""
+    if isinstance(denoiser, nn.Module):
+        for parameter in denoiser.parameters():
+            return parameter.device
+    return torch.device("cpu")

@@ -1,0 +1,237 @@
+"""Diffusion transformer in the published text layout (MDLM, arXiv 2406.07524; MDM-Prime, arXiv 2505.18495).
+
+Shapes: B rows, L tokens a row, T tokens of all rows laid end to end (packed), S digits a token, D hidden_size,
+C cond_dim, H heads, E = D / H, R output positions, V vocab_size.
+
+Rows of different lengths are packed without padding: everything but attention works on (T, D), and attention
+works on groups of rows of equal length, so a longer neighbour never changes what a row computes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kernels.embed import embed_subtokens
+from prime_core.config import CodecConfig, DiTConfig
+from prime_core.schedule import Schedule
+
+
+class Rotation(NamedTuple):
+    """Rotary angles of every packed token: cos and sin, each (T, 1, E / 2) float32."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+class SigmaEmbedding(nn.Module):
+    """Noise level sigma -> conditioning: an MLP on a 256-wide sinusoid (cosines first)."""
+
+    def __init__(self, cond_dim: int, num_frequencies: int = 128) -> None:
+        super().__init__()
+        self.num_frequencies = num_frequencies
+        self.mlp = nn.Sequential(
+            nn.Linear(2 * num_frequencies, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim)
+        )
+
+    def forward(self, sigma: Tensor) -> Tensor:
+        """Map sigma (B,) float32 to (B, C)."""
+        index = torch.arange(self.num_frequencies, device=sigma.device, dtype=torch.float32)
+        angles = sigma[:, None] * torch.exp(-math.log(1e4) / self.num_frequencies * index)
+        features = torch.cat([angles.cos(), angles.sin()], -1)
+        return self.mlp(features.to(self.mlp[0].weight.dtype))  # type: ignore[no-any-return]
+
+
+class SubtokenEmbedding(nn.Module):
+    """Digit embeddings, concatenated per token: table (b + 1, D / S)."""
+
+    def __init__(self, base: int, dim: int) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.empty(base + 1, dim))
+        nn.init.kaiming_uniform_(self.embedding, a=math.sqrt(5))
+
+    def forward(self, y_t: Tensor) -> Tensor:
+        """Map y_t (T, S) to (T, D)."""
+        return embed_subtokens(y_t, self.embedding)
+
+
+class ScaleNorm(nn.Module):
+    """LayerNorm in float32 with a weight and no bias."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension of x; the result is float32."""
+        return F.layer_norm(x.float(), x.shape[-1:], self.weight.float())
+
+
+class Block(nn.Module):
+    """Attention and MLP, each modulated and gated by the conditioning (adaLN-zero, arXiv 2212.09748)."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        dim = config.hidden_size
+        self.num_heads = config.num_heads
+        self.dropout = config.dropout
+        self.norm1 = ScaleNorm(dim)
+        self.attn_qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.attn_out = nn.Linear(dim, dim, bias=False)
+        self.norm2 = ScaleNorm(dim)
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, 4 * dim), nn.GELU(approximate="tanh"), nn.Linear(4 * dim, dim)
+        )
+        self.adaLN_modulation = nn.Linear(config.cond_dim, 6 * dim)
+        nn.init.zeros_(self.adaLN_modulation.weight)
+        nn.init.zeros_(self.adaLN_modulation.bias)
+
+    def forward(self, x: Tensor, cond: Tensor, lengths: Sequence[int], rotation: Rotation) -> Tensor:
+        """Map x (T, D) float32 to the same shape; cond is (1, C) for all rows or (T, C)."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(cond).float().chunk(6, -1)
+        dtype = self.attn_qkv.weight.dtype
+
+        h = torch.addcmul(shift1, self.norm1(x), 1 + scale1).to(dtype)
+        h = self.attn_out(self._attend(self.attn_qkv(h), lengths, rotation))
+        x = x + gate1 * F.dropout(h, self.dropout, self.training)
+
+        h = torch.addcmul(shift2, self.norm2(x), 1 + scale2).to(dtype)
+        return x + gate2 * F.dropout(self.mlp(h), self.dropout, self.training)
+
+    def _attend(self, qkv: Tensor, lengths: Sequence[int], rotation: Rotation) -> Tensor:
+        """Full attention inside every row: qkv (T, 3D) to (T, D)."""
+        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # each (T, H, E)
+        q, k = _rotate(q, rotation), _rotate(k, rotation)
+        out = torch.empty_like(v) if len(set(lengths)) > 1 else None
+        for index, length in _groups(lengths, q.device):
+            parts = [a if index is None else a[index] for a in (q, k, v)]
+            rows = [a.unflatten(0, (-1, length)).transpose(1, 2) for a in parts]  # each (B', H, L, E)
+            attended = _attention(*rows).transpose(1, 2).flatten(0, 1)
+            if out is None or index is None:
+                return attended.flatten(1)
+            out[index] = attended
+        assert out is not None
+        return out.flatten(1)
+
+
+class OutputLayer(nn.Module):
+    """Final norm and modulation, then one linear map to the V tokens."""
+
+    def __init__(self, config: DiTConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.norm_final = ScaleNorm(config.hidden_size)
+        self.linear = nn.Linear(config.hidden_size, vocab_size)
+        self.adaLN_modulation = nn.Linear(config.cond_dim, 2 * config.hidden_size)
+        for parameter in (*self.linear.parameters(), *self.adaLN_modulation.parameters()):
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        """Return the features (R, D) that `linear` maps to logits."""
+        shift, scale = self.adaLN_modulation(cond).float().chunk(2, -1)
+        return torch.addcmul(shift, self.norm_final(x), 1 + scale).to(self.linear.weight.dtype)
+
+
+class DiT(nn.Module):
+    """The text denoiser: partly masked digits -> logits of p_theta(x_i | y_t) over whole tokens."""
+
+    def __init__(self, config: DiTConfig, codec: CodecConfig, schedule: Schedule) -> None:
+        """Build the network with random weights (output and modulations start at zero)."""
+        super().__init__()
+        self.config = config
+        self.schedule = schedule
+        self.vocab_size = codec.vocab_size
+        self.vocab_embed = SubtokenEmbedding(codec.base, config.hidden_size // codec.target_length)
+        self.sigma_map = SigmaEmbedding(config.cond_dim)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
+        self.output_layer = OutputLayer(config, codec.vocab_size)
+        frequencies = 1e4 ** -(
+            torch.arange(0, config.hidden_size // config.num_heads, 2).float()
+            / (config.hidden_size // config.num_heads)
+        )
+        angles = torch.outer(torch.arange(config.length).float(), frequencies)[:, None]
+        self.register_buffer("rotary_cos", angles.cos(), persistent=False)
+        self.register_buffer("rotary_sin", angles.sin(), persistent=False)
+
+    def features(
+        self, y_t: Tensor, lengths: Sequence[int], t: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        """Run the trunk over packed rows and return the features of the positions that are asked for.
+
+        Args:
+            y_t: (T, S) integers in 0..b: the rows laid end to end.
+            lengths: tokens of each row; they sum to T, each at most ``config.length``.
+            t: (B,) noise time of each row in [0, 1]; needed by time-conditioned models, ignored by time-free ones.
+            positions: (R,) indices into T; None for all.
+
+        Returns:
+            (R, D) in the dtype of the weights.
+
+        Raises:
+            ValueError: if a row is longer than the context, or a time-conditioned model gets no t.
+        """
+        if max(lengths) > self.config.length:
+            raise ValueError(f"a row has {max(lengths)} tokens, but the context holds {self.config.length}")
+        x = self.vocab_embed(y_t).float()
+        cond = self._conditioning(lengths, t, x.device)
+        rotation = self._rotation(lengths)
+        for block in self.blocks:
+            x = block(x, cond, lengths, rotation)
+        if positions is not None:
+            x = x[positions]
+            cond = cond if len(cond) == 1 else cond[positions]
+        return self.output_layer(x, cond)  # type: ignore[no-any-return]
+
+    def head(self, features: Tensor) -> Tensor:
+        """Map features (R, D) to logits (R, V) float32: unnormalised log-probabilities of whole tokens."""
+        return self.output_layer.linear(features).float()  # type: ignore[no-any-return]
+
+    def forward(self, y_t: Tensor, t: Tensor | None = None) -> Tensor:
+        """Return logits (B, L, V) float32 for digits y_t (B, L, S), before any carry-over filter; t is (B,)."""
+        num_rows, length, _ = y_t.shape
+        return self.head(self.features(y_t.flatten(0, 1), [length] * num_rows, t)).unflatten(
+            0, (num_rows, length)
+        )
+
+    def _conditioning(self, lengths: Sequence[int], t: Tensor | None, device: torch.device) -> Tensor:
+        if not self.config.time_conditioned:
+            return F.silu(self.sigma_map(torch.zeros(1, device=device)))
+        if t is None:
+            raise ValueError("this model is time-conditioned: t is required")
+        sigma = -torch.log(self.schedule.alpha_t(t.double()).clamp_min(1e-12)).float()
+        return F.silu(self.sigma_map(sigma)).repeat_interleave(torch.tensor(lengths, device=device), 0)
+
+    def _rotation(self, lengths: Sequence[int]) -> Rotation:
+        cos, sin = self.get_buffer("rotary_cos").float(), self.get_buffer("rotary_sin").float()
+        return Rotation(torch.cat([cos[:n] for n in lengths]), torch.cat([sin[:n] for n in lengths]))
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Full attention, q, k and v (B, H, L, E) -> (B, H, L, E)."""
+    if q.device.type == "cpu" and torch.is_grad_enabled():
+        # The fused kernel's backward pass on a CPU is many times slower than these two products.
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        return torch.softmax(scores, -1) @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def _rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Rotary embedding: turn feature i with feature i + E/2 by the token's angle; x is (T, H, E)."""
+    first, second = x.float().chunk(2, -1)
+    cos, sin = rotation
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
+
+
+def _groups(lengths: Sequence[int], device: torch.device) -> list[tuple[Tensor | None, int]]:
+    """Split packed rows into groups of equal length: (indices of their tokens or None for all, the length)."""
+    if len(set(lengths)) == 1:
+        return [(None, lengths[0])]
+    per_row = torch.arange(sum(lengths), device=device).split(list(lengths))
+    return [
+        (torch.cat([tokens for tokens, n in zip(per_row, lengths, strict=True) if n == length]), length)
+        for length in sorted(set(lengths))
+    ]

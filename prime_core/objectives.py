@@ -1,0 +1,104 @@
+"""Training objectives.
+
+Two integrals over noise time, with w(t) = -alpha'_t / (1 - alpha_t):
+
+    coded_loss = int w(t) E sum_i  -log p(x_i | y_t) dt            (the published training loss, MDM-Prime eq. 7)
+    nelbo      = int w(t) E sum_{ij masked} -log p(y_0^ij | y_t) dt   (the valid bound)
+
+For target_length 1 they agree. For more digits `coded_loss` is a proper scoring rule, good for training, but NOT
+an upper bound of -log p(x_0): it counts a token once where the chain pays for every digit. Only `nelbo` may be
+called a likelihood bound, a perplexity or bits per byte.
+
+Shapes: B rows, L tokens a row, S digits a token, R tokens with a masked digit, D features, V vocab_size.
+Logits exist for at most `chunk_rows` tokens at a time, in the backward pass too.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from kernels.nll import coded_nll, subtoken_nll
+from prime_core.codec import SubtokenCodec
+from prime_core.corruption import mask_subtokens
+from prime_core.models.denoiser import Denoiser
+from prime_core.schedule import Schedule
+
+Objective = Literal["coded", "nelbo"]
+
+
+def training_loss(
+    denoiser: Denoiser,
+    codec: SubtokenCodec,
+    schedule: Schedule,
+    x_0: Tensor,
+    t: Tensor,
+    uniforms: Tensor,
+    *,
+    objective: Objective = "coded",
+    carry_over: bool = True,
+    weighted: bool = True,
+    chunk_rows: int = 4096,
+) -> Tensor:
+    """Return an unbiased one-sample estimate of the objective, in nats per token.
+
+    Args:
+        denoiser: the network.
+        codec: tokens <-> digits.
+        schedule: gives alpha_t and w(t).
+        x_0: (B, L) clean tokens.
+        t: (B,) noise times in (0, 1].
+        uniforms: (B, L, S) uniform on [0, 1): which digits are masked.
+        objective: "coded" or "nelbo".
+        carry_over: for "coded" only, whether tokens that contradict visible digits are ruled out; "nelbo" always
+            rules them out, since it is the bound of a sampler that does.
+        weighted: multiply by w(t); False is the unweighted cross-entropy that published image models use.
+        chunk_rows: tokens whose logits exist at the same time.
+
+    Returns:
+        scalar float32.
+    """
+    y_t = mask_subtokens(codec.encode(x_0), schedule.alpha_t(t), uniforms, codec.mask_index)
+    positions = (y_t == codec.mask_index).any(-1).flatten().nonzero().squeeze(-1)
+    num_rows, length = x_0.shape
+    y_packed = y_t.flatten(0, 1)
+    features = denoiser.features(y_packed, [length] * num_rows, t, positions)
+    nll = _chunked_nll(
+        denoiser,
+        codec,
+        features,
+        y_packed[positions],
+        x_0.flatten()[positions],
+        objective,
+        carry_over,
+        chunk_rows,
+    )
+    if weighted:
+        nll = nll * schedule.weight(t).float()[positions // length]
+    return nll.sum() / x_0.numel()
+
+
+def _chunked_nll(
+    denoiser: Denoiser,
+    codec: SubtokenCodec,
+    features: Tensor,
+    y_t: Tensor,
+    x_0: Tensor,
+    objective: Objective,
+    carry_over: bool,
+    chunk_rows: int,
+) -> Tensor:
+    digits = codec.digits.to(features.device)
+
+    def nll_of(chunk: Tensor, y_chunk: Tensor, x_chunk: Tensor) -> Tensor:
+        logits = denoiser.head(chunk)
+        if objective == "coded":
+            return coded_nll(logits, y_chunk, x_chunk, digits, codec.mask_index, carry_over=carry_over)
+        return subtoken_nll(logits, y_chunk, x_chunk, digits, codec.mask_index).digits
+
+    parts = zip(features.split(chunk_rows), y_t.split(chunk_rows), x_0.split(chunk_rows), strict=True)
+    losses = [checkpoint(nll_of, *part, use_reentrant=False) for part in parts]
+    return torch.cat(losses) if losses else features.sum(-1).float()

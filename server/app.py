@@ -1,0 +1,107 @@
+"""The FastAPI application: routes and error handlers around an engine that is given to it."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.engine import Engine
+from server.errors import ApiError, install_error_handlers
+from server.routes import native, operations
+from server.schemas import Limits
+from server.settings import Settings
+
+access_log = logging.getLogger("prime.access")
+
+# Tokenization and plans are short and mostly one-threaded; more threads would only compete with the engine.
+PREPARE_THREADS = 2
+# uvicorn bounds a head only while it is incomplete, so one that arrives in a single read may be larger.
+MAX_HEADER_BYTES = 2**16
+
+
+def create_app(engine: Engine, settings: Settings) -> FastAPI:
+    """Return the application in front of an engine, which the caller starts and stops.
+
+    Args:
+        engine: runs the rows.
+        settings: limits of requests and bodies.
+    """
+    app = FastAPI(title="MDM-Prime", version=package_version(), redoc_url=None)
+    config = engine.model.checkpoint.config
+    limits = Limits(
+        context=config.model.length,
+        vocab_size=config.codec.vocab_size,
+        max_n=settings.max_n,
+        max_steps=settings.max_steps,
+        max_work=settings.max_work,
+        max_body_bytes=settings.max_body_bytes,
+    )
+    pool = ThreadPoolExecutor(PREPARE_THREADS, thread_name_prefix="prime-prepare")
+    app.include_router(native.router(engine, limits, settings.receive_timeout_s, pool))
+    app.include_router(operations.router(engine, limits))
+    install_error_handlers(app)
+    app.add_middleware(RequestId)
+    return app
+
+
+def package_version() -> str:
+    """Return the version of the installed distribution, or "0" in a source tree that is not installed."""
+    try:
+        return version("mdm-prime")
+    except PackageNotFoundError:
+        return "0"
+
+
+class RequestId:
+    """Bounds the headers; gives each request an id (header X-Request-Id) and one line in the log.
+
+    The line holds nothing that a client can choose: neither path nor query, only the route that matched.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = scope.setdefault("state", {})["request_id"] = f"req-{secrets.token_hex(12)}"
+        started_s = time.monotonic()
+        status = 0
+
+        app = _headers_too_large if _head_bytes(scope) > MAX_HEADER_BYTES else self.app
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            await app(scope, receive, send_with_id)
+        finally:
+            route = getattr(scope.get("route"), "path", "-")
+            elapsed_ms = 1000 * (time.monotonic() - started_s)
+            access_log.info("%s %s %d %.1f ms", request_id, route, status, elapsed_ms)
+
+
+def _head_bytes(scope: Scope) -> int:
+    return len(scope["raw_path"]) + sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+
+
+async def _headers_too_large(scope: Scope, receive: Receive, send: Send) -> None:
+    error = ApiError(
+        431,
+        "headers_too_large",
+        f"the head of the request is over {MAX_HEADER_BYTES} bytes",
+        headers={"Connection": "close"},
+    )
+    await error.response()(scope, receive, send)

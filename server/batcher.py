@@ -1,0 +1,106 @@
+"""Picks the rows of the next denoiser call. "Schedule" is the noise schedule; this is the batcher."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from prime_core.stepper import Row
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """The rows of one accepted request, on their way through the engine.
+
+    Attributes:
+        rows: one row per output; the engine writes their digits.
+        done: resolved when every row is finished; cancelling it frees the rows within a step.
+        submitted_s: `time.monotonic()` of the submission.
+        started_s: of its first denoiser call.
+        finished_s: of its last.
+    """
+
+    rows: list[Row]
+    submitted_s: float
+    started_s: float | None = None
+    finished_s: float | None = None
+    done: Future[None] = field(default_factory=Future)
+
+
+class Entry(NamedTuple):
+    """A row that waits for its next denoiser call, and the job it belongs to."""
+
+    job: Job
+    row: Row
+
+
+class Batcher:
+    """First come, first served over rows, within two caps.
+
+    Rows are taken in the order of arrival as long as they fit; one that does not fit is passed over for this
+    call only. The oldest row always fits, so it is in every call until it is finished, and then the next one
+    is the oldest: nobody starves. Rows of one call need nothing in common.
+    """
+
+    def __init__(self, max_rows: int, max_tokens: int) -> None:
+        """Set the caps.
+
+        Args:
+            max_rows: most rows of a call, at least 1.
+            max_tokens: most tokens of a call (the sum of row lengths); no row may be longer.
+
+        Raises:
+            ValueError: if a cap is below 1.
+        """
+        if max_rows < 1 or max_tokens < 1:
+            raise ValueError(f"max_rows ({max_rows}) and max_tokens ({max_tokens}) must be at least 1")
+        self.max_rows = max_rows
+        self.max_tokens = max_tokens
+        self._entries: list[Entry] = []
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def add(self, job: Job) -> None:
+        """Append the unfinished rows of a job.
+
+        Raises:
+            ValueError: if a row is longer than `max_tokens`.
+        """
+        longest = max((row.length for row in job.rows), default=0)
+        if longest > self.max_tokens:
+            raise ValueError(f"a row has {longest} tokens, but a call holds at most {self.max_tokens}")
+        self._entries += [Entry(job, row) for row in job.rows if not row.done]
+
+    def choose(self) -> list[Entry]:
+        """Return the rows of the next call, oldest first; empty only if there are none."""
+        chosen: list[Entry] = []
+        tokens = 0
+        for entry in self._entries:
+            if len(chosen) == self.max_rows:
+                break
+            if tokens + entry.row.length <= self.max_tokens:
+                chosen.append(entry)
+                tokens += entry.row.length
+        return chosen
+
+    def jobs(self) -> list[Job]:
+        """Return the jobs that have rows here, oldest first."""
+        return list(dict.fromkeys(entry.job for entry in self._entries))
+
+    def drop(self, jobs: Iterable[Job]) -> None:
+        """Forget all rows of some jobs."""
+        gone = set(jobs)
+        self._entries = [entry for entry in self._entries if entry.job not in gone]
+
+    def drop_finished(self) -> None:
+        """Forget the rows that have no event left."""
+        self._entries = [entry for entry in self._entries if not entry.row.done]
+
+    def calls_until_free(self, num_rows: int) -> int:
+        """Return about how many denoiser calls pass until the oldest `num_rows` rows are finished."""
+        remaining = [entry.row.remaining for entry in self._entries[:num_rows]]
+        return max([math.ceil(sum(remaining) / self.max_rows), *remaining], default=0)

@@ -1,0 +1,89 @@
+"""The one shape of every error answer: {"error": {"message", "type", "code", "param"}}.
+
+No message repeats what the client sent, so an answer stays small and carries nothing foreign.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from server.schemas import ErrorBody, ErrorInfo
+
+logger = logging.getLogger("prime.server")
+
+_TYPES = {404: "not_found_error", 408: "timeout_error", 429: "overloaded_error"}
+_ROUTING = {
+    404: ("not_found", "there is no such route; see /docs for the list"),
+    405: (
+        "method_not_allowed",
+        "this route does not take this method; the Allow header lists those it takes",
+    ),
+}
+
+
+class ApiError(Exception):
+    """An error with its HTTP answer."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Describe the answer.
+
+        Args:
+            status: HTTP status, 400..599.
+            code: a short stable name for programs.
+            message: one sentence for people: which limit, and the remedy. Never text of the client.
+            param: the field of the request that is at fault.
+            headers: extra headers of the answer.
+        """
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.param = param
+        self.headers = {} if headers is None else dict(headers)
+
+    def response(self) -> JSONResponse:
+        """Return the HTTP answer."""
+        fallback = "server_error" if self.status >= 500 else "invalid_request_error"
+        info = ErrorInfo(
+            message=self.message[:2000],
+            type=_TYPES.get(self.status, fallback),
+            code=self.code,
+            param=self.param,
+        )
+        return JSONResponse(ErrorBody(error=info).model_dump(), self.status, self.headers)
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Make every failure of `app`, also of routing and those nobody expected, answer in the one shape."""
+
+    async def api_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ApiError)
+        return error.response()
+
+    async def routing_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        code, message = _ROUTING.get(error.status_code, ("http_error", "the request cannot be served"))
+        return ApiError(error.status_code, code, message, headers=error.headers).response()
+
+    async def unexpected(request: Request, error: Exception) -> Response:
+        logger.error("unexpected %s", type(error).__name__, exc_info=error)
+        return ApiError(
+            500, "internal_error", "the server failed on this request; its log says why"
+        ).response()
+
+    app.add_exception_handler(ApiError, api_error)
+    app.add_exception_handler(HTTPException, routing_error)
+    app.add_exception_handler(Exception, unexpected)

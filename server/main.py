@@ -1,0 +1,181 @@
+"""`prime-serve`: load a model, start the engine, listen, and end cleanly.
+
+SIGTERM or Ctrl-C drains: /ready turns 503, new requests are refused, accepted ones finish, exit status 0.
+A second signal ends the process at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from types import FrameType
+
+import torch
+import uvicorn
+
+from prime_core.checkpoint import load_checkpoint
+from server.app import MAX_HEADER_BYTES, create_app
+from server.batcher import Batcher
+from server.engine import Engine, LoadedModel
+from server.protocol import DeadlineProtocol
+from server.settings import Settings, SettingsError, load_settings
+
+logger = logging.getLogger("prime.server")
+
+CHECK_EVERY_S = 0.1
+# Once all rows are done, answers are on their way; a client that does not read them is cut off after this.
+LAST_ANSWERS_S = 10
+
+
+class Server(uvicorn.Server):
+    """uvicorn with our own ending: drain first, and leave when the engine is empty or dead.
+
+    Attributes:
+        status: exit status of the process.
+    """
+
+    def __init__(self, config: uvicorn.Config, engine: Engine, drain_timeout_s: float) -> None:
+        super().__init__(config)
+        self.engine = engine
+        self.drain_timeout_s = drain_timeout_s
+        self.status = 0
+        self._signals = 0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Note the first signal, on which `watch` acts (a handler must take no locks); leave at the second.
+
+        The server writes no files, so nothing is lost by leaving but the answers that the user gave up.
+        """
+        self._signals += 1
+        if self._signals > 1:
+            os._exit(1)
+
+    async def watch(self, banner: str) -> None:
+        """Announce readiness, then wait for what ends the server: signals, or the engine's death."""
+        announced = False
+        drain_until_s: float | None = None
+        while not self.should_exit:
+            await asyncio.sleep(CHECK_EVERY_S)
+            if not self.engine.alive:
+                self._leave("the engine has stopped", status=1)
+            elif drain_until_s is not None:
+                if self.engine.held_rows == 0:
+                    self._leave("drained")
+                elif time.monotonic() > drain_until_s:
+                    self.engine.stop(timeout_s=0)
+                    self._leave("drain timeout: accepted requests are dropped", status=1)
+            elif self._signals == 1:
+                self.engine.drain()
+                logger.info("draining: %d rows are left", self.engine.held_rows)
+                drain_until_s = time.monotonic() + self.drain_timeout_s
+            elif not announced and self.engine.state == "ready":
+                print(banner, flush=True)
+                announced = True
+
+    def _leave(self, why: str, status: int = 0) -> None:
+        logger.info("%s", why)
+        self.status = status
+        self.should_exit = True
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `prime-serve`; return its exit status: 0 after a drain, 1 after a failure, 2 for bad settings.
+
+    Args:
+        argv: command line without the program's name; None for that of the process.
+    """
+    try:
+        settings = load_settings(argv)
+        logging.basicConfig(
+            level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
+        )
+        engine = build_engine(settings)
+        listener = _listen(settings)
+    except (SettingsError, ValueError, OSError) as error:
+        print(f"prime-serve: {error}", file=sys.stderr)
+        return 2
+    server = Server(http_config(engine, settings), engine, settings.drain_timeout_s)
+    return asyncio.run(_serve(server, listener, _banner(engine, listener)))
+
+
+def build_engine(settings: Settings) -> Engine:
+    """Load the model and put an engine around it.
+
+    Raises:
+        ValueError: if the checkpoint or a setting does not fit; the message names it.
+    """
+    if settings.num_threads is not None:
+        torch.set_num_threads(settings.num_threads)
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device.startswith("cuda") and not torch.cuda.is_available():
+        raise SettingsError(f"--device: {device} is asked for, but this torch sees no CUDA device; use cpu")
+    checkpoint = load_checkpoint(settings.model, device=device, dtype=settings.dtype)
+    batcher = Batcher(settings.max_batch_rows, settings.max_batch_tokens)
+    return Engine(LoadedModel(settings.model_name, checkpoint), batcher, settings.max_queue_rows)
+
+
+def http_config(engine: Engine, settings: Settings) -> uvicorn.Config:
+    """Return how HTTP is spoken: h11 with bounded heads and deadlines, signals and logs left to us."""
+    return uvicorn.Config(
+        create_app(engine, settings),
+        http=DeadlineProtocol.with_deadline(settings.receive_timeout_s),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level=logging.WARNING,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=settings.keep_alive_s,
+        timeout_graceful_shutdown=LAST_ANSWERS_S,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+    )
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise SettingsError(
+            f"--host, --port: cannot listen on {settings.host} port {settings.port}: {error.strerror}; "
+            "choose another port, or 0 for any free one"
+        ) from None
+    return listener
+
+
+async def _serve(server: Server, listener: socket.socket, banner: str) -> int:
+    server.engine.start()
+    watcher = asyncio.create_task(server.watch(banner))
+    try:
+        await server.serve(sockets=[listener])
+        await watcher
+    finally:
+        watcher.cancel()
+        server.engine.stop()
+    return server.status
+
+
+def _banner(engine: Engine, listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    name, checkpoint = engine.model
+    size = sum(p.numel() for p in checkpoint.denoiser.parameters())
+    shown = f"[{host}]" if ":" in host else host
+    return (
+        f"prime-serve: http://{shown}:{port} is ready; model {name}, {size / 1e6:.1f}M parameters, "
+        f"{engine.dtype} on {engine.device}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""Prometheus metrics of one server, in a registry of their own.
+
+Label sets are closed: nothing a client sends becomes a label, so the number of series never grows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+Rejection = Literal["invalid", "queue_full", "draining", "unavailable"]
+Failure = Literal["engine_error", "non_finite", "cancelled", "unavailable"]
+
+_LATENCY_S = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
+_STEP_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
+_POWERS = tuple(2**k for k in range(13))
+
+
+class Metrics:
+    """All metrics of a server; prometheus_client makes every update safe between threads."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.running = Gauge(
+            "prime_num_requests_running", "Requests with a row that has run", registry=registry
+        )
+        self.waiting = Gauge("prime_num_requests_waiting", "Requests that wait for a call", registry=registry)
+        self.success = Counter(
+            "prime_request_success",
+            "Requests answered, by why their outputs end",
+            ["finished_reason"],
+            registry=registry,
+        )
+        self.rejected = Counter(
+            "prime_rejected", "Requests refused before any work", ["reason"], registry=registry
+        )
+        self.failed = Counter(
+            "prime_request_failure", "Accepted requests that failed", ["reason"], registry=registry
+        )
+        self.latency_s = Histogram(
+            "prime_e2e_request_latency_seconds", "Arrival to answer", buckets=_LATENCY_S, registry=registry
+        )
+        self.queue_s = Histogram(
+            "prime_request_queue_time_seconds",
+            "Arrival to first denoiser call",
+            buckets=_LATENCY_S,
+            registry=registry,
+        )
+        self.nfe = Histogram(
+            "prime_request_nfe", "Denoiser calls of a row", buckets=_POWERS, registry=registry
+        )
+        self.prompt_tokens = Counter("prime_prompt_tokens", "Fixed tokens of requests", registry=registry)
+        self.tokens = Counter("prime_generation_tokens", "Generated tokens", registry=registry)
+        self.calls = Counter("prime_denoiser_calls", "Calls of the denoiser", registry=registry)
+        self.row_steps = Counter("prime_row_steps", "Rows times calls", registry=registry)
+        self.row_steps_skipped = Counter(
+            "prime_row_steps_skipped", "Steps of rows that cost no call", registry=registry
+        )
+        self.step_s = Histogram(
+            "prime_step_duration_seconds",
+            "One denoiser call with its draws",
+            buckets=_STEP_S,
+            registry=registry,
+        )
+        self.batch_rows = Histogram(
+            "prime_batch_rows", "Rows of a denoiser call", buckets=_POWERS, registry=registry
+        )
+        self.model_info = Gauge(
+            "prime_model_info", "The loaded model", ["model", "dtype", "device"], registry=registry
+        )
+        for finish in ("stop", "length"):
+            self.success.labels(finish)
+        for rejection in get_args(Rejection):
+            self.rejected.labels(rejection)
+        for failure in get_args(Failure):
+            self.failed.labels(failure)
+
+    def watch(self, num_running: Callable[[], float], num_waiting: Callable[[], float]) -> None:
+        """Read the two gauges of requests from the engine whenever they are asked for."""
+        self.running.set_function(num_running)
+        self.waiting.set_function(num_waiting)
+
+    def call_done(self, num_rows: int, seconds: float) -> None:
+        """Count one denoiser call."""
+        self.calls.inc()
+        self.row_steps.inc(num_rows)
+        self.batch_rows.observe(num_rows)
+        self.step_s.observe(seconds)
+
+    def reject(self, reason: Rejection) -> None:
+        """Count a request that was refused before any work."""
+        self.rejected.labels(reason).inc()
+
+    def fail(self, reason: Failure) -> None:
+        """Count an accepted request that got no answer."""
+        self.failed.labels(reason).inc()
+
+    def render(self) -> bytes:
+        """Return the Prometheus text format."""
+        return generate_latest(self.registry)

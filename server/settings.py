@@ -1,0 +1,179 @@
+"""Settings of `prime-serve`: every field is a flag, an environment variable PRIME_... and a TOML key.
+
+A flag beats the environment, the environment beats the file, the file beats the default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+DEMO_MODEL = Path(__file__).resolve().parent / "demo" / "text"
+
+
+class SettingsError(ValueError):
+    """The settings cannot be used; the message names the setting, its range and where it came from."""
+
+
+class Settings(BaseSettings):
+    """All settings of the server, frozen. The descriptions are the help text of the flags."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PRIME_", env_ignore_empty=True, frozen=True, extra="forbid", allow_inf_nan=False
+    )
+
+    model: Path = Field(default=DEMO_MODEL, description="checkpoint: a folder or one .safetensors file")
+    served_model_name: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=128,
+        description="name in requests and answers; default: the file's",
+    )
+    host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
+    port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 picks a free one")
+    device: str = Field(
+        default="auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$", description="auto, cpu, cuda, cuda:N"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="auto, float32 or bfloat16"
+    )
+    num_threads: int | None = Field(
+        default=None, ge=1, le=1024, description="CPU threads; default: torch's choice"
+    )
+    max_batch_rows: int = Field(default=32, ge=1, le=65536, description="most rows in one denoiser call")
+    max_batch_tokens: int = Field(
+        default=16384, ge=1, le=2**24, description="most tokens in one denoiser call"
+    )
+    max_queue_rows: int = Field(
+        default=512, ge=1, le=2**20, description="most rows held at once, waiting and running; beyond: 429"
+    )
+    max_n: int = Field(default=64, ge=1, le=4096, description="most outputs of one request")
+    max_steps: int = Field(default=4096, ge=1, le=2**20, description="most steps of one request")
+    max_work: int = Field(
+        default=2**24,
+        ge=1,
+        le=2**40,
+        description="most n * tokens * steps of one request (steps: denoiser calls)",
+    )
+    max_body_bytes: int = Field(default=2**20, ge=1024, le=2**28, description="largest request body in bytes")
+    receive_timeout_s: float = Field(
+        default=10.0, gt=0, le=3600, description="seconds to receive a request in"
+    )
+    keep_alive_s: int = Field(
+        default=15, ge=1, le=3600, description="seconds an idle connection is kept open"
+    )
+    drain_timeout_s: float = Field(
+        default=600.0, ge=0, le=86400, description="seconds that SIGTERM waits for accepted requests"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="how much to log"
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_booleans(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError("no setting is a boolean")
+        return value
+
+    @field_validator("max_queue_rows")
+    @classmethod
+    def _hold_a_batch(cls, value: int, info: ValidationInfo) -> int:
+        rows = info.data.get("max_batch_rows")
+        if rows is not None and value < rows:
+            raise ValueError(f"must be at least max_batch_rows ({rows}), or a call could never be full")
+        return value
+
+    @field_validator("max_n")
+    @classmethod
+    def _fit_the_queue(cls, value: int, info: ValidationInfo) -> int:
+        rows = info.data.get("max_queue_rows")
+        if rows is not None and value > rows:
+            raise ValueError(
+                f"must be at most max_queue_rows ({rows}), or such a request could never be accepted"
+            )
+        return value
+
+    @property
+    def model_name(self) -> str:
+        """The name of the model in requests and answers."""
+        name = self.model.resolve().name.removesuffix(".safetensors")
+        return name if self.served_model_name is None else self.served_model_name
+
+
+def load_settings(argv: Sequence[str] | None = None) -> Settings:
+    """Return the settings of a command line, the environment and the file named by --config or PRIME_CONFIG.
+
+    Raises:
+        SettingsError: if a setting is unknown or out of range, or the file cannot be read.
+        SystemExit: on --help and on flags that do not exist.
+    """
+    flags = vars(_parser().parse_args(argv))
+    file = flags.pop("config", os.environ.get("PRIME_CONFIG"))
+    try:
+        return (Settings if file is None else _with_file(Path(file)))(**flags)
+    except ValidationError as error:
+        raise SettingsError(
+            "; ".join(_explain(item["loc"], item["msg"]) for item in error.errors())
+        ) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="prime-serve",
+        description="Serve a trained MDM-Prime model over HTTP. Each flag is also an environment variable "
+        "(--max-n: PRIME_MAX_N) and a key of the TOML file (max_n).",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--config", metavar="FILE", help="TOML file with any of these settings")
+    for name, field in Settings.model_fields.items():
+        shown = "" if field.default is None else f" (default: {field.default})"
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar="X", help=f"{field.description}{shown}")
+    return parser
+
+
+def _with_file(path: Path) -> type[Settings]:
+    """Return the settings class that also reads a TOML file, after its keys were checked."""
+    try:
+        keys = tomllib.loads(path.read_text("utf-8")).keys()
+    except OSError as error:
+        raise SettingsError(f"--config: cannot read {path}: {error.strerror}") from None
+    except ValueError as error:  # bad TOML or bad UTF-8
+        raise SettingsError(f"--config: {path} is not TOML: {error}") from None
+    for key in keys - Settings.model_fields.keys():
+        close = difflib.get_close_matches(key, Settings.model_fields, 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(Settings.model_fields)}"
+        raise SettingsError(f"--config: {path} has the unknown key {key!r}; {hint}")
+
+    class FromFile(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, path)
+
+    return FromFile
+
+
+def _explain(loc: tuple[int | str, ...], message: str) -> str:
+    name = str(loc[0]) if loc else "settings"
+    return f"--{name.replace('_', '-')} (PRIME_{name.upper()}): {message[:1].lower()}{message[1:]}"

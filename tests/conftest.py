@@ -1,0 +1,31 @@
+"""What every test shares: few threads for small tensors, seeded generators, one hypothesis profile."""
+
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import settings
+
+# Small tensors run slower on many threads, and a shared machine more slowly still.
+torch.set_num_threads(max(1, min(2, os.cpu_count() or 1)))
+
+# No deadline: a busy machine is not a bug. Derandomised: a failure on one machine is a failure on all.
+settings.register_profile("suite", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("suite")
+
+
+@pytest.fixture
+def make_generator() -> Callable[[int], torch.Generator]:
+    """Factory of CPU generators: `make_generator(seed)` never touches the global random state."""
+
+    def make(seed: int) -> torch.Generator:
+        return torch.Generator(device="cpu").manual_seed(seed)
+
+    return make
+
+
+@pytest.fixture
+def generator(make_generator: Callable[[int], torch.Generator]) -> torch.Generator:
+    """A CPU generator with seed 0, for tests that need only one."""
+    return make_generator(0)

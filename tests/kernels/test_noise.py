@@ -1,0 +1,91 @@
+"""Philox noise: the published vectors, the open interval, independence of the batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy.stats import kstest
+
+from kernels.noise import MAX_SEED, Purpose, philox, row_seed, seed_words, uniform, unit_interval
+
+# Known-answer vectors of philox4x32-10 (Random123 distribution): counter, key, output.
+KNOWN_ANSWERS = [
+    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+]
+
+
+def test_philox_known_answers_in_one_batch() -> None:
+    counters = torch.tensor([counter for counter, _, _ in KNOWN_ANSWERS])
+    keys = torch.tensor([key for _, key, _ in KNOWN_ANSWERS])
+    c0, c1, c2, c3 = counters.unbind(-1)
+    words = torch.stack(philox((c0, c1, c2, c3), (keys[:, 0], keys[:, 1])), -1)
+    assert words.tolist() == [list(output) for _, _, output in KNOWN_ANSWERS]
+
+
+def test_counter_is_position_index_zero_purpose() -> None:
+    words = [torch.tensor(word) for word in (7, 3, 0, int(Purpose.DRAW))]
+    low, high = seed_words(2**63 + 11)
+    first, second, _, _ = philox(
+        (words[0], words[1], words[2], words[3]), (torch.tensor(low), torch.tensor(high))
+    )
+    expected = unit_interval(first, second)
+    assert uniform(2**63 + 11, torch.tensor(7), torch.tensor(3), Purpose.DRAW) == expected
+
+
+def test_uniform_lies_strictly_inside_the_unit_interval() -> None:
+    ends = unit_interval(torch.tensor([0, 0xFFFFFFFF]), torch.tensor([0, 0xFFFFFFFF]))
+    assert ends.tolist() == [2.0**-53, 1 - 2.0**-53]
+
+
+def test_uniform_is_uniform_for_every_purpose() -> None:
+    positions = torch.arange(20_000)
+    for purpose in Purpose:
+        u = uniform(5, positions, torch.zeros_like(positions), purpose)
+        assert kstest(u.numpy(), "uniform").pvalue > 1e-4
+
+
+def test_every_argument_matters_and_neighbours_do_not() -> None:
+    positions, index = torch.arange(100), torch.arange(100) % 4
+    u = uniform(1, positions, index, Purpose.PLAN)
+    assert torch.equal(u[40:41], uniform(1, positions[40:41], index[40:41], Purpose.PLAN))
+    others = [
+        uniform(2, positions, index, Purpose.PLAN),
+        uniform(1 + 2**32, positions, index, Purpose.PLAN),
+        uniform(1, positions + 1, index, Purpose.PLAN),
+        uniform(1, positions, index + 1, Purpose.PLAN),
+        uniform(1, positions, index, Purpose.DRAW),
+    ]
+    assert all(not bool((u == other).any()) for other in others)
+
+
+def test_a_seed_per_element_equals_one_seed_at_a_time() -> None:
+    seeds = [0, 1, 2**32, MAX_SEED]
+    positions, index = torch.tensor([0, 5, 9, 2]), torch.tensor([0, 1, 0, 3])
+    together = uniform(torch.tensor([seed_words(seed) for seed in seeds]), positions, index, Purpose.DRAW)
+    alone = [
+        uniform(s, p, i, Purpose.DRAW).item() for s, p, i in zip(seeds, positions, index, strict=True)
+    ]
+    assert together.tolist() == alone
+
+
+@pytest.mark.parametrize("seed", [-1, MAX_SEED + 1, True, 1.0, "1"])
+def test_a_seed_out_of_range_is_refused(seed: object) -> None:
+    with pytest.raises(ValueError, match=r"seed must be an integer in 0\.\.2\*\*64-1"):
+        seed_words(seed)  # type: ignore[arg-type]
+
+
+def test_row_seeds_reproduce_alone_and_differ() -> None:
+    for seed in (0, 12345, MAX_SEED):
+        seeds = [row_seed(seed, row) for row in range(200)]
+        assert seeds[0] == seed
+        assert len(set(seeds)) == 200
+        assert all(0 <= s <= MAX_SEED for s in seeds)
+        assert max(seeds) > 2**60
+    with pytest.raises(ValueError, match="row must be"):
+        row_seed(0, -1)

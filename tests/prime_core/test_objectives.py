@@ -1,0 +1,184 @@
+"""Worked values and properties of the objectives; see the table of worked values in the module docstrings."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from prime_core.codec import SubtokenCodec
+from prime_core.exact_bounds import exact_objectives
+from prime_core.models.dit import DiT
+from prime_core.objectives import Objective, training_loss
+from prime_core.schedule import CosineSchedule, LinearSchedule, PolynomialSchedule, Schedule
+from tests.prime_core.random_dit import random_dit
+from tests.stubs import TableDenoiser
+
+
+class MarginalDenoiser:
+    """The optimal predictor of rows of independent tokens: carry-over turns the marginal into the posterior."""
+
+    def __init__(self, probabilities: list[float]) -> None:
+        self.logits = torch.tensor(probabilities).double().log()
+
+    def features(
+        self, y_t: Tensor, lengths: object, t: object = None, positions: Tensor | None = None
+    ) -> Tensor:
+        return torch.zeros(len(y_t) if positions is None else len(positions), 1)
+
+    def head(self, features: Tensor) -> Tensor:
+        return self.logits.expand(len(features), -1)
+
+    def __call__(self, y_t: Tensor, t: object = None) -> Tensor:
+        return self.logits.expand(*y_t.shape[:2], -1)
+
+
+def expected(probabilities: list[float], codec: SubtokenCodec) -> tuple[float, float, float]:
+    """Expectations over one-token data of (coded_loss, nelbo, nll) of the optimal predictor."""
+    model = MarginalDenoiser(probabilities)
+    totals = [0.0, 0.0, 0.0]
+    for token, p in enumerate(probabilities):
+        if p:
+            for i, value in enumerate(exact_objectives(model, codec, torch.tensor([token]))):
+                totals[i] += p * value
+    return totals[0], totals[1], totals[2]
+
+
+def entropy(probabilities: list[float]) -> float:
+    return -sum(p * math.log(p) for p in probabilities if p)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "coded", "nelbo"),
+    [([0.5, 0, 0, 0.5], 0.34657, 0.69315), ([0.40, 0.10, 0.15, 0.35], 1.18253, 1.24878)],
+)
+def test_worked_values(probabilities: list[float], coded: float, nelbo: float) -> None:
+    values = expected(probabilities, SubtokenCodec(4, 2))
+    assert values == pytest.approx((coded, nelbo, entropy(probabilities)), abs=5e-6)
+    assert nelbo == pytest.approx(entropy(probabilities), abs=5e-6)
+
+
+def test_independent_digits_make_the_coded_loss_tight() -> None:
+    probabilities = [0.3 * 0.6, 0.3 * 0.4, 0.7 * 0.6, 0.7 * 0.4]
+    coded, nelbo, _ = expected(probabilities, SubtokenCodec(4, 2))
+    assert coded == pytest.approx(entropy(probabilities), abs=1e-12)
+    assert nelbo == pytest.approx(entropy(probabilities), abs=1e-12)
+
+
+def test_coded_loss_falls_short_by_the_total_correlation() -> None:
+    p = [0.40, 0.10, 0.15, 0.35]
+    first, second = [p[0] + p[1], p[2] + p[3]], [p[0] + p[2], p[1] + p[3]]
+    total_correlation = entropy(first) + entropy(second) - entropy(p)
+    coded, _, _ = expected(p, SubtokenCodec(4, 2))
+    assert coded == pytest.approx(entropy(p) - total_correlation / 2, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(("vocab_size", "target_length"), [(4, 2), (5, 2), (7, 3), (4, 1)])
+def test_nelbo_never_falls_below_the_nll_of_a_wrong_predictor(
+    vocab_size: int, target_length: int, seed: int
+) -> None:
+    codec = SubtokenCodec(vocab_size, target_length)
+    model = TableDenoiser(codec, seed)
+    x_0 = torch.randint(0, vocab_size, (2,), generator=torch.Generator().manual_seed(seed))
+    value = exact_objectives(model, codec, x_0)
+    assert value.nelbo >= value.nll - 1e-9
+    if target_length == 1:
+        assert value.coded_loss == pytest.approx(value.nelbo, rel=1e-12)
+
+
+def test_coded_loss_is_not_a_bound() -> None:
+    codec = SubtokenCodec(4, 2)
+    value = exact_objectives(MarginalDenoiser([0.5, 1e-300, 1e-300, 0.5]), codec, torch.tensor([0, 3]))
+    assert value.coded_loss < value.nll - 0.5
+
+
+@pytest.mark.parametrize("schedule", [LinearSchedule(), PolynomialSchedule(3), CosineSchedule()], ids=repr)
+@pytest.mark.parametrize("objective", ["coded", "nelbo"])
+def test_training_loss_is_unbiased(
+    objective: Objective, schedule: Schedule, generator: torch.Generator
+) -> None:
+    model, codec, _ = tiny_dit()
+    x_0 = torch.tensor([[1, 4]])
+    exact = exact_objectives(model, codec, x_0[0])
+    num_rows = 40_000
+    t = (torch.arange(num_rows) + 0.5) / num_rows
+    with torch.no_grad():
+        loss = training_loss(
+            model,
+            codec,
+            schedule,
+            x_0.expand(num_rows, 2),
+            t,
+            torch.rand(num_rows, 2, 2, generator=generator),
+            objective=objective,
+        )
+    want = exact.coded_loss if objective == "coded" else exact.nelbo
+    assert float(loss) == pytest.approx(want / 2, rel=0.04)
+
+
+def test_weights_can_be_left_out() -> None:
+    model, codec, schedule = tiny_dit()
+    x_0, t, uniforms = torch.zeros(1, 8, dtype=torch.long), torch.tensor([0.25]), torch.ones(1, 8, 2)
+    with torch.no_grad():
+        losses = [
+            float(training_loss(model, codec, schedule, x_0, t, uniforms, weighted=w)) for w in (True, False)
+        ]
+    assert losses[0] == pytest.approx(4 * losses[1])
+
+
+def tiny_dit() -> tuple[DiT, SubtokenCodec, LinearSchedule]:
+    codec = SubtokenCodec(11, 2)
+    return random_dit(codec), codec, LinearSchedule(1e-3)
+
+
+@pytest.mark.parametrize("objective", ["coded", "nelbo"])
+def test_chunks_change_nothing(objective: Objective, generator: torch.Generator) -> None:
+    model, codec, schedule = tiny_dit()
+    x_0, t = torch.randint(0, 11, (3, 8), generator=generator), torch.tensor([0.2, 0.5, 0.9])
+    uniforms = torch.rand(3, 8, 2, generator=generator)
+    gradients = []
+    for chunk_rows in (1, 5, 1000):
+        model.zero_grad()
+        training_loss(
+            model, codec, schedule, x_0, t, uniforms, objective=objective, chunk_rows=chunk_rows
+        ).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert torch.allclose(gradients[0], gradients[1], atol=1e-5) and torch.allclose(
+        gradients[0], gradients[2], atol=1e-5
+    )
+    assert float(gradients[0].abs().max()) > 1e-3
+
+
+def test_carry_over_matters_for_coded_only(generator: torch.Generator) -> None:
+    model, codec, schedule = tiny_dit()
+    x_0, t, uniforms = (
+        torch.randint(0, 11, (3, 8), generator=generator),
+        torch.full((3,), 0.5),
+        torch.rand(3, 8, 2, generator=generator),
+    )
+
+    def loss(objective: Objective, carry_over: bool) -> float:
+        with torch.no_grad():
+            return float(
+                training_loss(
+                    model, codec, schedule, x_0, t, uniforms, objective=objective, carry_over=carry_over
+                )
+            )
+
+    assert loss("coded", True) < loss("coded", False)
+    assert loss("nelbo", True) == loss("nelbo", False)
+
+
+def test_nothing_masked_costs_nothing_and_has_a_gradient() -> None:
+    model, codec, schedule = tiny_dit()
+    loss = training_loss(
+        model,
+        codec,
+        schedule,
+        torch.zeros(1, 8, dtype=torch.long),
+        torch.tensor([1e-9]),
+        torch.full((1, 8, 2), 0.5),
+    )
+    loss.backward()
+    assert loss.item() == 0.0

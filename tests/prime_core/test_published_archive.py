@@ -1,0 +1,386 @@
+"""Hostile and damaged archives: nothing is executed, everything is refused or inert, within bounded time."""
+
+import argparse
+import collections
+import copyreg
+import io
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prime_core.checkpoint import CheckpointError
+from prime_core.published_archive import open_archive
+from prime_core.published_program import check_program
+from prime_core.published_unpickler import ArchiveTensor, InertRecord
+from tests.published import assemble, write_archive
+
+
+def read(path: Path) -> dict[Any, Any]:
+    with open_archive(path) as content:
+        return content
+
+
+def outcome(path: Path) -> str:
+    """The type of what the program leaves, or "refused"."""
+    try:
+        return type(read(path).get("x")).__name__
+    except CheckpointError as error:
+        return "refused" if "\n" not in str(error) else "message of many lines"
+
+
+def text(value: str) -> bytes:
+    return b"X" + len(value.encode()).to_bytes(4, "little") + value.encode()
+
+
+class Call:
+    """Pickles as a call of `function`."""
+
+    def __init__(self, function: Any, *args: Any) -> None:
+        self.function, self.args = function, args
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.function, self.args
+
+
+class WithState(Call):
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (*super().__reduce__(), {"__class__": 1, "a": [1]}, iter([1, 2]), iter([("k", "v")]))
+
+
+class TestNothingRuns:
+    """Every program would make the folder `canary`, one way or another."""
+
+    @pytest.fixture
+    def canary(self, tmp_path: Path) -> Path:
+        return tmp_path / "canary"
+
+    def programs(self, canary: Path) -> dict[str, bytes]:
+        path, command = text(str(canary)), text(f"mkdir {canary}")
+        tensor, mapping = b"ctorch._utils\n_rebuild_tensor_v2\n", b"ccollections\nOrderedDict\n"
+        code = text(f"__import__('os').mkdir({str(canary)!r})")
+        mkdir = b"cos\nmkdir\n"
+        get = b"cbuiltins\ngetattr\n(cos\npath\n" + text("__class__") + b"tR"
+        return {
+            "global": assemble(mkdir, path, b"\x85R"),
+            "system": assemble(b"cposix\nsystem\n", command, b"\x85R"),
+            "popen": assemble(b"csubprocess\nPopen\n", command, b"\x85R"),
+            "eval": assemble(b"cbuiltins\neval\n", code, b"\x85R"),
+            "exec, python 2 name": assemble(b"c__builtin__\nexec\n", code, b"\x85R"),
+            "torch, not a tensor": assemble(b"ctorch.hub\nload\n", path, b"\x85R"),
+            "dotted": assemble(b"ctorch\nserialization.os.mkdir\n", path, b"\x85R"),
+            "dotted, known module": assemble(b"ctorch._utils\n_rebuild_tensor_v2.__globals__\n", b""),
+            "stack global": assemble(text("os"), text("mkdir"), b"\x93", path, b"\x85R", protocol=4),
+            "stack global, dotted": assemble(text("collections"), text("abc.sys"), b"\x93", protocol=4),
+            "inst": assemble(b"(", path, b"ios\nmkdir\n"),
+            "obj": assemble(b"(", mkdir, path, b"o"),
+            "newobj": assemble(mkdir, path, b"\x85\x81"),
+            "newobj with names": assemble(mkdir, path, b"\x85", b"}", b"\x92", protocol=4),
+            "nested": assemble(mkdir, mkdir, path, b"\x85R", b"\x85R"),
+            "call of a result": assemble(get, path, b"\x85R"),
+            "getattr": assemble(get, text("mkdir"), b"\x86", b"R", path, b"\x85R"),
+            "build": assemble(mkdir, b"(", path, b"tR", b"}", text("__reduce__"), mkdir, b"sb"),
+            "build on a class": assemble(mkdir, b"}", text("__call__"), mkdir, b"sb", path, b"\x85R"),
+            "build slots, class": assemble(mkdir, b"N}", text("__new__"), mkdir, b"s\x86b", path, b"\x85R"),
+            "build on a function": assemble(tensor, b"}", text("x"), mkdir, b"sb"),
+            "build slots on a function": assemble(
+                tensor, b"N}", text("__code__"), mkdir, b"s\x86b"
+            ),
+            "build on the dictionary class": assemble(mapping, b"}", text("x"), mkdir, b"sb"),
+            "append": assemble(mkdir, path, b"a"),
+            "appends to a result": assemble(mkdir, b")R", b"(", path, b"e"),
+            "items of a result": assemble(mkdir, b")R", b"(", path, path, b"u"),
+            "set of results": assemble(b"\x8f(", mkdir, b")R\x90", protocol=4),
+            "persistent id": assemble(text("storage"), mkdir, path, path, b"K\x01", b"t", b"Q"),
+            "persistent call": assemble(b"(", text("storage"), mkdir, path, b"\x85R", path, path, b"K\x01tQ"),
+            "text persistent id": assemble(b"Pos.mkdir\n"),
+            "key": assemble(b"}", mkdir, path, b"\x85R", b"Ns"),
+            "protocol 0": b"(dVx\ncos\nmkdir\n(V" + str(canary).encode() + b"\ntRs.",
+            "mapping of a call": assemble(mapping, mkdir, path, b"\x85R\x85R"),
+            "size of a call": assemble(b"ctorch\nSize\n", mkdir, path, b"\x85R\x85R"),
+            "pickle in pickle": assemble(
+                b"cpickle\nloads\n", b"cos\nmkdir\n", path, b"\x85\x85R"
+            ),
+        }  # fmt: skip
+
+    def test_all(self, tmp_path: Path, canary: Path) -> None:
+        outcomes = {}
+        for name, program in self.programs(canary).items():
+            outcomes[name] = outcome(write_archive(tmp_path / "a.ckpt", program))
+            assert not canary.exists(), name
+        assert "message of many lines" not in outcomes.values()
+        assert outcomes["global"] == outcomes["eval"] == outcomes["inst"] == "InertRecord"
+        for name in (
+            "build on a class",
+            "build on a function",
+            "build slots on a function",
+            "text persistent id",
+        ):
+            assert outcomes[name] == "refused", name
+
+    def test_a_canary_dies_without_protection(self, tmp_path: Path, canary: Path) -> None:
+        """The programs above are live: the plain unpickler runs them."""
+        live = ("global", "eval", "stack global", "inst", "obj", "nested", "protocol 0", "system")
+        for name in live:
+            program = self.programs(canary)[name]
+            command = (
+                "import pickle, sys\ntry: pickle.loads(bytes.fromhex(sys.argv[1]))\nexcept Exception: pass"
+            )
+            subprocess.run([sys.executable, "-c", command, program.hex()], check=True)
+            assert canary.is_dir(), name
+            canary.rmdir()
+
+    def test_extension_codes(self, tmp_path: Path) -> None:
+        copyreg.add_extension("os", "mkdir", 240)
+        try:
+            program = assemble(b"\x82\xf0", text(str(tmp_path / "canary")), b"\x85R")
+            with pytest.raises(CheckpointError, match="EXT1"):
+                read(write_archive(tmp_path / "a.ckpt", program))
+        finally:
+            copyreg.remove_extension("os", "mkdir", 240)
+        assert not (tmp_path / "canary").exists()
+
+    @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+    def test_real_pickles(self, tmp_path: Path, canary: Path, protocol: int) -> None:
+        content = {
+            "call": Call(os.mkdir, str(canary)),
+            "inner": [Call(eval, f"open({str(canary)!r}, 'w')")],
+            "state": WithState(collections.Counter),
+            "plain": {"a": (1, 2.5, None, True, "text", b"bytes"), "set": {1}, "n": argparse.Namespace(x=1)},
+        }
+        found = read(write_archive(tmp_path / "a.ckpt", pickle.dumps(content, protocol)))
+        assert not canary.exists()
+        assert isinstance(found["call"], InertRecord)
+        assert found["call"].kind in ("posix.mkdir", "nt.mkdir")
+        assert found["call"].args == (str(canary),)
+        assert found["inner"][0].args[0].startswith("open(")
+        assert found["state"].kind == "collections.Counter"
+        assert found["state"].state == {"__class__": 1, "a": [1]}
+        assert found["plain"]["a"][:5] == (1, 2.5, None, True, "text")
+        assert found["plain"]["n"].state == {"x": 1}
+
+    def test_nothing_is_imported(self, tmp_path: Path) -> None:
+        path = write_archive(tmp_path / "a.ckpt", assemble(b"cantigravity\nfly\n", b")R"))
+        assert read(path)["x"].kind == "antigravity.fly"
+        assert "antigravity" not in sys.modules
+
+
+class TestBounds:
+    @pytest.mark.parametrize(
+        ("program", "message"),
+        [
+            (assemble(b"N", b"r\xff\xff\xff\x7f"), "memo index"),
+            (assemble(b"N", b"p99999999999\n"), "memo index"),
+            (assemble(b"N", b"p-1\n"), "memo index"),
+            (assemble(b"}N", b"\x85" * 100_000, b"Ns"), "nested"),
+            (assemble(b"}N", b"2\x86" * 60, b"Ns"), "nested"),
+            (assemble(b"}N", b"\x85q\x000h\x00" * 2000, b"Ns"), "nested|memo"),
+            (assemble(b"\x8b\x00\x08\x00\x00" + b"\x7f" * 2048), "bits"),
+            (assemble(b"\x96" + (2**40).to_bytes(8, "little"), protocol=5), "complete"),
+            (assemble(b"\x8d" + (2**62).to_bytes(8, "little"), protocol=4), "complete"),
+            (assemble(b"\x8b\xff\xff\xff\x7f"), "complete"),
+            (assemble(b"\x97", protocol=5), "refused"),
+            (b"\x80\x02}", "complete"),
+            (b"", "complete"),
+            (b"\x80\x02s.", "complete"),
+            (b"\x80\x02h\x05.", "complete"),
+            (b"\x80\x09}.", "protocol"),
+            (b"\xff\xff", "complete"),
+            (b"\x80\x02}X\x01\0\0\0xNs0.", "complete"),
+        ],
+    )
+    def test_program(self, tmp_path: Path, program: bytes, message: str) -> None:
+        with pytest.raises(CheckpointError, match=rf"pickle is refused.*({message})"):
+            read(write_archive(tmp_path / "a.ckpt", program))
+
+    def test_length(self) -> None:
+        with pytest.raises(pickle.UnpicklingError, match="at most"):
+            check_program(bytes(64 * 2**20 + 1))
+
+    def test_every_cut_and_many_flips_of_a_real_program(self, tmp_path: Path) -> None:
+        torch.save(
+            {"state_dict": {"w": torch.arange(6.0).view(2, 3)}, "n": argparse.Namespace(x=1)}, tmp_path / "r"
+        )
+        with zipfile.ZipFile(tmp_path / "r") as archive:
+            program = archive.read("r/data.pkl")
+            entries = {"a/data/0": archive.read("r/data/0")}
+        generator = torch.Generator().manual_seed(0)
+        variants = [program[:end] for end in range(0, len(program), 3)]
+        for _ in range(300):
+            place, value = torch.randint(0, 2**30, (2,), generator=generator).tolist()
+            broken = bytearray(program)
+            broken[place % len(program)] = value % 256
+            variants.append(bytes(broken))
+        refused = 0
+        for variant in variants:
+            path = write_archive(tmp_path / "a.ckpt", variant, entries)
+            try:
+                with open_archive(path) as content:
+                    state = content.get("state_dict")
+                    if isinstance(state, dict) and isinstance(state.get("w"), ArchiveTensor):
+                        state["w"].read()
+            except CheckpointError:
+                refused += 1
+        assert refused > len(variants) // 2
+
+
+class TestTensors:
+    def archive(self, tmp_path: Path, *, kind: str = "FloatStorage", numel: int = 6, rest: bytes) -> Path:
+        storage = b"(" + text("storage") + b"ctorch\n" + kind.encode() + b"\n" + text("0") + text("cpu")
+        storage += b"J" + numel.to_bytes(4, "little", signed=True) + b"tQ"
+        program = assemble(b"ctorch._utils\n_rebuild_tensor_v2\n(", storage, rest, b"tR")
+        return write_archive(tmp_path / "a.ckpt", program, {"a/data/0": bytes(24)})
+
+    @staticmethod
+    def view(offset: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> bytes:
+        whole = pickle.dumps((offset, shape, stride), 2)
+        return b"".join(
+            b"J" + n.to_bytes(4, "little", signed=True) if isinstance(n, int) else
+            b"(" + b"".join(b"J" + m.to_bytes(4, "little", signed=True) for m in n) + b"t"
+            for n in pickle.loads(whole)
+        ) + b"\x89}"  # fmt: skip
+
+    def test_views(self, tmp_path: Path) -> None:
+        for offset, shape, stride in [
+            (0, (2, 3), (3, 1)),
+            (0, (3, 2), (1, 3)),
+            (2, (2,), (3,)),
+            (6, (0,), (1,)),
+            (5, (), ()),
+        ]:
+            path = self.archive(tmp_path, rest=self.view(offset, shape, stride))
+            with open_archive(path) as content:
+                assert content["x"].read().shape == shape
+
+    @pytest.mark.parametrize(
+        ("offset", "shape", "stride"),
+        [
+            (0, (7,), (1,)),
+            (1, (6,), (1,)),
+            (0, (2, 3), (4, 1)),
+            (-1, (2,), (1,)),
+            (0, (-2,), (1,)),
+            (0, (2,), (-1,)),
+            (0, (2, 3), (1,)),
+            (0, (1000,), (0,)),
+            (6, (), ()),
+            (0, (1,) * 17, (1,) * 17),
+        ],
+    )
+    def test_outside_of_the_storage(
+        self, tmp_path: Path, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]
+    ) -> None:
+        with pytest.raises(CheckpointError, match=r"outside|impossible"):
+            read(self.archive(tmp_path, rest=self.view(offset, shape, stride)))
+
+    def test_storages(self, tmp_path: Path) -> None:
+        rest = self.view(0, (2,), (1,))
+        for numel in (5, 7, -1, 2**31 - 1):
+            with pytest.raises(CheckpointError, match=r"declared size"):
+                read(self.archive(tmp_path, numel=numel, rest=rest))
+        for kind in ("DoubleStorage", "HalfStorage"):
+            with pytest.raises(CheckpointError, match=r"declared size"):
+                read(self.archive(tmp_path, kind=kind, rest=rest))
+        with pytest.raises(CheckpointError, match="not supported"):
+            read(self.archive(tmp_path, kind="nn", rest=rest))
+        path = self.archive(tmp_path, rest=rest)
+        with zipfile.ZipFile(path) as archive:
+            program = archive.read("a/data.pkl")
+        with pytest.raises(CheckpointError, match="missing"):
+            read(write_archive(path, program))
+
+    def test_real_tensors(self, tmp_path: Path) -> None:
+        base = torch.arange(24.0)
+        content = {
+            "view": base.view(4, 6)[1:3, ::2],
+            "transposed": base.view(4, 6).T,
+            "scalar": torch.tensor(2.5),
+            "empty": torch.empty(0, 3),
+            "parameter": torch.nn.Parameter(base[:3].clone()),
+            **{
+                str(dtype): torch.ones(3).to(dtype)
+                for dtype in (torch.bfloat16, torch.float16, torch.int64, torch.bool)
+            },
+        }
+        state = collections.OrderedDict(content)
+        state._metadata = {"version": 1}  # type: ignore[attr-defined]
+        torch.save({"state": state, "size": torch.Size([2, 3])}, tmp_path / "a.pt")
+        with open_archive(tmp_path / "a.pt") as found:
+            assert found["size"] == (2, 3)
+            assert list(found["state"]) == list(content)
+            for name, tensor in content.items():
+                copy = found["state"][name].read()
+                assert copy.dtype == tensor.dtype
+                assert copy.is_contiguous()
+                assert torch.equal(copy, tensor)
+
+
+class TestArchive:
+    def test_damaged_entry(self, tmp_path: Path) -> None:
+        torch.save({"w": torch.ones(500)}, tmp_path / "a.pt")
+        raw = bytearray((tmp_path / "a.pt").read_bytes())
+        place = raw.index(torch.ones(500).numpy().tobytes())
+        raw[place + 100] ^= 1
+        (tmp_path / "a.pt").write_bytes(raw)
+        with open_archive(tmp_path / "a.pt") as content, pytest.raises(CheckpointError, match="CRC"):
+            content["w"].read()
+
+    def test_truncated(self, tmp_path: Path) -> None:
+        torch.save({"w": torch.ones(50)}, tmp_path / "a.pt")
+        raw = (tmp_path / "a.pt").read_bytes()
+        for keep in range(0, len(raw) - 1, 61):
+            (tmp_path / "a.pt").write_bytes(raw[:keep])
+            with pytest.raises(CheckpointError):
+                read(tmp_path / "a.pt")
+
+    def test_old_format(self, tmp_path: Path) -> None:
+        torch.save({"w": torch.ones(5)}, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+        with pytest.raises(CheckpointError, match="old PyTorch format"):
+            read(tmp_path / "a.pt")
+        (tmp_path / "a.pt").write_bytes(pickle.dumps({"a": 1}))
+        with pytest.raises(CheckpointError, match="not a PyTorch zip"):
+            read(tmp_path / "a.pt")
+
+    @pytest.mark.parametrize("name", ["../../evil", "/etc/evil", "a/../../evil", "a\\..\\evil"])
+    def test_names(self, tmp_path: Path, name: str) -> None:
+        with pytest.raises(CheckpointError, match="leaves the archive"):
+            read(write_archive(tmp_path / "a.ckpt", b"\x80\x02}.", {name: b"x"}))
+
+    def test_compressed(self, tmp_path: Path) -> None:
+        with zipfile.ZipFile(tmp_path / "a.ckpt", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("a/data.pkl", b"\x80\x02}.")
+            archive.writestr("a/data/0", bytes(10_000_000))
+        with pytest.raises(CheckpointError, match="compressed"):
+            read(tmp_path / "a.ckpt")
+
+    def test_entries_that_share_bytes(self, tmp_path: Path) -> None:
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            archive.writestr("a/data.pkl", b"\x80\x02}.")
+            archive.writestr("a/data/0", bytes(1000))
+            info = archive.getinfo("a/data/0")
+            for index in range(1, 50):
+                copy = zipfile.ZipInfo(f"a/data/{index}")
+                for field in ("file_size", "compress_size", "CRC", "header_offset"):
+                    setattr(copy, field, getattr(info, field))
+                archive.filelist.append(copy)
+                archive.NameToInfo[copy.filename] = copy
+        (tmp_path / "a.ckpt").write_bytes(buffer.getvalue())
+        with pytest.raises(CheckpointError, match="more bytes than the file"):
+            read(tmp_path / "a.ckpt")
+
+    def test_what_is_not_a_checkpoint(self, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match="list"):
+            read(write_archive(tmp_path / "a.ckpt", b"\x80\x02]."))
+        with zipfile.ZipFile(tmp_path / "b.ckpt", "w") as archive:
+            archive.writestr("readme", b"x")
+        with pytest.raises(CheckpointError, match="found 0"):
+            read(tmp_path / "b.ckpt")
+        with pytest.raises(CheckpointError, match="big-endian"):
+            read(write_archive(tmp_path / "c.ckpt", b"\x80\x02}.", {"a/byteorder": b"big"}))

@@ -1,0 +1,165 @@
+"""A small real model with hooks in it, and servers on real sockets around it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+import uvicorn
+from torch import Tensor, nn
+
+from prime_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from prime_core.config import CodecConfig, Config, DiTConfig
+from prime_core.models.dit import DiT
+from prime_core.rank_files import write_rank_file
+from prime_core.tokenizer import TokenizerSpec
+from server.batcher import Batcher
+from server.engine import Engine, LoadedModel
+from server.main import http_config
+from server.settings import Settings
+
+CONTEXT = 64
+NAME = "tiny"
+
+
+def write_checkpoint(folder: Path) -> Path:
+    """A checkpoint with random weights whose tokens are the 256 bytes and an end of text."""
+    spec = TokenizerSpec(kind="tiktoken_file", file="bytes.tiktoken", special_tokens={"<|endoftext|>": 256})
+    ranks = folder / "bytes.tiktoken"
+    write_rank_file(ranks, [bytes([value]) for value in range(256)])
+    config = Config(
+        model=DiTConfig(hidden_size=32, num_blocks=1, num_heads=2, cond_dim=8, length=CONTEXT),
+        codec=CodecConfig(vocab_size=257, target_length=2),
+        tokenizer=spec,
+    )
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        name: value + 0.2 * torch.randn(value.shape, generator=generator)
+        for name, value in DiT(config.model, config.codec, config.schedule.build()).state_dict().items()
+    }
+    save_checkpoint(folder / NAME, config, state, tokenizer_file=ranks)
+    return folder / NAME
+
+
+Hook = Callable[[Sequence[int]], None]
+
+
+class Hooked(nn.Module):
+    """A denoiser that calls `hook(lengths)` first, and spoils rows of `broken_length` tokens with NaN."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner: Any = inner
+        self.hook: Hook | None = None
+        self.broken_length: int | None = None
+        self.lengths: list[list[int]] = []
+
+    def features(
+        self, y_t: Tensor, lengths: Sequence[int], t: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        self.lengths.append(list(lengths))
+        if self.hook is not None:
+            self.hook(lengths)
+        features = self.inner.features(y_t, lengths, t, positions).clone()
+        row_of = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+        broken = torch.tensor([length == self.broken_length for length in lengths])[row_of]
+        features[broken if positions is None else broken[positions]] = torch.nan
+        return features
+
+    def head(self, features: Tensor) -> Tensor:
+        return self.inner.head(features)  # type: ignore[no-any-return]
+
+    def forward(self, y_t: Tensor, t: Tensor | None = None) -> Tensor:
+        return self.inner(y_t, t)  # type: ignore[no-any-return]
+
+
+class Gate:
+    """A hook that holds the engine in a denoiser call until it is opened."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Event()
+        self.opened = threading.Event()
+
+    def __call__(self, lengths: Sequence[int]) -> None:
+        self.entered.set()
+        assert self.opened.wait(30)
+
+
+@dataclasses.dataclass
+class Running:
+    """A server that listens."""
+
+    url: str
+    engine: Engine
+    denoiser: Hooked
+    settings: Settings
+    client: httpx.Client
+
+    def post(self, **body: object) -> httpx.Response:
+        return self.client.post("/generate", json=body)
+
+    def metric(self, name: str, **labels: str) -> float:
+        value = self.engine.metrics.registry.get_sample_value(name, labels)
+        assert value is not None, name
+        return value
+
+
+def make_engine(path: Path, settings: Settings) -> tuple[Engine, Hooked]:
+    checkpoint: Any = load_checkpoint(path, dtype="float32")
+    denoiser = Hooked(checkpoint.denoiser)
+    checkpoint = dataclasses.replace(checkpoint, denoiser=denoiser)
+    assert isinstance(checkpoint, Checkpoint)
+    batcher = Batcher(settings.max_batch_rows, settings.max_batch_tokens)
+    return Engine(LoadedModel(NAME, checkpoint), batcher, settings.max_queue_rows), denoiser
+
+
+@contextlib.contextmanager
+def serving(path: Path, **changes: object) -> Iterator[Running]:
+    """Serve a checkpoint on a free port of the loopback interface with settings changed."""
+    settings = Settings.model_validate({"model": path, "max_n": 16, **changes})
+    engine, denoiser = make_engine(path, settings)
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(http_config(engine, settings))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    engine.start()
+    thread.start()
+    try:
+        wait_until(lambda: server.started and engine.state == "ready")
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with httpx.Client(base_url=url, timeout=60) as client:
+            yield Running(url, engine, denoiser, settings, client)
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        engine.stop()
+        assert not thread.is_alive()
+        assert not engine.alive
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.005)
+
+
+def assert_error(response: httpx.Response, status: int, code: str, param: str | None = None) -> str:
+    """The one error shape; returns the message."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    assert len(response.content) < 4096
+    assert response.headers["x-request-id"].startswith("req-")
+    body = response.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "code", "param"}
+    assert (body["error"]["code"], body["error"]["param"]) == (code, param)
+    return str(body["error"]["message"])

@@ -1,0 +1,192 @@
+"""Bytes that are no decent request: one small answer or a closed connection, and the server goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.server.running import Running, assert_error, serving
+
+JSON = {"content-type": "application/json"}
+LIMIT = 4096
+
+
+@pytest.fixture(scope="module")
+def server(model_path: Path) -> Iterator[Running]:
+    with serving(model_path, max_body_bytes=LIMIT, receive_timeout_s=1.0) as running:
+        before = running.post(prompt="canary", max_tokens=4, seed=1).json()["outputs"]
+        yield running
+        assert running.post(prompt="canary", max_tokens=4, seed=1).json()["outputs"] == before
+        assert running.engine.held_rows == 0
+
+
+def post(server: Running, content: bytes, headers: dict[str, str]) -> httpx.Response:
+    return server.client.post("/generate", content=content, headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "code"),
+    [
+        (b"", 400, "invalid_json"),
+        (b"{", 400, "invalid_json"),
+        (b"{} {}", 400, "invalid_json"),
+        (b"\xef\xbb\xbf{}", 400, "invalid_json"),
+        (b'{"prompt": "a\nb"}', 400, "invalid_json"),
+        (b'{"prompt": "\xff"}', 400, "invalid_utf8"),
+        ("{}".encode("utf-16"), 400, "invalid_utf8"),
+        (b"[" * LIMIT, 400, "invalid_json"),
+        (b'{"n":' * 800 + b"1" + b"}" * 80, 400, "invalid_json"),
+        (b"[]", 422, "invalid_body"),
+        (b"null", 422, "invalid_body"),
+        (b'"n"', 422, "invalid_body"),
+        (b'{"n": 1, "n": 2}', 422, "duplicate_key"),
+        (b'{"n": 1, "\\u006e": 1}', 422, "duplicate_key"),
+        (b'{"template": [{"gap": 1, "gap": 2}]}', 422, "duplicate_key"),
+    ],
+)
+def test_bad_bodies(server: Running, content: bytes, status: int, code: str) -> None:
+    assert_error(post(server, content, JSON), status, code)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"content-type": "text/plain"},
+        {"content-type": "application/x-www-form-urlencoded"},
+        {"content-type": "application/json; charset=latin-1"},
+        {"content-type": "application/jsonx"},
+    ],
+)
+def test_wrong_types(server: Running, headers: dict[str, str]) -> None:
+    assert_error(post(server, b"{}", headers), 415, "unsupported_media_type")
+
+
+def test_charset_utf8_is_a_right_type(server: Running) -> None:
+    response = post(server, b'{"max_tokens": 1}', {"content-type": 'Application/JSON; charset="UTF-8"'})
+    assert response.status_code == 200
+
+
+def test_compressed_bodies(server: Running) -> None:
+    body = gzip.compress(b'{"max_tokens": 1}')
+    assert_error(post(server, body, {**JSON, "content-encoding": "gzip"}), 415, "unsupported_encoding")
+
+
+def test_wrong_methods_and_paths(server: Running) -> None:
+    for method in ["GET", "PUT", "DELETE", "PATCH", "OPTIONS"]:
+        response = server.client.request(method, "/generate")
+        assert_error(response, 405, "method_not_allowed")
+        assert response.headers["allow"] == "POST"
+    for path in ["/nope", "/generate/x", "/../etc/passwd", "/%2e%2e/x", "/" + "a" * 5000]:
+        assert_error(server.client.get(path), 404, "not_found")
+
+
+def test_body_over_the_limit_with_content_length(server: Running) -> None:
+    exact = b'{"max_tokens": 1}'.ljust(LIMIT)
+    assert post(server, exact, JSON).status_code == 200
+    response = post(server, exact + b" ", JSON)
+    assert str(LIMIT) in assert_error(response, 413, "body_too_large")
+    assert response.headers["connection"] == "close"
+    assert_error(post(server, b" " * 4_000_000, JSON), 413, "body_too_large")
+
+
+def test_body_over_the_limit_in_chunks(server: Running) -> None:
+    def chunks() -> Iterator[bytes]:
+        for _ in range(100):
+            yield b" " * 1000
+
+    response = server.client.post("/generate", content=chunks(), headers=JSON)
+    assert_error(response, 413, "body_too_large")
+
+
+def connect(server: Running) -> socket.socket:
+    host, port = server.url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=10)
+    return connection
+
+
+def received(connection: socket.socket) -> bytes:
+    """Everything until the server closes."""
+    parts = []
+    try:
+        while part := connection.recv(65536):
+            parts.append(part)
+    except ConnectionResetError:
+        pass
+    return b"".join(parts)
+
+
+HEAD = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+
+def test_a_client_that_waits_for_leave_gets_413_at_once(server: Running) -> None:
+    with connect(server) as connection:
+        connection.sendall(HEAD + b"Content-Length: 99999999\r\nExpect: 100-continue\r\n\r\n")
+        reply = received(connection)
+    assert reply.startswith(b"HTTP/1.1 413")
+    assert b"100 Continue" not in reply
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"", None),
+        (b"POST /gen", None),
+        (HEAD, None),
+        (HEAD + b"Content-Length: 10\r\n\r\n{", b"408"),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n", b"408"),
+    ],
+)
+def test_slow_clients_are_cut_off(server: Running, sent: bytes, status: bytes | None) -> None:
+    started = time.monotonic()
+    with connect(server) as connection:
+        connection.sendall(sent)
+        assert server.post(max_tokens=1).status_code == 200  # others are served meanwhile
+        reply = received(connection)
+    assert 0.5 < time.monotonic() - started < 4
+    if status is None:
+        assert reply == b""
+    else:
+        assert reply.startswith(b"HTTP/1.1 " + status)
+        assert b'"code":"receive_timeout"' in reply
+
+
+def test_a_trickling_head_is_cut_off_after_an_answer_too(server: Running) -> None:
+    with connect(server) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        started = time.monotonic()
+        try:
+            while time.monotonic() - started < 5:
+                connection.sendall(b"G")
+                time.sleep(0.1)
+            pytest.fail("the connection was kept")
+        except (BrokenPipeError, ConnectionResetError):
+            assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        HEAD + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        HEAD + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{} ",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n",
+        HEAD + b"X-Long: " + b"a" * 1_000_000 + b"\r\n\r\n",
+        HEAD + b"X: y\r\n" * 20_000 + b"\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+    ],
+)
+def test_broken_http_is_closed(server: Running, request_bytes: bytes) -> None:
+    with connect(server) as connection:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.sendall(request_bytes)
+        reply = received(connection)
+    assert reply == b"" or reply.split()[1] in {b"400", b"408", b"422", b"431"}
+    assert b"HTTP/1.1 200" not in reply

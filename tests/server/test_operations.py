@@ -1,0 +1,70 @@
+"""Health, readiness, /info and /metrics."""
+
+from __future__ import annotations
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.server.running import CONTEXT, Running
+
+
+def series(server: Running) -> dict[str, float]:
+    response = server.client.get("/metrics")
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/plain")
+    return {
+        f"{sample.name}{sorted(sample.labels.items())}": sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+
+
+def test_health_and_ready(server: Running) -> None:
+    assert server.client.get("/health").json() == {"status": "ok"}
+    assert server.client.get("/ready").json() == {"status": "ready"}
+
+
+def test_info_says_what_is_loaded_and_no_path(server: Running) -> None:
+    response = server.client.get("/info")
+    info = response.json()
+    assert (info["model"], info["context"], info["tokenizer"]) == ("tiny", CONTEXT, "tiktoken_file")
+    assert info["codec"] == {"vocab_size": 257, "target_length": 2, "permuted": False, "base": 17}
+    assert info["schedule"] == {"kind": "linear", "eps": 1e-3}
+    assert info["network"]["hidden_size"] == 32
+    assert (info["dtype"], info["device"]) == ("float32", "cpu")
+    assert info["limits"]["max_n"] == 16
+    assert info["limits"]["max_queue_rows"] == 512
+    assert str(server.settings.model.parent) not in response.text
+
+
+def test_metrics_count_what_happened(server: Running) -> None:
+    before = series(server)
+    body = server.post(prompt="abc", max_tokens=10, n=3, steps=6, seed=1).json()
+    after = series(server)
+
+    def grown(name: str) -> float:
+        return after[name] - before[name]
+
+    rows = body["outputs"]
+    reason = "stop" if all(row["finish_reason"] == "stop" for row in rows) else "length"
+    assert grown(f"prime_request_success_total[('finished_reason', '{reason}')]") == 1
+    assert grown("prime_row_steps_total[]") == sum(row["nfe"] for row in rows)
+    assert grown("prime_row_steps_skipped_total[]") == sum(row["steps_skipped"] for row in rows)
+    assert grown("prime_request_nfe_count[]") == 3
+    assert grown("prime_denoiser_calls_total[]") == max(row["nfe"] for row in rows)
+    assert grown("prime_step_duration_seconds_count[]") == grown("prime_batch_rows_count[]")
+    assert grown("prime_batch_rows_sum[]") == grown("prime_row_steps_total[]")
+    assert grown("prime_generation_tokens_total[]") == body["usage"]["completion_tokens"]
+    assert grown("prime_prompt_tokens_total[]") == 3
+    assert grown("prime_e2e_request_latency_seconds_count[]") == 1
+    assert grown("prime_request_queue_time_seconds_count[]") == 1
+    assert after["prime_num_requests_running[]"] == after["prime_num_requests_waiting[]"] == 0
+    assert after["prime_model_info[('device', 'cpu'), ('dtype', 'float32'), ('model', 'tiny')]"] == 1
+
+
+def test_nothing_that_a_client_sends_becomes_a_series(server: Running) -> None:
+    before = series(server).keys()
+    for index in range(10):
+        server.client.get(f"/path{index}")
+        server.post(model=f"model{index}")
+        server.post(**{f"key{index}": 1})
+    assert series(server).keys() == before

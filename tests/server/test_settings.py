@@ -1,0 +1,108 @@
+"""Flags, environment and TOML file: one set of names, one order of precedence, no silent typo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from server.main import main
+from server.settings import DEMO_MODEL, Settings, SettingsError, load_settings
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [*Settings.model_fields, "config"]:
+        monkeypatch.delenv(f"PRIME_{name.upper()}", raising=False)
+
+
+def test_defaults_are_loopback_and_the_demo() -> None:
+    settings = load_settings([])
+    assert (settings.host, settings.port, settings.model) == ("127.0.0.1", 8000, DEMO_MODEL)
+    assert settings.model_name == "text"
+
+
+def test_flag_beats_environment_beats_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "serve.toml"
+    file.write_text('max_n = 1\nmax_steps = 1\nport = 1\nmodel = "a"\nserved_model_name = "b"\n')
+    monkeypatch.setenv("PRIME_MAX_STEPS", "2")
+    monkeypatch.setenv("PRIME_PORT", "2")
+    settings = load_settings(["--config", str(file), "--port", "3"])
+    assert (settings.max_n, settings.max_steps, settings.port) == (1, 2, 3)
+    assert (settings.model, settings.model_name) == (Path("a"), "b")
+    monkeypatch.setenv("PRIME_CONFIG", str(file))
+    assert load_settings([]).max_n == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--port", "65536"], ["--port", "PRIME_PORT", "65535"]),
+        (["--port", "x"], ["--port", "integer"]),
+        (["--max-n", "0"], ["--max-n", "1"]),
+        (["--max-batch-rows", "9", "--max-queue-rows", "8"], ["--max-queue-rows", "max_batch_rows (9)"]),
+        (["--max-n", "600"], ["--max-n", "max_queue_rows (512)"]),
+        (["--dtype", "int8"], ["--dtype", "bfloat16"]),
+        (["--device", "tpu"], ["--device"]),
+        (["--receive-timeout-s", "nan"], ["--receive-timeout-s"]),
+        (["--config", "/does/not/exist.toml"], ["--config", "cannot read"]),
+    ],
+)
+def test_bad_values_name_the_setting(argv: list[str], words: list[str]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(argv)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("max_batch_row = 3\n", "unknown key 'max_batch_row'; did you mean 'max_batch_rows'?"),
+        ("zzz = 3\n", "known keys: model,"),
+        ("max_n = \n", "is not TOML"),
+        ("max_n = true\n", "no setting is a boolean"),
+        ("[max_n]\nvalue = 1\n", "--max-n"),
+    ],
+)
+def test_bad_files(tmp_path: Path, text: str, words: str) -> None:
+    file = tmp_path / "serve.toml"
+    file.write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        load_settings(["--config", str(file)])
+    assert words in str(caught.value)
+
+
+def test_unknown_flags_and_abbreviations_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (["--max-row", "3"], ["--nope"], ["--max_n", "3"]):
+        with pytest.raises(SystemExit) as caught:
+            load_settings(argv)
+        assert caught.value.code == 2
+    assert "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        load_settings(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for name, field in Settings.model_fields.items():
+        assert f"--{name.replace('_', '-')} " in text
+        assert field.description
+
+
+def test_bad_models_end_in_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, model_path: Path
+) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"\x80\x04K\x01.")  # a pickle
+    small = ["--max-batch-tokens", "8", "--model", str(model_path), "--port", "0"]
+    for argv, word in [
+        (["--model", str(tmp_path / "none")], "none"),
+        (["--model", str(tmp_path)], "safetensors"),
+        (["--model", str(tmp_path / "model.safetensors")], "safetensors"),
+        (small, "max_batch_tokens (8)"),
+    ]:
+        assert main(argv) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("prime-serve: ")
+        assert error.count("\n") == 1
+        assert word in error

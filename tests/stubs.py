@@ -1,0 +1,87 @@
+"""Tiny denoisers with known laws, and a checkpoint-like object around them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prime_core.codec import SubtokenCodec
+from prime_core.schedule import LinearSchedule, Schedule
+from prime_core.tokenizer import Tokenizer
+
+
+class TableDenoiser:
+    """Logits looked up in a table of random numbers by the whole state of the row and the position.
+
+    States of small rows have a table entry each, so every conditional law differs from every other one. Counts
+    its calls and what they held.
+    """
+
+    def __init__(
+        self,
+        codec: SubtokenCodec,
+        seed: int = 0,
+        *,
+        scale: float = 1.5,
+        slope: float = 0.0,
+        num_states: int = 997,
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        size = (num_states, codec.vocab_size)
+        self.table = scale * torch.randn(size, generator=generator)
+        self.slopes = slope * torch.randn(size, generator=generator)  # how logits change with t
+        self.base = codec.base
+        self.calls = 0
+        self.lengths: list[list[int]] = []
+
+    def features(
+        self, y_t: Tensor, lengths: Sequence[int], t: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        self.calls += 1
+        self.lengths.append(list(lengths))
+        times = torch.zeros(len(lengths)) if t is None else t
+        logits = torch.cat(
+            [self._row(row, time) for row, time in zip(y_t.split(list(lengths)), times, strict=True)]
+        )
+        return logits if positions is None else logits[positions]
+
+    def head(self, features: Tensor) -> Tensor:
+        return features
+
+    def __call__(self, y_t: Tensor, t: Tensor | None = None) -> Tensor:
+        times = torch.zeros(len(y_t)) if t is None else t
+        return torch.stack([self._row(row, time) for row, time in zip(y_t, times, strict=True)])
+
+    def _row(self, y: Tensor, t: Tensor) -> Tensor:
+        code = 0
+        for digit in y.flatten().tolist():
+            code = code * (self.base + 1) + digit
+        index = (code * len(y) % len(self.table) + torch.arange(len(y)) * 7) % len(self.table)
+        return self.table[index] + t.float() * self.slopes[index]
+
+
+def byte_tokenizer() -> Tokenizer:
+    """256 bytes and an end-of-text token."""
+    return Tokenizer([bytes([value]) for value in range(256)], {"<|endoftext|>": 256})
+
+
+def stub_checkpoint(
+    codec: SubtokenCodec,
+    denoiser: Any,
+    *,
+    context: int = 16,
+    schedule: Schedule | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> Any:
+    """What `sample` needs of a checkpoint."""
+    return SimpleNamespace(
+        config=SimpleNamespace(model=SimpleNamespace(length=context)),
+        codec=codec,
+        schedule=LinearSchedule() if schedule is None else schedule,
+        tokenizer=tokenizer,
+        denoiser=denoiser,
+    )

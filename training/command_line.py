@@ -1,0 +1,243 @@
+"""Command lines of training programs: every field of a settings class is a flag, a variable and a TOML key.
+
+A flag beats the environment, the environment beats the file given by --config, the file beats the default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import os
+import tomllib
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
+
+import annotated_types
+import pydantic_settings
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, TomlConfigSettingsSource
+
+SettingsType = TypeVar("SettingsType", bound=BaseSettings)
+
+_BOUNDS = ((annotated_types.Ge, "ge", "at least"), (annotated_types.Gt, "gt", "above"),
+           (annotated_types.Le, "le", "at most"), (annotated_types.Lt, "lt", "below"))  # fmt: skip
+
+
+class SettingsError(ValueError):
+    """The settings cannot be used; one line that names the setting and the remedy."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(f"{message}; --help lists the flags")
+
+
+def load_settings(
+    settings_type: type[SettingsType],
+    program: str,
+    arguments: Sequence[str],
+    descriptions: Mapping[str, str] | None = None,
+    synonyms: Mapping[str, str] | None = None,
+) -> SettingsType:
+    """Return the settings of a command line, the environment and the file of --config.
+
+    Args:
+        settings_type: frozen, with ``env_prefix``, ``env_nested_delimiter`` "__" and ``extra`` "forbid". Its
+            docstring heads the help text. Fields of nested models are flags with dots: --model.num-blocks.
+        program: name of the command.
+        arguments: the command line without the program's name.
+        descriptions: help of fields (dotted names) that have no description of their own.
+        synonyms: further flags, by the name of the field each stands for.
+
+    Raises:
+        SettingsError: a setting is unknown, missing or out of range, or the file cannot be read.
+        SystemExit: after --help.
+    """
+    fields = _leaf_fields(settings_type)
+    prefix = str(settings_type.model_config["env_prefix"])
+    parser = _build_parser(settings_type, fields, program, prefix, descriptions or {})
+    written = [_normalise(argument, synonyms or {}) for argument in arguments]
+    flags = vars(parser.parse_args(written))
+    _check_environment(fields, prefix)
+    file = flags.pop("config", os.environ.get(f"{prefix}CONFIG"))
+    source = settings_type if file is None else _with_file(settings_type, Path(file))
+    try:
+        return source(**_nest(flags))
+    except ValidationError as error:
+        raise SettingsError("; ".join(_explain(item, fields) for item in error.errors())) from None
+    except pydantic_settings.SettingsError as error:
+        raise SettingsError(
+            f"a {prefix}... variable is not valid: {error}; lists are written as JSON"
+        ) from None
+
+
+def _leaf_fields(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
+    """Fields by dotted name, nested models opened."""
+    leaves: dict[str, FieldInfo] = {}
+    for name, field in model.model_fields.items():
+        nested = list(_nested_models(field.annotation))
+        for inner in nested:  # of the members of a union, the first to have a field describes it
+            leaves = leaves | {
+                k: v for k, v in _leaf_fields(inner, f"{prefix}{name}.").items() if k not in leaves
+            }
+        if not nested:
+            leaves[f"{prefix}{name}"] = field
+    return leaves
+
+
+def _nested_models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif get_origin(annotation) in (Union, types.UnionType):
+        for part in get_args(annotation):
+            yield from _nested_models(part)
+
+
+def _build_parser(
+    settings_type: type[BaseSettings],
+    fields: Mapping[str, FieldInfo],
+    program: str,
+    prefix: str,
+    descriptions: Mapping[str, str],
+) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=program,
+        usage=f"{program} [--config FILE.toml] [--key value ...]",
+        description=settings_type.__doc__,
+        epilog=f"Each flag is also an environment variable (--a.b-c: {prefix}A__B_C) and a TOML key "
+        "(b_c in [a]). Flags beat variables, variables beat the file.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--config", metavar="FILE", help="TOML file with any of these settings")
+    for name, field in fields.items():
+        text = f"{field.description or descriptions.get(name, '')}{_range_of(field)}{_default_of(field)}"
+        options: dict[str, Any] = {"dest": name, "metavar": "VALUE", "help": text.strip().replace("%", "%%")}
+        origin = get_origin(field.annotation)
+        if field.annotation is bool:
+            options |= {"nargs": "?", "const": "true", "metavar": "true|false"}
+        elif origin in (tuple, list):
+            options |= {"nargs": "*"}
+        elif origin is dict:
+            options |= {"type": _json_value, "metavar": "JSON"}
+        elif origin is Literal and len(get_args(field.annotation)) > 1:
+            options |= {"metavar": "|".join(map(str, get_args(field.annotation)))}
+        parser.add_argument(f"--{_flag(name)}", **options)
+    return parser
+
+
+def _json_value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON") from None
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _normalise(argument: str, synonyms: Mapping[str, str]) -> str:
+    """Write --batch_size as --batch-size, which is the same flag, and synonyms as what they stand for."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument[2:].partition("=")
+    return f"--{_flag(synonyms.get(name, name))}{equals}{value}"
+
+
+def _range_of(field: FieldInfo) -> str:
+    limits = [
+        f"{words} {getattr(constraint, key)}"
+        for constraint in field.metadata
+        for kind, key, words in _BOUNDS
+        if isinstance(constraint, kind)
+    ]
+    return f"; {', '.join(limits)}" if limits else ""
+
+
+def _default_of(field: FieldInfo) -> str:
+    if field.is_required():
+        return " (required)"
+    default = field.get_default(call_default_factory=True)
+    return "" if default is None or default == () else f" (default: {default})"
+
+
+def _check_environment(fields: Mapping[str, FieldInfo], prefix: str) -> None:
+    """Refuse variables with our prefix that no setting has: they are typing errors."""
+    known = {"config"}
+    for name in fields:
+        parts = name.split(".")
+        known |= {"__".join(parts[:end]) for end in range(1, len(parts) + 1)}
+    for variable in sorted(os.environ):
+        name = variable.lower().removeprefix(prefix.lower())
+        if variable.upper().startswith(prefix) and name not in known:
+            hint = _did_you_mean(name, known, lambda close: prefix + close.upper())
+            raise SettingsError(f"{variable} in the environment is no setting{hint}")
+
+
+def _with_file(settings_type: type[SettingsType], path: Path) -> type[SettingsType]:
+    """Return a settings class that also reads a TOML file."""
+    try:
+        tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise SettingsError(f"--config: cannot read {path}: {error.strerror}") from None
+    except ValueError as error:  # bad TOML or bad UTF-8
+        raise SettingsError(f"--config: {path} is not TOML: {error}") from None
+
+    class FromFile(settings_type):  # type: ignore[valid-type,misc]
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, path)
+
+    return FromFile
+
+
+def _nest(flags: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, value in flags.items():
+        *groups, last = name.split(".")
+        place = nested
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[last] = value
+    return nested
+
+
+def _explain(item: Any, fields: Mapping[str, FieldInfo]) -> str:
+    """Say in one line what pydantic found wrong with one setting."""
+    name = ""
+    for part in map(str, item["loc"]):
+        longer = f"{name}.{part}" if name else part
+        # The tag of a union is part of pydantic's path, but of no name that a user writes.
+        is_tag = any(known.startswith(f"{name}.") for known in fields) and not any(
+            known == longer or known.startswith(f"{longer}.") for known in fields
+        )
+        name = name if is_tag and part != str(item["loc"][-1]) else longer
+    if item["type"] == "extra_forbidden" and name in fields:
+        return f"{name} does not go with this {name.rpartition('.')[0]}.kind"
+    if item["type"] == "extra_forbidden":
+        return f"{name} is no setting{_did_you_mean(name, set(fields), str)}"
+    if item["type"] == "missing":
+        return f"--{_flag(name)} is missing: give it as a flag or in the --config file"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if not name:
+        return message
+    given = item["input"]
+    shown = f", got {given!r}" if isinstance(given, str | int | float) and len(str(given)) < 80 else ""
+    return f"--{_flag(name)}: {message[:1].lower()}{message[1:]}{shown}"
+
+
+def _did_you_mean(name: str, known: set[str], spell: Any) -> str:
+    close = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {spell(close[0])}?" if close else "; --help lists them"

@@ -1,0 +1,1 @@
+"""Corpora, tokenizer training and token shards."""

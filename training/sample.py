@@ -1,0 +1,277 @@
+"""`prime-sample`: samples as JSON lines, one object each, in order; a run that was cut short is continued.
+
+Row i of a request depends only on (settings, seed, i), so a file that was cut short and continued equals one
+that was not, and asking for more samples adds to the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import torch
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from tqdm import tqdm
+
+from kernels.noise import row_seed
+from prime_core.atomic import atomic_write
+from prime_core.checkpoint import Checkpoint, load_checkpoint
+from prime_core.sample import NonFiniteError, PreparedRows, Sample, finish_row, prepare_rows
+from prime_core.stepper import Row, Stepper
+from training.command_line import load_settings
+from training.setup import choose_device
+
+# They change when and where rows are computed, not what is asked for.
+_FREE_SETTINGS = {"output", "n", "max_rows", "overwrite", "device", "num_threads", "seed"}
+
+
+class SampleFileError(ValueError):
+    """The output file cannot be written or continued; the message names it and the remedy."""
+
+
+class SampleConfig(BaseSettings):
+    """Write samples of a checkpoint to a file of JSON lines."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PRIME_SAMPLE_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+    )
+
+    checkpoint: Path = Field(description="checkpoint: a folder or one .safetensors file")
+    output: Path = Field(
+        description="file of JSON lines; continued if it holds part of this request. The request is kept "
+        "beside it, in OUTPUT.request.json"
+    )
+    n: int = Field(default=1, ge=1, description="samples in all (short: -n)")
+    steps: int | Literal["exact"] = Field(
+        default=64, description="steps of the sampling grid, 1 or more, or exact: one sub-token at a time"
+    )
+    seed: int | None = Field(
+        default=None, ge=0, lt=2**64, description="of the request; default: drawn, or that of the file"
+    )
+    prompt: str | None = Field(default=None, description="text before the gap")
+    suffix: str | None = Field(default=None, description="text after the gap")
+    max_tokens: int | None = Field(
+        default=None, ge=1, description="tokens of the gap; default: what the context has room for"
+    )
+    temperature: float = Field(default=1.0, ge=0, le=100, description="0 takes the most probable token")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="keep the likeliest tokens of this probability")
+    top_k: int = Field(default=0, ge=0, description="keep so many of the likeliest tokens; 0 keeps all")
+    stop: tuple[str, ...] = Field(default=(), description="strings that end the text of a prompt")
+    max_rows: int = Field(default=64, ge=1, description="most rows in one denoiser call")
+    overwrite: bool = Field(default=False, description="replace a file that holds another request")
+    device: str = Field(
+        default="auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$", description="auto, cpu, cuda or cuda:N"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="of the weights; auto keeps what is stored"
+    )
+    num_threads: int = Field(default=0, ge=0, description="CPU threads of torch; 0 keeps torch's choice")
+
+    @field_validator("steps", mode="before")
+    @classmethod
+    def _check_steps(cls, value: Any) -> Any:
+        if isinstance(value, str) and value.strip().isdecimal():
+            value = int(value)
+        if value != "exact" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError("must be an integer of at least 1, or exact")
+        return value
+
+
+def write_samples(config: SampleConfig, *, progress: bool = True) -> int:
+    """Write the samples that the file does not hold yet.
+
+    Args:
+        config: the request and its file.
+        progress: show a progress bar.
+
+    Returns:
+        Number of samples written now.
+
+    Raises:
+        ValueError: a setting does not fit the model, or the file holds something else.
+        NonFiniteError: the network gave no finite logits; samples before that stand in the file.
+        OSError: the file cannot be written; whole lines before that stand in it.
+    """
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    checkpoint = load_checkpoint(config.checkpoint, device=choose_device(config.device), dtype=config.dtype)
+    _prepare(config, checkpoint, 0)  # refuses what does not fit before any file is touched
+    with _exclusive_file(config.output) as file:
+        seed, done = _continue_request(config, checkpoint, file)
+        rows = _finished_rows(config, checkpoint, seed, done, progress)
+        for index, sample in rows:
+            record = {"index": index, **dataclasses.asdict(sample)}
+            file.write(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            file.flush()
+        os.fsync(file.fileno())
+    return max(0, config.n - done)
+
+
+def _prepare(config: SampleConfig, checkpoint: Checkpoint, seed: int) -> PreparedRows:
+    return prepare_rows(
+        checkpoint,
+        n=1,
+        steps=config.steps,
+        seed=seed,
+        prompt=config.prompt,
+        suffix=config.suffix,
+        max_tokens=config.max_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        stop=config.stop,
+    )
+
+
+def _finished_rows(
+    config: SampleConfig, checkpoint: Checkpoint, seed: int, first: int, progress: bool
+) -> Iterator[tuple[int, Sample]]:
+    """Sample rows first..n-1, each at its own next step, and yield them in order.
+
+    Reveal plans are drawn when a row's turn comes: a long request is never in memory as a whole.
+    """
+    stepper = Stepper(checkpoint.denoiser, checkpoint.codec)
+    running: dict[int, tuple[PreparedRows, Row]] = {}
+    finished: dict[int, Sample] = {}
+    next_row = next_line = first
+    num_free = int(_prepare(config, checkpoint, seed).canvas.free.sum())
+    with tqdm(
+        total=config.n * num_free,
+        initial=min(first, config.n) * num_free,
+        unit="sub-token",
+        disable=not progress,
+    ) as bar:
+        while next_line < config.n:
+            while next_row < config.n and len(running) < config.max_rows:
+                prepared = _prepare(config, checkpoint, row_seed(seed, next_row))
+                running[next_row] = (prepared, prepared.rows[0])
+                next_row += 1
+            stepping = [row for _, row in running.values() if not row.done]
+            revealed = sum(int(row.event.due.sum()) for row in stepping)
+            stepper.step(stepping)
+            for index in [index for index, (_, row) in running.items() if row.done]:
+                finished[index] = finish_row(checkpoint, *running.pop(index))
+            bar.update(revealed)
+            while next_line in finished:
+                yield next_line, finished.pop(next_line)
+                next_line += 1
+
+
+@contextmanager
+def _exclusive_file(path: Path) -> Iterator[BinaryIO]:
+    """Open the output for appending; one process at a time."""
+    if not path.parent.is_dir():
+        raise SampleFileError(f"--output: the folder {path.parent} does not exist; make it first")
+    with path.open("ab+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SampleFileError(f"{path}: another program is writing here; choose another file") from None
+        yield file
+
+
+def _continue_request(config: SampleConfig, checkpoint: Checkpoint, file: BinaryIO) -> tuple[int, int]:
+    """Compare with the request the file holds, if any; drop a line that was cut short.
+
+    Returns:
+        (seed of the request, samples that the file holds already).
+    """
+    request_path = config.output.with_name(config.output.name + ".request.json")
+    request: dict[str, Any] = {
+        **config.model_dump(mode="json", exclude=_FREE_SETTINGS),
+        "checkpoint": _fingerprint(checkpoint.path),
+    }
+    size = file.seek(0, os.SEEK_END)
+    if config.overwrite or (size == 0 and not request_path.exists()):
+        file.truncate(0)
+        seed = secrets.randbits(64) if config.seed is None else config.seed
+        content = json.dumps({**request, "seed": seed}, indent=2, ensure_ascii=False) + "\n"
+        atomic_write(request_path, content.encode())
+        return seed, 0
+    saved = _read_request(config.output, request_path)
+    seed = int(saved.pop("seed"))
+    differing = [key for key in sorted({*saved, *request}) if saved.get(key) != request.get(key)]
+    if config.seed is not None and config.seed != seed:
+        differing.append("seed")
+    if differing:
+        raise SampleFileError(
+            f"{config.output} holds samples of another request (other {', '.join(differing)}); "
+            "choose another file, or replace it with --overwrite"
+        )
+    return seed, _count_lines(config.output, file)
+
+
+def _read_request(output: Path, request_path: Path) -> dict[str, Any]:
+    try:
+        saved = json.loads(request_path.read_text("utf-8"))
+        int(saved["seed"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise SampleFileError(
+            f"{output} exists, but {request_path.name}, which tells what it holds, is missing or damaged; "
+            "choose another file, or replace it with --overwrite"
+        ) from None
+    assert isinstance(saved, dict)
+    return saved
+
+
+def _count_lines(output: Path, file: BinaryIO) -> int:
+    """Return the number of whole lines; cut off what follows the last of them."""
+    file.seek(0)
+    end = count = 0
+    for line in file:
+        if not line.endswith(b"\n"):
+            break
+        try:
+            index = json.loads(line)["index"]
+        except (ValueError, KeyError, TypeError):
+            index = None
+        if index != count:
+            raise SampleFileError(
+                f"{output}, line {count + 1}: not sample {count}; the file was changed. Choose another file, "
+                "or replace it with --overwrite"
+            )
+        end, count = end + len(line), count + 1
+    file.truncate(end)
+    return count
+
+
+def _fingerprint(path: Path) -> str:
+    """SHA-256 of the weights: two checkpoints of one name are told apart."""
+    with (path / "model.safetensors" if path.is_dir() else path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line: ``prime-sample --checkpoint DIR --output FILE.jsonl -n N``; 0, or 2 after an error."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        config = load_settings(
+            SampleConfig, "prime-sample", ["--n" if argument == "-n" else argument for argument in arguments]
+        )
+        written = write_samples(config)
+    except (ValueError, OSError, NonFiniteError) as error:
+        print(f"prime-sample: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("prime-sample: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    print(f"{config.output}: {written} samples written, {config.n - written} were there")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

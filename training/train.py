@@ -1,0 +1,175 @@
+"""`prime-train`: from a corpus to a checkpoint the server loads; stops, resumes and reports.
+
+prime-train --config training/configs/X.toml [--key value ...]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Self, TextIO
+
+import torch
+from tqdm import tqdm
+
+from prime_core.atomic import atomic_write
+from training.config import TrainConfig, load_train_config
+from training.state import StateError, exclusive_run
+from training.trainer import CHECKPOINT_NAME, Trainer
+
+METRICS_NAME = "metrics.jsonl"
+_STOPPED = 130  # what shells show for a program that Ctrl-C ended
+
+
+def train(config: TrainConfig, *, progress: bool = True) -> Trainer:
+    """Run a training to its end; SIGINT and SIGTERM save and stop early.
+
+    Args:
+        config: the run.
+        progress: show progress bars.
+
+    Returns:
+        The trainer, at the last step reached, which is saved.
+
+    Raises:
+        ValueError: bad settings or data, or a save failed; the last saved state stands.
+        FloatingPointError: the loss is not finite; the last saved state stands.
+        OSError: a file cannot be read or written.
+    """
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    with exclusive_run(config.output):
+        trainer = Trainer(config, progress=progress)
+        with _stop_on_signal() as stopped, _Report(config, trainer.step, progress) as report:
+            saved_at = time.monotonic()
+            while trainer.step < config.steps and not stopped:
+                started = time.monotonic()
+                record = trainer.train_step()
+                report.advance(time.monotonic() - started)
+                is_last = trainer.step == config.steps
+                evaluated = trainer.evaluate() if is_last or trainer.step % config.eval_every == 0 else {}
+                if is_last or evaluated or trainer.step % config.log_every == 0:
+                    report.write(trainer.step, record | evaluated)
+                is_late = time.monotonic() - saved_at > config.save_every_s
+                if is_last or is_late or trainer.step % config.save_every == 0:
+                    _save(trainer, report)
+                    saved_at = time.monotonic()
+            if trainer.saved_step < trainer.step:
+                _save(trainer, report)
+    return trainer
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status: 0 finished, 2 an error, 130 stopped by a signal."""
+    try:
+        config = load_train_config(argv)
+        trainer = train(config)
+    except (ValueError, FloatingPointError, OSError) as error:
+        print(f"prime-train: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("prime-train: stopped before the first step", file=sys.stderr)
+        return _STOPPED
+    checkpoint = config.output / CHECKPOINT_NAME
+    if trainer.step < config.steps:
+        print(f"stopped and saved at step {trainer.step}; the same command goes on from here: {checkpoint}")
+        return _STOPPED
+    print(f"finished at step {trainer.step}: {checkpoint}")
+    return 0
+
+
+class _Report:
+    """The progress bar and metrics.jsonl, one JSON object a line."""
+
+    def __init__(self, config: TrainConfig, step: int, progress: bool) -> None:
+        self._tokens_per_step = config.batch_size * config.model.length
+        self._steps, self._seconds = 0, 0.0  # since the last line
+        path = config.output / METRICS_NAME
+        _forget_steps_after(path, step)
+        self._bar = tqdm(total=config.steps, initial=step, unit="step", disable=not progress)
+        self._file: TextIO = path.open("a", encoding="utf-8")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._bar.close()
+
+    def advance(self, seconds: float) -> None:
+        """Count one step that took so long."""
+        self._steps, self._seconds = self._steps + 1, self._seconds + seconds
+        self._bar.update()
+
+    def write(self, step: int, record: Mapping[str, float]) -> None:
+        """Append a line and show its main figures."""
+        rate = self._steps * self._tokens_per_step / self._seconds
+        self._steps, self._seconds = 0, 0.0
+        self._file.write(json.dumps({"step": step, "tokens_per_s": rate, **record}) + "\n")
+        self._file.flush()
+        shown = {key: f"{record[key]:.3f}" for key in ("loss", "heldout_nelbo") if key in record}
+        self._bar.set_postfix({**shown, "tokens/s": f"{rate:.0f}"})
+
+    def sync(self) -> None:
+        """Flush the lines to disk, so that they are no older than the state that is saved next."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def _save(trainer: Trainer, report: _Report) -> None:
+    """Save and say what to do if the disk is full."""
+    try:
+        report.sync()
+        trainer.save()
+    except OSError as error:
+        last = f"step {trainer.saved_step}" if trainer.saved_step >= 0 else "the start"
+        raise StateError(
+            f"cannot save step {trainer.step} to {trainer.config.output}: {error.strerror or error}; what "
+            f"was saved before stands. Free space and run the same command: it goes on from {last}"
+        ) from error
+
+
+def _forget_steps_after(path: Path, step: int) -> None:
+    """Drop metrics of steps that were lost with a killed run; they will be taken, and written, again."""
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if _step_of(line) <= step]
+    if kept != lines:
+        atomic_write(path, b"".join(kept))
+
+
+def _step_of(line: bytes) -> float:
+    """Return the step of a line of metrics; infinity if it was cut short."""
+    try:
+        return int(json.loads(line)["step"]) if line.endswith(b"\n") else float("inf")
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM in a list instead of dying; the second signal of a kind dies as usual."""
+    received: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,237 @@
+"""One training run: its data, network, optimiser and averaged weights, advanced step by step.
+
+One step: draw rows, mask them at antithetic noise times, take the objective's gradient over micro-batches,
+clip, update, average. Everything random is a function of (seed, step), so a run that is killed and resumed
+equals one that was not, bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prime_core.checkpoint import save_checkpoint
+from prime_core.codec import SubtokenCodec
+from prime_core.config import Config
+from prime_core.corruption import antithetic_times
+from prime_core.likelihood import estimate_likelihood
+from prime_core.models.dit import DiT
+from prime_core.objectives import training_loss
+from prime_core.schedule import Schedule
+from training.config import TrainConfig
+from training.data.dataset import BlockOrder
+from training.optim import ExponentialMovingAverage, build_optimizer, learning_rate
+from training.setup import choose_device, codec_permutation, open_datasets, text_tokenizer
+from training.state import load_state, save_state
+
+CHECKPOINT_NAME = "checkpoint"
+# Settings that may change when a run is resumed: how long it goes on, and what changes no weight.
+_FREE_SETTINGS = {
+    "steps",
+    "decay_steps",
+    "output",
+    "log_every",
+    "eval_every",
+    "eval_rows",
+    "save_every",
+    "save_every_s",
+    "checkpoint_dtype",
+    "num_threads",
+    "device",
+}
+
+
+class Trainer:
+    """One run.
+
+    Attributes:
+        config: its settings.
+        model: the network, with the weights of the last step.
+        optimizer: AdamW.
+        ema: the averaged weights.
+        step: optimiser steps done.
+        saved_step: step of the last save or resume; -1 before.
+    """
+
+    def __init__(self, config: TrainConfig, *, progress: bool = True) -> None:
+        """Build or open the token shards, build the network, and resume if the output folder holds a state.
+
+        Args:
+            config: the run.
+            progress: show a progress bar while text is tokenized.
+
+        Raises:
+            ValueError: the corpus, tokenizer or codec do not fit, or the folder holds another run.
+            FileNotFoundError: a tokenizer file is missing.
+        """
+        self.config = config
+        self.device = choose_device(config.device)
+        self.codec: SubtokenCodec = config.codec.build(codec_permutation(config))
+        self.schedule: Schedule = config.schedule.build()
+        # Before the corpus: a network that cannot be is reported at once.
+        self._model_config = Config(
+            model=config.model, codec=config.codec, schedule=config.schedule, tokenizer=config.data.tokenizer
+        )
+        self.tokenizer = text_tokenizer(config)
+        self.train_data, self.heldout_data = open_datasets(config, self.tokenizer, progress=progress)
+        self.order = BlockOrder(self.train_data.num_blocks(config.model.length), config.seed)
+        with _seeded(config.seed, self.device):
+            self.model = DiT(config.model, config.codec, self.schedule).to(self.device)
+        self.optimizer = build_optimizer(config, self.model)
+        self.ema = ExponentialMovingAverage(self.model.named_parameters(), config.ema_decay)
+        self.run = json.dumps(config.model_dump(mode="json", exclude=_FREE_SETTINGS), sort_keys=True)
+        resumed = load_state(config.output, self.model, self.optimizer, self.ema, self.run)
+        self.step = 0 if resumed is None else resumed
+        self.saved_step = -1 if resumed is None else resumed
+        if self.step > config.steps:
+            raise ValueError(
+                f"{config.output} holds a run at step {self.step}, past steps = {config.steps}; raise steps, or "
+                "choose another output"
+            )
+
+    def train_step(self) -> dict[str, float]:
+        """Take one optimiser step.
+
+        Returns:
+            loss (nats per token), grad_norm, learning_rate.
+
+        Raises:
+            FloatingPointError: the loss or gradient is not finite; no weight has changed.
+        """
+        config = self.config
+        generator = torch.Generator().manual_seed(_step_seed(config.seed, self.step))
+        x_0 = self._rows()
+        t = antithetic_times(config.batch_size, generator, config.eps)
+        uniforms = torch.rand(*x_0.shape, config.codec.target_length, generator=generator)
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        # Rows go to micro-batches in turn, so that each holds an even spread of noise times.
+        num_parts = config.batch_size // config.micro_batch_size
+        parts = [slice(first, None, num_parts) for first in range(num_parts)]
+        with _seeded(_step_seed(config.seed + 1, self.step), self.device):  # dropout
+            loss = sum(self._backward(x_0[part], t[part], uniforms[part]) for part in parts)
+        grad_norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip))
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise FloatingPointError(
+                f"step {self.step}: loss {loss}, gradient norm {grad_norm}; training stops before this "
+                "update and the last saved state stands. Lower learning_rate, or train in float32"
+            )
+        rate = learning_rate(config, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.ema.update(self.model.named_parameters())
+        self.step += 1
+        return {"loss": loss, "grad_norm": grad_norm, "learning_rate": rate}
+
+    def evaluate(self) -> dict[str, float]:
+        """Estimate the averaged weights' bound and coded loss on held-out rows, in nats per token."""
+        if self.heldout_data is None:
+            return {}
+        length = self.config.model.length
+        num_blocks = self.heldout_data.num_blocks(length)
+        blocks = np.linspace(0, num_blocks - 1, min(self.config.eval_rows, num_blocks)).astype(int)
+        rows = np.stack([self.heldout_data.block(int(i), length) for i in blocks])
+        with self._averaged_weights(), self._autocast():
+            self.model.eval()
+            result = estimate_likelihood(
+                self.model,
+                self.codec,
+                self.schedule,
+                torch.from_numpy(rows).to(self.device),
+                generator=torch.Generator().manual_seed(0),
+                num_draws=2,
+                chunk_rows=self.config.chunk_rows,
+            )
+        return {
+            "heldout_nelbo": float(result.nelbo.mean()) / length,
+            "heldout_coded_loss": float(result.coded_loss.mean()) / length,
+        }
+
+    def save(self) -> None:
+        """Save the state of the run, then the checkpoint that is served (averaged weights).
+
+        Raises:
+            OSError: the disk is full, say; the last state and checkpoint stand.
+            FloatingPointError: a weight is not finite; likewise.
+        """
+        config = self.config
+        for name, parameter in self.model.named_parameters():
+            if not bool(parameter.isfinite().all()):
+                raise FloatingPointError(
+                    f"step {self.step}: {name} holds values that are not finite; nothing was saved and the "
+                    "last saved state stands. Lower learning_rate, or train in float32"
+                )
+        save_state(config.output, self.step, self.model, self.optimizer, self.ema, self.run)
+        provenance = {"step": self.step, "weights": "ema", "training": json.loads(self.run)}
+        file = config.data.tokenizer.file
+        save_checkpoint(
+            config.output / CHECKPOINT_NAME,
+            self._model_config.model_copy(update={"provenance": provenance}),
+            self.ema.shadow,
+            permutation=self.codec.permutation,
+            tokenizer_file=None if file is None else config.data.tokenizer_folder / file,
+            dtype=getattr(torch, config.checkpoint_dtype),
+        )
+        self.saved_step = self.step
+
+    def _rows(self) -> Tensor:
+        """Rows of this step: x_0 (batch_size, L) int64."""
+        first, length = self.step * self.config.batch_size, self.config.model.length
+        blocks = [self.order.index(first + row) for row in range(self.config.batch_size)]
+        return torch.from_numpy(np.stack([self.train_data.block(block, length) for block in blocks]))
+
+    def _backward(self, x_0: Tensor, t: Tensor, uniforms: Tensor) -> float:
+        """Add the gradient of one micro-batch; return its share of the loss."""
+        config = self.config
+        with self._autocast():
+            loss = training_loss(
+                self.model,
+                self.codec,
+                self.schedule,
+                x_0.to(self.device),
+                t.to(self.device),
+                uniforms.to(self.device),
+                objective=config.objective,
+                carry_over=config.carry_over,
+                chunk_rows=config.chunk_rows,
+            )
+        share = len(x_0) / config.batch_size
+        (loss * share).backward()
+        return float(loss.detach()) * share
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+
+    @contextmanager
+    def _averaged_weights(self) -> Iterator[None]:
+        own = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        self._copy_weights(self.ema.shadow)
+        try:
+            yield
+        finally:
+            self._copy_weights(own)
+
+    @torch.no_grad()
+    def _copy_weights(self, weights: dict[str, Tensor]) -> None:
+        for name, parameter in self.model.named_parameters():
+            parameter.copy_(weights[name])
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's own generators, which initialisation and dropout use, and give them back as they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _step_seed(seed: int, step: int) -> int:
+    """Mix seed and step into a 63-bit generator seed."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
