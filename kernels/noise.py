@@ -1,8 +1,9 @@
-"""Counter-based noise: Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
+"""Counter-based noise: Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC
+2011).
 
-Every random number of the project is a pure function of (seed, position, index, purpose), so it does not depend
-on batch, order, device or backend. Words are 32-bit values held in int64 tensors: a 32 x 32 bit product wraps
-around in int64, and its two halves are read back with a shift and a mask.
+Every random number of the project is a pure function of (seed, position, index, purpose), so it does not
+depend on batch, order, device or backend. Words are 32-bit values held in int64 tensors: a 32 x 32 bit
+product wraps around in int64, and its two halves are read back with a shift and a mask.
 """
 
 from __future__ import annotations
@@ -29,28 +30,27 @@ class Purpose(IntEnum):
     MASK = 3
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """Return the four output words of Philox 4x32-10.
+def philox(counter: Tensor, key: Tensor) -> Tensor:
+    """Return the output words of Philox 4x32-10.
+
+    A round takes words (c0, c1, c2, c3) and the key (k0, k1) to
+    (hi(M1 c2) ^ c1 ^ k0, lo(M1 c2), hi(M0 c0) ^ c3 ^ k1, lo(M0 c0)); then the key moves on by the Weyl
+    constants.
 
     Args:
-        counter: four int64 tensors that broadcast together, each value a 32-bit word.
-        key: two int64 tensors that broadcast with the counter, each value a 32-bit word.
+        counter: (4, ...) int64 of 32-bit words.
+        key: (2, ...) int64 of 32-bit words; broadcasts with the counter.
 
     Returns:
-        Four int64 tensors of 32-bit words, in the broadcast shape.
+        (4, ...) int64 of 32-bit words, in the broadcast shape.
     """
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(_ROUNDS):
-        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (
-            product1 >> 32 & _WORD ^ c1 ^ k0,
-            product1 & _WORD,
-            product0 >> 32 & _WORD ^ c3 ^ k1,
-            product0 & _WORD,
-        )
-        k0, k1 = k0 + _WEYL[0] & _WORD, k1 + _WEYL[1] & _WORD
-    return c0, c1, c2, c3
+    even, odd = counter[0::2], counter[1::2]
+    constants = torch.tensor([_MULTIPLIERS, _WEYL], device=counter.device).view(2, 2, *[1] * (key.ndim - 1))
+    for round_number in range(_ROUNDS):
+        product = (even * constants[0]).flip(0)
+        even = product >> 32 & _WORD ^ odd ^ key + round_number * constants[1] & _WORD
+        odd = product & _WORD
+    return torch.stack([even, odd], 1).flatten(0, 1)
 
 
 def seed_words(seed: int) -> tuple[int, int]:
@@ -81,9 +81,12 @@ def uniform(seed: int | Tensor, positions: Tensor, index: Tensor, purpose: Purpo
     Raises:
         ValueError: if the seed is out of range.
     """
-    key = positions.new_tensor(seed_words(seed)) if isinstance(seed, int) else seed
+    if isinstance(seed, int):
+        key = positions.new_tensor(seed_words(seed)).view(2, *[1] * positions.ndim)
+    else:
+        key = seed.movedim(-1, 0)
     zero = torch.zeros_like(positions)
-    high, low, _, _ = philox((positions, index, zero, zero + int(purpose)), (key[..., 0], key[..., 1]))
+    high, low, _, _ = philox(torch.stack([positions, index, zero, zero + int(purpose)]), key)
     return unit_interval(high, low)
 
 
@@ -105,7 +108,8 @@ def unit_interval(high: Tensor, low: Tensor) -> Tensor:
 def row_seed(seed: int, row: int) -> int:
     """Return the seed of one of the outputs of a request.
 
-    Output 0 has the request's own seed, so asking for one output with the reported seed reproduces that output.
+    Output 0 has the request's own seed, so asking for one output with the reported seed reproduces that
+    output.
 
     Args:
         seed: the request's seed in 0..2**64-1.
@@ -114,11 +118,10 @@ def row_seed(seed: int, row: int) -> int:
     Raises:
         ValueError: if an argument is out of range.
     """
-    low, high = seed_words(seed)
+    key = torch.tensor(seed_words(seed))
     if not 0 <= row <= _WORD:
         raise ValueError(f"row must be in 0..2**32-1, got {row}")
     if row == 0:
         return seed
-    words = [torch.tensor(word) for word in (row, 0, 0, int(Purpose.ROW), low, high)]
-    first, second, _, _ = philox((words[0], words[1], words[2], words[3]), (words[4], words[5]))
-    return int(first) << 32 | int(second)
+    high, low, _, _ = philox(torch.tensor([row, 0, 0, int(Purpose.ROW)]), key).tolist()
+    return int(high) << 32 | int(low)

@@ -2,10 +2,11 @@
 
 Shapes: R gathered rows (one token position each), V tokens, S digits a token.
 
-Law of one row: softmax(logits / temperature), restricted to the tokens that agree with the visible digits of the
-row ("carry-over", MDM-Prime, arXiv 2505.18495, section 3.3), then to the top k, then to the top p, renormalised.
-ONE token is drawn, by inverse CDF in two levels: block sums first, then inside one block. One 64-bit uniform
-number decides, so rare tokens keep their probability. No row's result depends on the other rows of the call.
+Law of one row: softmax(logits / temperature), restricted to the tokens that agree with the visible digits of
+the row ("carry-over", MDM-Prime, arXiv 2505.18495, section 3.3), then to the top k, then to the top p,
+renormalised. ONE token is drawn, by inverse CDF in two levels: block sums first, then inside one block. One
+64-bit uniform number decides, so rare tokens keep their probability. No row's result depends on the other
+rows of the call.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def reveal_tokens(
     mask_index: int,
     backend: Backend = "auto",
 ) -> Revealed:
-    """Draw one token per row among those that agree with its visible digits; write only the digits that are due.
+    """Draw one token per row among those that agree with its visible digits; write only the digits that are
+    due.
 
     Args:
         logits: (R, V) float32, unnormalised log-probabilities; -inf excludes a token.
@@ -56,14 +58,16 @@ def reveal_tokens(
         digits: (V, S) int64, the digits of every token.
         u: (R,) float64 in (0, 1).
         temperature: (R,) float32, at least 0; 0 takes the most probable token (the lowest id of equals).
-        top_k: (R,) int64, number of tokens to keep, 0 = all; of equally probable tokens the lowest ids are kept.
-        top_p: (R,) float32 in (0, 1], the smallest set of most probable tokens with at least this mass is kept.
+        top_k: (R,) int64, number of tokens to keep, 0 = all; of equally probable tokens the lowest ids are
+            kept.
+        top_p: (R,) float32 in (0, 1], the smallest set of most probable tokens with at least this mass is
+            kept.
         mask_index: b.
         backend: see `choose_backend`.
 
     Returns:
-        The new digits, and which rows are finite. A row whose logits hold NaN or +inf, or that has no consistent
-        token with a finite logit, is not finite and keeps its digits.
+        The new digits, and which rows are finite. A row whose logits hold NaN or +inf, or that has no
+        consistent token with a finite logit, is not finite and keeps its digits.
 
     Raises:
         ValueError: if the backend is not available.
@@ -74,8 +78,9 @@ def reveal_tokens(
     finite = logits.amax(-1).lt(torch.inf) & best.gt(-torch.inf)  # amax hands NaN on, and NaN < inf is False
     # The largest score becomes 0 before the division, so that no temperature can overflow.
     scores.sub_(best[:, None]).div_(torch.where(temperature > 0, temperature, 1.0)[:, None])
-    # exp is slow where it underflows: below exp(-87), next to the smallest normal number, weights become 0 instead.
-    weights = F.threshold_(scores.clamp_(min=-87.0).exp_(), 1.7e-38, 0.0)
+    # exp is slow where it underflows: below exp(-87), next to the smallest normal number, weights become 0
+    # instead.
+    weights = F.threshold(scores.clamp_(min=-87.0).exp_(), 1.7e-38, 0.0, inplace=True)
     weights = _truncate(weights, top_k, top_p)
     token = torch.where(temperature > 0, _draw(weights, u), weights.argmax(-1))
     return Revealed(torch.where(due & finite[:, None], digits[token], y), finite)
@@ -168,7 +173,8 @@ def _draw(weights: Tensor, u: Tensor) -> Tensor:
 def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
     """Return the first index (R,) where the cumulative sums (R, N) exceed the target (R,).
 
-    Rounding may put the target an ulp above the total: then it is the last entry with any mass, never an empty one.
+    Rounding may put the target an ulp above the total: then it is the last entry with any mass, never an
+    empty one.
     """
     index = torch.searchsorted(cumulative, target[:, None].contiguous(), right=True)[:, 0]
     return torch.minimum(index, cumulative.argmax(-1))

@@ -1,7 +1,7 @@
 """The canvas of a request: what is known, what is free, and how the finished row becomes text again.
 
-A canvas is a row of digits with ``mask_index`` at every free digit, cut into segments: fixed parts, whose text is
-given back verbatim, and gaps, whose tokens are sampled. Shapes: L tokens, S digits a token.
+A canvas is a row of digits with ``mask_index`` at every free digit, cut into segments: fixed parts, whose
+text is given back verbatim, and gaps, whose tokens are sampled. Shapes: L tokens, S digits a token.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Canvas:
         y: (L, S) int64, digits in 0..b-1, or ``mask_index`` where free.
         mask_index: b.
         segments: in order, from token 0 to token L.
-        open_ended: a prompt and nothing behind its gap, so text may end early: at the end-of-text token or at a
-            stop string.
+        open_ended: a prompt and nothing behind its gap, so text may end early: at the end-of-text token or at
+            a stop string.
     """
 
     y: Tensor
@@ -181,8 +181,8 @@ def check_stop(canvas: Canvas, stop: Sequence[str], tokenizer: Tokenizer | None)
     """Check the stop strings of a request.
 
     Raises:
-        CanvasError: if there are stop strings, and the canvas is not open-ended, there is no tokenizer, or one of
-            them is empty or not text.
+        CanvasError: if there are stop strings, and the canvas is not open-ended, there is no tokenizer, or
+            one of them is empty or not text.
     """
     if not stop:
         return
@@ -199,9 +199,9 @@ def check_stop(canvas: Canvas, stop: Sequence[str], tokenizer: Tokenizer | None)
 def render(canvas: Canvas, x_0: Tensor, tokenizer: Tokenizer | None, stop: Sequence[str] = ()) -> Rendered:
     """Turn the tokens of a finished row into text.
 
-    Every part is decoded on its own, and bytes that are no UTF-8 become U+FFFD, so fixed parts stay intact. The
-    gap of an open-ended canvas ends before its first end-of-text token, then before the first stop string.
-    Elsewhere nothing is cut, and special tokens stand for no text.
+    Every part is decoded on its own, and bytes that are no UTF-8 become U+FFFD, so fixed parts stay intact.
+    The gap of an open-ended canvas ends before its first end-of-text token, then before the first stop
+    string. Elsewhere nothing is cut, and special tokens stand for no text.
 
     Args:
         canvas: the canvas the row was sampled on.
@@ -307,7 +307,8 @@ def _cut(ids: list[int], tokenizer: Tokenizer, stop: Sequence[str]) -> tuple[lis
     if tokenizer.eos_id is not None and tokenizer.eos_id in ids:
         ids, finish_reason = ids[: ids.index(tokenizer.eos_id)], "stop"
     raw = tokenizer.decode_bytes(ids)
-    # UTF-8 cannot match in the middle of a character, so the search can run on bytes and know where tokens end.
+    # UTF-8 cannot match in the middle of a character, so the search can run on bytes and know where tokens
+    # end.
     found = [at for at in (raw.find(item.encode()) for item in stop) if at >= 0]
     if found:
         finish_reason = "stop"

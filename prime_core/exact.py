@@ -1,8 +1,9 @@
 """Laws of samplers on tiny models, by exact enumeration: the yardstick of the sampler's tests.
 
-`dense_ancestral_law` is written from the per-step reveal probabilities of ancestral sampling on a grid and knows
-nothing of plans; `planned_law` sums over all reveal plans. Nothing here shares code with `kernels.reveal`:
-probabilities are summed token by token in Python floats. A law is a map from a row's tokens to a probability.
+`dense_ancestral_law` is written from the per-step reveal probabilities of ancestral sampling on a grid and
+knows nothing of plans; `planned_law` sums over all reveal plans. Nothing here shares code with
+`kernels.reveal`: probabilities are summed token by token in Python floats. A law is a map from a row's tokens
+to a probability.
 
 Shapes: L tokens, S digits a token, M = L S digits; keep M at 6 or below and grids short.
 """
@@ -50,9 +51,9 @@ def dense_ancestral_law(
 ) -> TokenLaw:
     """Return the law of ancestral sampling that calls the network in every step of the grid.
 
-    In the step from t to s each masked digit is revealed with probability (alpha_s - alpha_t) / (1 - alpha_t),
-    independently; the digits of one token that are revealed together are those of one draw of the token. What is
-    masked at the end of the grid is revealed there.
+    In the step from t to s each masked digit is revealed with probability (alpha_s - alpha_t) / (1 -
+    alpha_t), independently; the digits of one token that are revealed together are those of one draw of the
+    token. What is masked at the end of the grid is revealed there.
 
     Args:
         model: the network.
@@ -94,7 +95,9 @@ def planned_law(
     for steps in itertools.product(range(num_steps + 1), repeat=len(position)):
         weight = math.prod(float(shares[step]) for step in steps)
         if weight > 0:
-            plan = gather_events(position, digit, torch.tensor(steps, dtype=torch.int64), (*canvas.y.shape,), grid, 0)
+            plan = gather_events(
+                position, digit, torch.tensor(steps, dtype=torch.int64), (*canvas.y.shape,), grid, 0
+            )
             for tokens, probability in plan_law(model, codec, plan, canvas, settings).items():
                 total[tokens] += weight * probability
     return dict(total)
@@ -155,7 +158,9 @@ def total_variation(first: TokenLaw, second: TokenLaw) -> float:
     return 0.5 * sum(abs(first.get(key, 0.0) - second.get(key, 0.0)) for key in first.keys() | second.keys())
 
 
-def token_law(codec: SubtokenCodec, logits: list[float], visible: Digits, settings: SamplingSettings) -> list[float]:
+def token_law(
+    codec: SubtokenCodec, logits: list[float], visible: Digits, settings: SamplingSettings
+) -> list[float]:
     """Return the probability of every token: temperature, carry-over filter, top k, top p, renormalised.
 
     Args:

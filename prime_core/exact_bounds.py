@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -99,24 +100,22 @@ def exact_grid_nelbo(
         raise ValueError(
             f"{len(share)}^{y_0.numel()} plans are too many to enumerate; use fewer steps or digits"
         )
+
+    @cache
+    def step_nll(before: tuple[bool, ...], after: tuple[bool, ...], t: float) -> float:
+        """-log p of the digits revealed between two sets of masked digits; plans share most of their steps."""
+        y, y_next = _masked(y_0, before, codec), _masked(y_0, after, codec)
+        p = torch.softmax(denoiser(y[None], torch.tensor([t], dtype=torch.float64))[0].double(), -1)
+        masses = [(_mass(codec, y[i], p[i]), _mass(codec, y_next[i], p[i])) for i in range(len(y))]
+        return sum(math.log(mass / next_mass) for mass, next_mass in masses)
+
     total = 0.0
     for plan in itertools.product(range(len(share)), repeat=y_0.numel()):
         weight = math.prod(share[k] for k in plan)
-        if weight:
-            total += weight * _plan_nll(denoiser, codec, y_0, torch.tensor(plan).view(y_0.shape), times)
+        for k in set(plan) if weight else ():
+            before, after = tuple(j >= k for j in plan), tuple(j > k for j in plan)
+            total += weight * step_nll(before, after, float(times[min(k, num_steps)]))
     return total
-
-
-def _plan_nll(denoiser: Denoiser, codec: SubtokenCodec, y_0: Tensor, plan: Tensor, times: Tensor) -> float:
-    nll = 0.0
-    for k in sorted(set(plan.flatten().tolist())):
-        y = torch.where(plan >= k, codec.mask_index, y_0)
-        after = torch.where(plan > k, codec.mask_index, y_0)
-        t = times[min(k, len(times) - 1)]
-        p = torch.softmax(denoiser(y[None], t[None])[0].double(), -1)
-        for i in range(len(y)):
-            nll += math.log(_mass(codec, y[i], p[i])) - math.log(_mass(codec, after[i], p[i]))
-    return nll
 
 
 def _conditionals(
@@ -140,7 +139,8 @@ def _mass(codec: SubtokenCodec, y: Tensor, p: Tensor) -> float:
     """Probability of the tokens that agree with the visible digits y (S,), one by one."""
     visible = [(j, int(v)) for j, v in enumerate(y) if v != codec.mask_index]
     digits = codec.digits.tolist()
-    return sum(q for token, q in enumerate(p.tolist()) if all(digits[token][j] == v for j, v in visible))
+    agreeing = (q for token, q in enumerate(p.tolist()) if all(digits[token][j] == v for j, v in visible))
+    return float(sum(agreeing))
 
 
 def _masked(y_0: Tensor, masked: tuple[bool, ...], codec: SubtokenCodec) -> Tensor:

@@ -84,7 +84,7 @@ def estimate_likelihood(
     t = _time_given_count(counts, num_digits, schedule, generator).to(x_0.device)
     nll = _masked_nll(denoiser, codec, y_t, repeated, t, chunk_rows)
     weight = (num_digits / counts.double()).to(x_0.device)
-    per_row = [(part.double() * weight).unflatten(0, (len(x_0), num_draws)).mean(1) for part in nll]
+    per_row = [(part.double() * weight).view(len(x_0), num_draws).mean(1) for part in nll]
     return Likelihood(nelbo=per_row[1], coded_loss=per_row[0])
 
 
@@ -145,7 +145,7 @@ def estimate_grid_nelbo(
     t = times[steps.clamp_max(num_steps)].to(x_0.device)
     nll = _revealed_nll(denoiser, codec, y_t, y_next, t, chunk_rows)
     weight = (1 / step_share[steps]).to(x_0.device)
-    return (nll * weight).unflatten(0, (len(x_0), num_draws)).mean(1)
+    return (nll * weight).view(len(x_0), num_draws).mean(1)
 
 
 def _stratified_counts(num_rows: int, num_digits: int, generator: torch.Generator) -> Tensor:
@@ -163,7 +163,8 @@ def _stratified_steps(num_rows: int, step_share: Tensor, generator: torch.Genera
     ) / num_rows
     strata = strata[torch.randperm(num_rows, generator=generator)]
     last = int(step_share.nonzero().max())
-    return torch.searchsorted(step_share.cumsum(0), strata, right=True).clamp_max(last)
+    index: Tensor = torch.searchsorted(step_share.cumsum(0), strata, right=True)
+    return index.clamp_max(last)
 
 
 def _mask_exactly(y_0: Tensor, counts: Tensor, generator: torch.Generator, mask_index: int) -> Tensor:

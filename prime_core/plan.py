@@ -1,9 +1,10 @@
 """The reveal plan: when every free sub-token of a row is revealed, drawn before the network is first called.
 
-In ancestral sampling on a grid 1 = t_0 > ... > t_N = eps a masked sub-token is revealed in step k, from t = t_k to
-s = t_{k+1}, with probability (alpha_s - alpha_t) / (1 - alpha_t) (MDLM, arXiv 2406.07524, eq. 7). That depends on
-no value, so the step can be drawn first (DNDM, arXiv 2312.09193): a sub-token that is masked at t = 1 is revealed
-in step k with probability (alpha_{t_{k+1}} - alpha_{t_k}) / (1 - alpha_1). Steps without a reveal do not exist.
+In ancestral sampling on a grid 1 = t_0 > ... > t_N = eps a masked sub-token is revealed in step k, from t =
+t_k to s = t_{k+1}, with probability (alpha_s - alpha_t) / (1 - alpha_t) (MDLM, arXiv 2406.07524, eq. 7). That
+depends on no value, so the step can be drawn first (DNDM, arXiv 2312.09193): a sub-token that is masked at t
+= 1 is revealed in step k with probability (alpha_{t_{k+1}} - alpha_{t_k}) / (1 - alpha_1). Steps without a
+reveal do not exist.
 
 Shapes: L tokens, S digits a token, P positions of one event, F free sub-tokens.
 """
@@ -61,8 +62,8 @@ def draw_plan(free: Tensor, schedule: Schedule, steps: Steps, seed: int, eps: fl
     Args:
         free: (L, S) bool, the masked sub-tokens.
         schedule: noise schedule.
-        steps: number of grid steps N >= 1, or "exact" for N -> infinity: one sub-token an event (the first-hitting
-            sampler, arXiv 2409.02908).
+        steps: number of grid steps N >= 1, or "exact" for N -> infinity: one sub-token an event (the
+            first-hitting sampler, arXiv 2409.02908).
         seed: 0..2**64-1.
         eps: end of the grid in [0, 1). What is still masked there is revealed in one more event at t = eps.
 

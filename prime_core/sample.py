@@ -161,7 +161,8 @@ def run_rows(
 ) -> None:
     """Advance rows until all are done.
 
-    Rows never run in lockstep: each jumps to its own next event, and a finished row makes room for a waiting one.
+    Rows never run in lockstep: each jumps to its own next event, and a finished row makes room for a waiting
+    one.
 
     Args:
         stepper: the network.

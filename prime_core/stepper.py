@@ -1,10 +1,11 @@
 """One denoiser call for any rows at any steps.
 
-The stepper is the only place that calls the denoiser in sampling; the offline loop and the server both drive it.
-Rows of different lengths, grids and settings are packed end to end without padding, the output head runs only
-where something is revealed, and a row's result does not depend on its neighbours.
+The stepper is the only place that calls the denoiser in sampling; the offline loop and the server both drive
+it. Rows of different lengths, grids and settings are packed end to end without padding, the output head runs
+only where something is revealed, and a row's result does not depend on its neighbours.
 
-Shapes: T packed tokens, S digits a token, P positions of one row's event, R positions of all events, D features.
+Shapes: T packed tokens, S digits a token, P positions of one row's event, R positions of all events, D
+features.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from prime_core.models.denoiser import Denoiser, device_of
 from prime_core.plan import Event, RevealPlan, Steps, draw_plan
 from prime_core.schedule import Schedule
 
-# CPU matrix products take another path for few rows, whose results differ in the last bit; from 16 rows on every
-# row's result is the same in any batch. Smaller calls are filled up.
+# CPU matrix products take another path for few rows, whose results differ in the last bit; from 16 rows on
+# every row's result is the same in any batch. Smaller calls are filled up.
 MIN_GEMM_ROWS = 16
 # Logits exist for at most this many positions at a time (50 MB at V = 50257).
 MAX_LOGIT_ROWS = 256
@@ -179,7 +180,9 @@ class Stepper:
         fill = _fill_lengths(lengths)
         masked = torch.full((sum(fill), self.codec.target_length), self.codec.mask_index, device=self.device)
         y_t = torch.cat([*(row.y.to(self.device) for row in rows), masked])
-        t = torch.tensor([event.t for event in events] + [1.0] * len(fill), dtype=torch.float64, device=self.device)
+        t = torch.tensor(
+            [event.t for event in events] + [1.0] * len(fill), dtype=torch.float64, device=self.device
+        )
         positions = torch.cat([event.positions + start for event, start in zip(events, starts, strict=True)])
         return self.denoiser.features(y_t, lengths + fill, t, positions.to(self.device))
 

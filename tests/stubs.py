@@ -17,8 +17,8 @@ from prime_core.tokenizer import Tokenizer
 class TableDenoiser:
     """Logits looked up in a table of random numbers by the whole state of the row and the position.
 
-    States of small rows have a table entry each, so every conditional law differs from every other one. Counts
-    its calls and what they held.
+    States of small rows have a table entry each, so every conditional law differs from every other one.
+    Counts its calls and what they held.
     """
 
     def __init__(

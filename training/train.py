@@ -61,7 +61,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> Trainer:
                 if is_last or is_late or trainer.step % config.save_every == 0:
                     _save(trainer, report)
                     saved_at = time.monotonic()
-            if trainer.saved_step < trainer.step:
+            if trainer.exported_step < trainer.step:
                 _save(trainer, report)
     return trainer
 
@@ -91,10 +91,11 @@ class _Report:
     def __init__(self, config: TrainConfig, step: int, progress: bool) -> None:
         self._tokens_per_step = config.batch_size * config.model.length
         self._steps, self._seconds = 0, 0.0  # since the last line
-        path = config.output / METRICS_NAME
-        _forget_steps_after(path, step)
+        self._path = config.output / METRICS_NAME
+        with _full_disk_named(self._path):
+            _forget_steps_after(self._path, step)
+            self._file: TextIO = self._path.open("a", encoding="utf-8")
         self._bar = tqdm(total=config.steps, initial=step, unit="step", disable=not progress)
-        self._file: TextIO = path.open("a", encoding="utf-8")
 
     def __enter__(self) -> Self:
         return self
@@ -112,8 +113,9 @@ class _Report:
         """Append a line and show its main figures."""
         rate = self._steps * self._tokens_per_step / self._seconds
         self._steps, self._seconds = 0, 0.0
-        self._file.write(json.dumps({"step": step, "tokens_per_s": rate, **record}) + "\n")
-        self._file.flush()
+        with _full_disk_named(self._path):
+            self._file.write(json.dumps({"step": step, "tokens_per_s": rate, **record}) + "\n")
+            self._file.flush()
         shown = {key: f"{record[key]:.3f}" for key in ("loss", "heldout_nelbo") if key in record}
         self._bar.set_postfix({**shown, "tokens/s": f"{rate:.0f}"})
 
@@ -133,6 +135,18 @@ def _save(trainer: Trainer, report: _Report) -> None:
         raise StateError(
             f"cannot save step {trainer.step} to {trainer.config.output}: {error.strerror or error}; what "
             f"was saved before stands. Free space and run the same command: it goes on from {last}"
+        ) from error
+
+
+@contextmanager
+def _full_disk_named(path: Path) -> Iterator[None]:
+    """Say in an error which file could not be written: write and fsync do not."""
+    try:
+        yield
+    except OSError as error:
+        raise StateError(
+            f"cannot write {path}: {error.strerror or error}; what was saved before stands. Free space and run "
+            "the same command"
         ) from error
 
 

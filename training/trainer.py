@@ -56,7 +56,8 @@ class Trainer:
         optimizer: AdamW.
         ema: the averaged weights.
         step: optimiser steps done.
-        saved_step: step of the last save or resume; -1 before.
+        saved_step: step of the state on disk; -1 before there is one.
+        exported_step: step of the checkpoint that this process wrote last; -1 before.
     """
 
     def __init__(self, config: TrainConfig, *, progress: bool = True) -> None:
@@ -89,10 +90,11 @@ class Trainer:
         resumed = load_state(config.output, self.model, self.optimizer, self.ema, self.run)
         self.step = 0 if resumed is None else resumed
         self.saved_step = -1 if resumed is None else resumed
+        self.exported_step = -1  # a kill may have come between state and checkpoint
         if self.step > config.steps:
             raise ValueError(
-                f"{config.output} holds a run at step {self.step}, past steps = {config.steps}; raise steps, or "
-                "choose another output"
+                f"{config.output} holds a run at step {self.step}, past steps = {config.steps}; raise steps, "
+                "or choose another output"
             )
 
     def train_step(self) -> dict[str, float]:
@@ -169,6 +171,7 @@ class Trainer:
                     "last saved state stands. Lower learning_rate, or train in float32"
                 )
         save_state(config.output, self.step, self.model, self.optimizer, self.ema, self.run)
+        self.saved_step = self.step
         provenance = {"step": self.step, "weights": "ema", "training": json.loads(self.run)}
         file = config.data.tokenizer.file
         save_checkpoint(
@@ -179,7 +182,7 @@ class Trainer:
             tokenizer_file=None if file is None else config.data.tokenizer_folder / file,
             dtype=getattr(torch, config.checkpoint_dtype),
         )
-        self.saved_step = self.step
+        self.exported_step = self.step
 
     def _rows(self) -> Tensor:
         """Rows of this step: x_0 (batch_size, L) int64."""

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 class Denoiser(Protocol):
     """Partly masked digits -> logits of p_theta(x_i | y_t) over whole tokens, before any carry-over filter.
 
-    The trunk (`features`) and the output head (`head`) are apart, so that logits exist only where they are used.
+    The trunk (`features`) and the output head (`head`) are apart, so that logits exist only where they are
+    used.
     """
 
     def features(
         self, y_t: Tensor, lengths: Sequence[int], t: Tensor | None = None, positions: Tensor | None = None
     ) -> Tensor:
-        """Map packed rows y_t (T, S) of the given lengths to features (R, D) at ``positions`` (R,), None = all.
+        """Map packed rows y_t (T, S) of the given lengths to features (R, D) at ``positions`` (R,), None =
+        all.
 
         ``t`` (B,) is the noise time of each row; time-free networks ignore it.
         """

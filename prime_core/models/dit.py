@@ -21,6 +21,10 @@ from kernels.embed import embed_subtokens
 from prime_core.config import CodecConfig, DiTConfig
 from prime_core.schedule import Schedule
 
+# CPU matrix products take another path for few rows, whose results differ in the last bit; from 16 rows on every
+# row's result is the same in any batch. Smaller products are filled up where a row must not feel its neighbours.
+MIN_GEMM_ROWS = 16
+
 
 class Rotation(NamedTuple):
     """Rotary angles of every packed token: cos and sin, each (T, 1, E / 2) float32."""
@@ -44,7 +48,8 @@ class SigmaEmbedding(nn.Module):
         index = torch.arange(self.num_frequencies, device=sigma.device, dtype=torch.float32)
         angles = sigma[:, None] * torch.exp(-math.log(1e4) / self.num_frequencies * index)
         features = torch.cat([angles.cos(), angles.sin()], -1)
-        return self.mlp(features.to(self.mlp[0].weight.dtype))  # type: ignore[no-any-return]
+        first = self.mlp.get_parameter("0.weight")
+        return self.mlp(features.to(first.dtype))  # type: ignore[no-any-return]
 
 
 class SubtokenEmbedding(nn.Module):
@@ -101,7 +106,9 @@ class Block(nn.Module):
         x = x + gate1 * F.dropout(h, self.dropout, self.training)
 
         h = torch.addcmul(shift2, self.norm2(x), 1 + scale2).to(dtype)
-        return x + gate2 * F.dropout(self.mlp(h), self.dropout, self.training)
+        h = self.mlp(h)
+        x = x + gate2 * F.dropout(h, self.dropout, self.training)
+        return x
 
     def _attend(self, qkv: Tensor, lengths: Sequence[int], rotation: Rotation) -> Tensor:
         """Full attention inside every row: qkv (T, 3D) to (T, D)."""
@@ -193,9 +200,8 @@ class DiT(nn.Module):
     def forward(self, y_t: Tensor, t: Tensor | None = None) -> Tensor:
         """Return logits (B, L, V) float32 for digits y_t (B, L, S), before any carry-over filter; t is (B,)."""
         num_rows, length, _ = y_t.shape
-        return self.head(self.features(y_t.flatten(0, 1), [length] * num_rows, t)).unflatten(
-            0, (num_rows, length)
-        )
+        logits = self.head(self.features(y_t.flatten(0, 1), [length] * num_rows, t))
+        return logits.view(num_rows, length, -1)
 
     def _conditioning(self, lengths: Sequence[int], t: Tensor | None, device: torch.device) -> Tensor:
         if not self.config.time_conditioned:
@@ -203,7 +209,10 @@ class DiT(nn.Module):
         if t is None:
             raise ValueError("this model is time-conditioned: t is required")
         sigma = -torch.log(self.schedule.alpha_t(t.double()).clamp_min(1e-12)).float()
-        return F.silu(self.sigma_map(sigma)).repeat_interleave(torch.tensor(lengths, device=device), 0)
+        # Filled up, because a CPU's matrix product over fewer rows rounds differently: see `stepper`.
+        filled = F.pad(sigma, (0, max(0, MIN_GEMM_ROWS - len(sigma))))
+        cond = F.silu(self.sigma_map(filled))[: len(sigma)]
+        return cond.repeat_interleave(torch.tensor(lengths, device=device), 0)
 
     def _rotation(self, lengths: Sequence[int]) -> Rotation:
         cos, sin = self.get_buffer("rotary_cos").float(), self.get_buffer("rotary_sin").float()

@@ -23,16 +23,12 @@ KNOWN_ANSWERS = [
 def test_philox_known_answers_in_one_batch() -> None:
     counters = torch.tensor([counter for counter, _, _ in KNOWN_ANSWERS])
     keys = torch.tensor([key for _, key, _ in KNOWN_ANSWERS])
-    c0, c1, c2, c3 = counters.unbind(-1)
-    words = torch.stack(philox((c0, c1, c2, c3), (keys[:, 0], keys[:, 1])), -1)
-    assert words.tolist() == [list(output) for _, _, output in KNOWN_ANSWERS]
+    assert philox(counters.T, keys.T).T.tolist() == [list(output) for _, _, output in KNOWN_ANSWERS]
 
 
 def test_counter_is_position_index_zero_purpose() -> None:
-    words = [torch.tensor(word) for word in (7, 3, 0, int(Purpose.DRAW))]
-    low, high = seed_words(2**63 + 11)
     first, second, _, _ = philox(
-        (words[0], words[1], words[2], words[3]), (torch.tensor(low), torch.tensor(high))
+        torch.tensor([7, 3, 0, int(Purpose.DRAW)]), torch.tensor(seed_words(2**63 + 11))
     )
     expected = unit_interval(first, second)
     assert uniform(2**63 + 11, torch.tensor(7), torch.tensor(3), Purpose.DRAW) == expected
@@ -68,9 +64,7 @@ def test_a_seed_per_element_equals_one_seed_at_a_time() -> None:
     seeds = [0, 1, 2**32, MAX_SEED]
     positions, index = torch.tensor([0, 5, 9, 2]), torch.tensor([0, 1, 0, 3])
     together = uniform(torch.tensor([seed_words(seed) for seed in seeds]), positions, index, Purpose.DRAW)
-    alone = [
-        uniform(s, p, i, Purpose.DRAW).item() for s, p, i in zip(seeds, positions, index, strict=True)
-    ]
+    alone = [uniform(s, p, i, Purpose.DRAW).item() for s, p, i in zip(seeds, positions, index, strict=True)]
     assert together.tolist() == alone
 
 

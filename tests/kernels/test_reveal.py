@@ -80,7 +80,7 @@ def test_quantiles_follow_the_exact_law(settings: SamplingSettings, visible: tup
 
 def test_tails_of_one_in_a_million_by_chi_square() -> None:
     """A thousand tokens of probability 1e-6 around two common ones; draws of the rare ones are counted in tens."""
-    vocab_size, num_draws, chunk = 1002, 400_000, 8_000
+    vocab_size, num_draws, chunk = 1002, 100_000, 4_000
     codec = SubtokenCodec(vocab_size, 1)
     probabilities = torch.full((vocab_size,), 1e-6)
     probabilities[[300, 700]] = torch.tensor([0.6, 0.399])
@@ -88,9 +88,11 @@ def test_tails_of_one_in_a_million_by_chi_square() -> None:
     cell[[300, 700]] = torch.tensor([100, 200])
     y = torch.full((chunk, 1), codec.mask_index)
     u = draws_u(num_draws)
-    drawn = torch.cat([reveal(codec, probabilities.log().expand(chunk, -1), y, part).y[:, 0] for part in u.split(chunk)])
+    drawn = torch.cat(
+        [reveal(codec, probabilities.log().expand(chunk, -1), y, part).y[:, 0] for part in u.split(chunk)]
+    )
     law = {c: float(probabilities[cell == c].double().sum()) for c in cell.unique().tolist()}
-    assert int((cell[drawn] < 100).sum()) > 300
+    assert int((cell[drawn] < 100).sum()) > 60
     assert p_value(cell[drawn].tolist(), law) > 1e-4
 
 
@@ -102,7 +104,9 @@ def test_a_rare_token_has_its_exact_share_of_the_uniforms_in_a_large_vocabulary(
     y = torch.full((4, 4), codec.mask_index)
     start = rare / (vocab_size - 1 + 1e-3)
     share = 1e-3 / (vocab_size - 1 + 1e-3)
-    u = torch.tensor([start - share, start + 0.25 * share, start + 0.75 * share, start + 2 * share], dtype=torch.float64)
+    u = torch.tensor(
+        [start - share, start + 0.25 * share, start + 0.75 * share, start + 2 * share], dtype=torch.float64
+    )
     assert tokens_of(codec, reveal(codec, logits.expand(4, -1), y, u)) == [rare - 1, rare, rare, rare + 1]
 
 
@@ -140,7 +144,10 @@ def test_every_draw_agrees_with_the_visible_digits_and_is_a_token() -> None:
 def test_contradicts_is_the_digit_comparison() -> None:
     codec = SubtokenCodec(50, 3)
     y = torch.tensor([[4, 4, 4], [1, 4, 4], [4, 2, 3], [3, 0, 1]])
-    expected = [[any(a not in (4, b) for a, b in zip(row, full, strict=True)) for full in codec.digits.tolist()] for row in y.tolist()]
+    expected = [
+        [any(a not in (4, b) for a, b in zip(row, full, strict=True)) for full in codec.digits.tolist()]
+        for row in y.tolist()
+    ]
     assert contradicts(y, codec.digits, 4).tolist() == expected
 
 
@@ -155,15 +162,22 @@ def test_top_k_keeps_exactly_k_of_equals_the_lowest_ids() -> None:
 
 def test_top_p_keeps_the_token_that_crosses() -> None:
     codec = SubtokenCodec(4, 1)
-    y = torch.full((4000, 1), codec.mask_index)
-    logits = torch.tensor([0.1, 0.5, 0.15, 0.25]).log().expand(4000, -1)
+    y = torch.full((1000, 1), codec.mask_index)
+    logits = torch.tensor([0.1, 0.5, 0.15, 0.25]).log().expand(1000, -1)
     for top_p, kept in ((0.45, {1}), (0.55, {1, 3}), (0.74, {1, 3}), (0.76, {1, 2, 3}), (0.95, {0, 1, 2, 3})):
-        assert set(tokens_of(codec, reveal(codec, logits, y, draws_u(4000), SamplingSettings(top_p=top_p)))) == kept
+        assert (
+            set(tokens_of(codec, reveal(codec, logits, y, draws_u(1000), SamplingSettings(top_p=top_p))))
+            == kept
+        )
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.02, 4.0])
-@pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.9001), (1500, 1.0), (1500, 0.6003), (NUM_CANDIDATES, 0.5001), (7, 0.51)])
-def test_truncation_of_large_vocabularies_equals_the_sorted_definition(scale: float, top_k: int, top_p: float) -> None:
+@pytest.mark.parametrize(
+    ("top_k", "top_p"), [(0, 0.9001), (1500, 1.0), (1500, 0.6003), (NUM_CANDIDATES, 0.5001), (7, 0.51)]
+)
+def test_truncation_of_large_vocabularies_equals_the_sorted_definition(
+    scale: float, top_k: int, top_p: float
+) -> None:
     vocab_size = 3000
     codec = SubtokenCodec(vocab_size, 1)
     generator = torch.Generator().manual_seed(8)
@@ -253,12 +267,23 @@ def test_inputs_are_left_alone() -> None:
     assert bool((y == codec.mask_index).all())
 
 
-@pytest.mark.parametrize(("backend", "message"), [("triton", "no Triton kernels"), ("other", "must be 'auto'")])
+@pytest.mark.parametrize(
+    ("backend", "message"), [("triton", "no Triton kernels"), ("other", "must be 'auto'")]
+)
 def test_a_backend_that_is_not_available_is_an_error(backend: str, message: str) -> None:
     codec = SubtokenCodec(4, 1)
     y = torch.full((1, 1), 4)
     one = torch.ones(1)
     with pytest.raises(ValueError, match=message):
         reveal_tokens(
-            torch.zeros(1, 4), y, y == 4, codec.digits, draws_u(1), one, y[0], one, mask_index=4, backend=backend
+            torch.zeros(1, 4),
+            y,
+            y == 4,
+            codec.digits,
+            draws_u(1),
+            one,
+            y[0],
+            one,
+            mask_index=4,
+            backend=backend,
         )  # type: ignore[call-overload]

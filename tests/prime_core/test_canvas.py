@@ -52,7 +52,14 @@ def test_prompt_gap_and_suffix() -> None:
 
 def test_template_keeps_its_order_and_empty_parts() -> None:
     canvas = layout(template=[2, "", "ab", 1, 3, "c"])
-    assert spans(canvas) == [(0, 2, True), (2, 2, False), (2, 4, False), (4, 5, True), (5, 8, True), (8, 9, False)]
+    assert spans(canvas) == [
+        (0, 2, True),
+        (2, 2, False),
+        (2, 4, False),
+        (4, 5, True),
+        (5, 8, True),
+        (8, 9, False),
+    ]
     rendered = render(canvas, fill(canvas, list(b"PQRSTU")), TOKENIZER)
     assert rendered.text == "PQabRSTUc"
     assert rendered.gaps == ["PQ", "R", "STU"]
@@ -89,7 +96,9 @@ def test_prompt_of_token_ids_without_a_tokenizer() -> None:
         ({"prompt": [True]}, "prompt", "token ids in 0..256"),
     ],
 )
-def test_a_layout_that_does_not_fit_names_its_field(request_: dict[str, Any], param: str, message: str) -> None:
+def test_a_layout_that_does_not_fit_names_its_field(
+    request_: dict[str, Any], param: str, message: str
+) -> None:
     with pytest.raises(CanvasError, match=message) as caught:
         layout(**request_)
     assert caught.value.param == param
@@ -104,7 +113,9 @@ def test_text_without_a_tokenizer_is_refused(field: str) -> None:
 
 def test_fixed_ends_are_verbatim_whatever_the_gap_holds() -> None:
     canvas = layout(prompt="é", suffix="ü", max_tokens=3)
-    rendered = render(canvas, fill(canvas, [0xC3, 0x28, 0xE2]), TOKENIZER)  # no UTF-8, and ends inside a character
+    rendered = render(
+        canvas, fill(canvas, [0xC3, 0x28, 0xE2]), TOKENIZER
+    )  # no UTF-8, and ends inside a character
     assert rendered.text is not None
     assert rendered.text.startswith("é")
     assert rendered.text.endswith("ü")
@@ -176,7 +187,8 @@ def test_known_digits_are_accepted_exactly_when_some_token_agrees(permuted: bool
     for first in range(codec.base + 1):
         for second in range(codec.base + 1):
             agrees = any(
-                first in (codec.mask_index, a) and second in (codec.mask_index, b) for a, b in codec.digits.tolist()
+                first in (codec.mask_index, a) and second in (codec.mask_index, b)
+                for a, b in codec.digits.tolist()
             )
             y = torch.tensor([[0, 0], [first, second]])
             if agrees:

@@ -42,7 +42,7 @@ def test_packed_rows_equal_separate_runs(time_conditioned: bool) -> None:
     for row, (tokens, length) in enumerate(zip(y_t.split(LENGTHS), LENGTHS, strict=True)):
         alone = network.features(tokens, [length], None if t is None else t[row : row + 1])
         # One row's conditioning is a product with a vector, several rows' with a matrix: rounded apart.
-        tolerance = 1e-5 if time_conditioned else 0
+        tolerance = 0
         torch.testing.assert_close(packed.split(LENGTHS)[row], alone, rtol=0, atol=tolerance)
         torch.testing.assert_close(network.head(packed.split(LENGTHS)[row]), network.head(alone))
 

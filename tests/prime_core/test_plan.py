@@ -15,7 +15,13 @@ from prime_core.plan import RevealPlan, Steps, draw_plan
 from prime_core.schedule import CosineSchedule, LinearSchedule, PolynomialSchedule, Schedule
 from tests.chi_square import p_value
 
-SCHEDULES = [LinearSchedule(), LinearSchedule(1e-3), LinearSchedule(0.3), PolynomialSchedule(3), CosineSchedule()]
+SCHEDULES = [
+    LinearSchedule(),
+    LinearSchedule(1e-3),
+    LinearSchedule(0.3),
+    PolynomialSchedule(3),
+    CosineSchedule(),
+]
 
 
 def step_of(plan: RevealPlan, shape: tuple[int, int]) -> Tensor:
@@ -134,4 +140,6 @@ def test_nothing_free_gives_no_event() -> None:
 )
 def test_arguments_out_of_range_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        draw_plan(torch.ones(2, 2, dtype=torch.bool), LinearSchedule(), **{"steps": 4, "seed": 0, **arguments})
+        draw_plan(
+            torch.ones(2, 2, dtype=torch.bool), LinearSchedule(), **{"steps": 4, "seed": 0, **arguments}
+        )

@@ -1,0 +1,52 @@
+"""Both samplers do the same workload, on the same weights, the same way at every call."""
+
+import pytest
+import torch
+
+from benchmarks.contenders import SamplerName, Workload, build_checkpoint, build_sampler
+
+WORKLOAD = Workload("tiny", vocab_size=300, target_length=2, length=6, num_rows=3, num_steps=5, seed=7)
+
+
+def test_weights_are_seeded_and_none_is_zero() -> None:
+    states = [build_checkpoint(WORKLOAD, "float32").denoiser.state_dict() for _ in range(2)]
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name])
+        assert (tensor != 0).any(), name
+    before = torch.random.get_rng_state()
+    build_checkpoint(WORKLOAD, "float32")
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_bfloat16_weights_are_those_of_float32() -> None:
+    full = dict(build_checkpoint(WORKLOAD, "float32").denoiser.named_parameters())
+    for name, parameter in build_checkpoint(WORKLOAD, "bfloat16").denoiser.named_parameters():
+        assert torch.equal(parameter, full[name].bfloat16())
+
+
+def test_logits_are_not_flat_and_depend_on_the_digits() -> None:
+    checkpoint = build_checkpoint(WORKLOAD, "float32")
+    y_t = torch.full((2, 6, 2), checkpoint.codec.mask_index)
+    y_t[1, 0] = torch.tensor([3, 4])
+    logits = checkpoint.denoiser(y_t)
+    assert logits.std(-1).min() > 0.1
+    assert (logits[0, 1:] - logits[1, 1:]).abs().max() > 0.01  # through attention
+
+
+@pytest.mark.parametrize("name", ["planned", "dense_published"])
+def test_sampler_fills_all_rows_and_repeats_itself(name: SamplerName) -> None:
+    run = build_sampler(name, build_checkpoint(WORKLOAD, "float32"), WORKLOAD)
+    outcome = run()
+    assert outcome.tokens.shape == (3, 6)
+    assert 0 <= int(outcome.tokens.min()) and int(outcome.tokens.max()) < 300
+    assert torch.equal(run().tokens, outcome.tokens)
+    assert 1 <= outcome.num_calls <= outcome.num_row_steps <= 3 * outcome.num_calls
+
+
+def test_dense_rows_run_in_lockstep_and_planned_rows_do_not() -> None:
+    workload = Workload("tiny", vocab_size=300, target_length=1, length=4, num_rows=2, num_steps=40, seed=0)
+    checkpoint = build_checkpoint(workload, "float32")
+    planned = build_sampler("planned", checkpoint, workload)()
+    dense = build_sampler("dense_published", checkpoint, workload)()
+    assert dense.num_row_steps == 2 * dense.num_calls
+    assert planned.num_row_steps <= 2 * 4 < dense.num_row_steps  # a row needs a call for each token at most

@@ -1,0 +1,228 @@
+"""The stepper: one call for any rows, no row disturbs another, nothing is called without need."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels.noise import Purpose, uniform
+from prime_core import stepper as stepper_module
+from prime_core.canvas import Canvas, digits_canvas
+from prime_core.codec import SubtokenCodec
+from prime_core.config import CodecConfig, DiTConfig
+from prime_core.models.dit import DiT
+from prime_core.sample import run_rows
+from prime_core.schedule import LinearSchedule
+from prime_core.stepper import MIN_GEMM_ROWS, Row, SamplingSettings, Stepper, new_row
+from tests.stubs import TableDenoiser
+
+SCHEDULE = LinearSchedule()
+
+
+def free_canvas(codec: SubtokenCodec, length: int) -> Canvas:
+    return digits_canvas(codec, torch.full((length, codec.target_length), codec.mask_index))
+
+
+def random_dit(dtype: torch.dtype, *, time_conditioned: bool = False) -> tuple[DiT, SubtokenCodec]:
+    generator = torch.Generator().manual_seed(0)
+    config = DiTConfig(
+        hidden_size=48, num_blocks=2, num_heads=3, cond_dim=16, length=40, time_conditioned=time_conditioned
+    )
+    model = DiT(config, CodecConfig(vocab_size=300, target_length=3), SCHEDULE).eval()
+    for parameter in model.parameters():
+        parameter.data = (0.3 * torch.randn(parameter.shape, generator=generator)).to(dtype)
+    return model, SubtokenCodec(300, 3)
+
+
+def mixed_rows(codec: SubtokenCodec) -> list[Row]:
+    """Rows of many lengths, grids and settings, some with known tokens."""
+    rows = []
+    for seed, (length, steps) in enumerate(
+        [(1, 1), (40, 20), (3, 9), (16, "exact"), (17, 4), (40, 7), (5, 2), (33, 10)]
+    ):
+        canvas = free_canvas(codec, length)
+        canvas.y[1::3] = codec.encode(torch.full(canvas.y[1::3].shape[:1], 7 * seed))
+        settings = SamplingSettings(*[(1.0, 1.0, 0), (0.7, 0.9, 0), (0.0, 1.0, 0), (1.3, 1.0, 20)][seed % 4])
+        rows.append(new_row(canvas, SCHEDULE, settings, steps, seed))  # type: ignore[arg-type]
+    return rows
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_is_bitwise_the_same_alone_and_among_others(dtype: torch.dtype) -> None:
+    model, codec = random_dit(dtype)
+    together = mixed_rows(codec)
+    run_rows(Stepper(model, codec), together, max_rows=5)
+    for alone, other in zip(mixed_rows(codec), together, strict=True):
+        run_rows(Stepper(model, codec), [alone])
+        assert alone.done
+        assert torch.equal(alone.y, other.y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_are_bitwise_the_same_alone_and_among_others(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, codec = random_dit(dtype)
+    seen: list[Tensor] = []
+    real = stepper_module.reveal_tokens
+
+    def spy(logits: Tensor, *arguments: Any, **options: Any) -> Any:
+        seen.append(logits.clone())
+        return real(logits, *arguments, **options)
+
+    monkeypatch.setattr(stepper_module, "reveal_tokens", spy)
+    Stepper(model, codec).step(mixed_rows(codec))
+    together = torch.cat(seen)
+    seen.clear()
+    for row in mixed_rows(codec):
+        Stepper(model, codec).step([row])
+    assert torch.equal(torch.cat(seen), together)
+
+
+def test_every_row_keeps_its_own_noise_time() -> None:
+    model, codec = random_dit(torch.float32, time_conditioned=True)
+    together = mixed_rows(codec)
+    run_rows(Stepper(model, codec), together)
+    same = []
+    for alone, other in zip(mixed_rows(codec), together, strict=True):
+        run_rows(Stepper(model, codec), [alone])
+        same.append((alone.y == other.y).float().mean())
+    assert min(same) > 0.9  # conditioning on another row's time would change almost every digit
+
+
+def test_calls_are_the_distinct_reveal_steps() -> None:
+    codec = SubtokenCodec(50, 3)
+    for steps in (1, 4, 1000, "exact"):
+        model = TableDenoiser(codec)
+        row = new_row(free_canvas(codec, 6), SCHEDULE, SamplingSettings(), steps, 3)  # type: ignore[arg-type]
+        distinct = {event.step for event in row.plan.events}
+        run_rows(Stepper(model, codec), [row])
+        assert model.calls == len(distinct) == row.plan.nfe
+        assert not bool((row.y == codec.mask_index).any())
+
+
+def test_rows_with_nothing_masked_are_done_and_call_nothing() -> None:
+    codec = SubtokenCodec(50, 3)
+    model = TableDenoiser(codec)
+    row = new_row(digits_canvas(codec, codec.encode(torch.arange(4))), SCHEDULE, SamplingSettings(), 9, 0)
+    assert row.done
+    run_rows(Stepper(model, codec), [row])
+    assert Stepper(model, codec).step([]) == []
+    assert model.calls == 0
+
+
+def test_a_step_writes_only_what_is_due_and_reports_it() -> None:
+    codec = SubtokenCodec(50, 3)
+    rows = [new_row(free_canvas(codec, length), SCHEDULE, SamplingSettings(), 6, length) for length in (4, 9)]
+    before = [row.y.clone() for row in rows]
+    events = [row.event for row in rows]
+    results = Stepper(TableDenoiser(codec), codec).step(rows)
+    for row, y, event, result in zip(rows, before, events, results, strict=True):
+        changed = torch.zeros_like(y, dtype=torch.bool)
+        changed[event.positions] = event.due
+        assert torch.equal(row.y != y, changed)
+        assert result.ok
+        assert torch.equal(result.positions, event.positions)
+        assert torch.equal(result.digits, row.y[event.positions])
+        assert (row.next_event, row.remaining) == (1, row.plan.nfe - 1)
+
+
+def test_noise_is_keyed_by_seed_position_and_lowest_due_digit(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = SubtokenCodec(50, 3)
+    seen: list[Tensor] = []
+    real = stepper_module.reveal_tokens
+
+    def spy(
+        logits: Tensor, y: Tensor, due: Tensor, digits: Tensor, u: Tensor, *rest: Any, **options: Any
+    ) -> Any:
+        seen.append(u)
+        return real(logits, y, due, digits, u, *rest, **options)
+
+    monkeypatch.setattr(stepper_module, "reveal_tokens", spy)
+    rows = [new_row(free_canvas(codec, 5), SCHEDULE, SamplingSettings(), 3, seed) for seed in (2**63, 8)]
+    expected = torch.cat(
+        [uniform(row.seed, row.event.positions, row.event.due.int().argmax(-1), Purpose.DRAW) for row in rows]
+    )
+    Stepper(TableDenoiser(codec), codec).step(rows)
+    assert torch.equal(torch.cat(seen), expected)
+
+
+def test_small_calls_are_filled_up_and_none_is_longer_than_its_rows() -> None:
+    codec = SubtokenCodec(50, 3)
+    for lengths in ([1], [3], [7, 5], [15], [16], [40, 2]):
+        model = TableDenoiser(codec)
+        rows = [new_row(free_canvas(codec, n), SCHEDULE, SamplingSettings(), 1, 0) for n in lengths]
+        Stepper(model, codec).step(rows)
+        (called,) = model.lengths
+        assert called[: len(lengths)] == lengths
+        assert sum(called) == max(sum(lengths), MIN_GEMM_ROWS)
+        assert max(called) == max(lengths)
+
+
+def test_logits_exist_only_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = SubtokenCodec(50, 3)
+    whole, parts = (new_row(free_canvas(codec, 60), SCHEDULE, SamplingSettings(), 1, 0) for _ in range(2))
+    Stepper(TableDenoiser(codec), codec).step([whole])
+    sizes = []
+
+    class Counting(TableDenoiser):
+        def head(self, features: Tensor) -> Tensor:
+            sizes.append(len(features))
+            return features
+
+    monkeypatch.setattr(stepper_module, "MAX_LOGIT_ROWS", 25)
+    Stepper(Counting(codec), codec).step([parts])
+    assert sizes == [25, 25, MIN_GEMM_ROWS]
+    assert torch.equal(parts.y, whole.y)
+
+
+class Poisoned(TableDenoiser):
+    """NaN wherever a row has exactly four tokens."""
+
+    def _row(self, y: Tensor, t: Tensor) -> Tensor:
+        logits = super()._row(y, t).clone()
+        if len(y) == 4:
+            logits[-1, 3] = math.nan
+        return logits
+
+
+def test_a_failing_row_is_marked_and_disturbs_no_other() -> None:
+    codec = SubtokenCodec(50, 3)
+
+    def rows() -> list[Row]:
+        return [new_row(free_canvas(codec, n), SCHEDULE, SamplingSettings(), 1, n) for n in (17, 4, 9)]
+
+    failing, sound = rows(), rows()
+    before = failing[1].y.clone()
+    results = Stepper(Poisoned(codec), codec).step(failing)
+    Stepper(TableDenoiser(codec), codec).step(sound)
+    assert [result.ok for result in results] == [True, False, True]
+    assert [row.failed for row in failing] == [False, True, False]
+    assert failing[1].done
+    assert failing[1].remaining == 0
+    assert torch.equal(failing[1].y, before)
+    assert torch.equal(failing[0].y, sound[0].y)
+    assert torch.equal(failing[2].y, sound[2].y)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": 100.5}, r"temperature must be a number in \[0, 100\]"),
+        ({"temperature": math.nan}, "temperature"),
+        ({"temperature": "1"}, "temperature"),
+        ({"top_p": 0.0}, r"top_p must be a number in \(0, 1\]"),
+        ({"top_p": 1.01}, "top_p"),
+        ({"top_k": -1}, "top_k"),
+        ({"top_k": 2.0}, "top_k"),
+        ({"top_k": True}, "top_k"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SamplingSettings(**settings)
