@@ -1,5 +1,6 @@
-"""Counter-based noise: Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC
-2011).
+"""Counter-based noise: Philox 4x32-10.
+
+Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 
 Every random number of the project is a pure function of (seed, position, index, purpose), so it does not
 depend on batch, order, device or backend. Words are 32-bit values held in int64 tensors: a 32 x 32 bit

@@ -48,8 +48,7 @@ def reveal_tokens(
     mask_index: int,
     backend: Backend = "auto",
 ) -> Revealed:
-    """Draw one token per row among those that agree with its visible digits; write only the digits that are
-    due.
+    """Draw one token per row that agrees with its visible digits, and write only the digits that are due.
 
     Args:
         logits: (R, V) float32, unnormalised log-probabilities; -inf excludes a token.

@@ -6,7 +6,7 @@ text is given back verbatim, and gaps, whose tokens are sampled. Shapes: L token
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,6 +84,7 @@ class Rendered:
     finish_reason: str
 
 
+Template = Sequence[str | int | Mapping[str, int]]
 # A fixed part (its tokens, its text) or a gap (its number of tokens).
 _Part = tuple[Sequence[int], str | None] | int
 
@@ -95,7 +96,7 @@ def text_canvas(
     *,
     prompt: str | Sequence[int] | None = None,
     suffix: str | None = None,
-    template: Sequence[str | int] | None = None,
+    template: Template | None = None,
     max_tokens: int | None = None,
 ) -> Canvas:
     """Lay out a text request: prompt + gap + suffix, or a template.
@@ -106,7 +107,7 @@ def text_canvas(
         context: largest number of tokens of a row.
         prompt: text or token ids before the gap; None or empty for none.
         suffix: text after the gap.
-        template: strings, and integers for gaps of so many tokens, in order.
+        template: strings and gaps in order, a gap as `{"gap": number_of_tokens}` or as the number alone.
         max_tokens: tokens of the gap, at least 1; None fills what the context leaves.
 
     Raises:
@@ -223,7 +224,7 @@ def render(canvas: Canvas, x_0: Tensor, tokenizer: Tokenizer | None, stop: Seque
         if segment.gap and canvas.open_ended:
             ids, text, finish_reason = _cut(ids, tokenizer, stop)
         elif text is None:
-            text = tokenizer.decode(ids)
+            text = _bytes_of(ids, tokenizer).decode("utf-8", errors="replace")
         pieces.append(text)
         token_ids += ids
         if segment.gap:
@@ -265,15 +266,17 @@ def _prompt_parts(
     return [before, max_tokens] if after is None else [before, max_tokens, after]
 
 
-def _template_parts(
-    tokenizer: Tokenizer | None, codec: SubtokenCodec, template: Sequence[str | int]
-) -> list[_Part]:
+def _template_parts(tokenizer: Tokenizer | None, codec: SubtokenCodec, template: Template) -> list[_Part]:
     parts: list[_Part] = []
-    for item in template:
+    for part in template:
+        item = part["gap"] if isinstance(part, Mapping) and part.keys() == {"gap"} else part
         if isinstance(item, str):
             parts.append(_fixed_part(tokenizer, codec, "template", item))
         elif isinstance(item, bool) or not isinstance(item, int) or item < 1:
-            raise CanvasError("template", "a gap of the template must be an integer of at least 1 token")
+            raise CanvasError(
+                "template",
+                'a gap of the template must be {"gap": number of tokens}, an integer of at least 1 token',
+            )
         else:
             parts.append(item)
     if not any(isinstance(part, int) for part in parts):
@@ -306,7 +309,7 @@ def _cut(ids: list[int], tokenizer: Tokenizer, stop: Sequence[str]) -> tuple[lis
     finish_reason = "length"
     if tokenizer.eos_id is not None and tokenizer.eos_id in ids:
         ids, finish_reason = ids[: ids.index(tokenizer.eos_id)], "stop"
-    raw = tokenizer.decode_bytes(ids)
+    raw = _bytes_of(ids, tokenizer)
     # UTF-8 cannot match in the middle of a character, so the search can run on bytes and know where tokens
     # end.
     found = [at for at in (raw.find(item.encode()) for item in stop) if at >= 0]
@@ -315,10 +318,15 @@ def _cut(ids: list[int], tokenizer: Tokenizer, stop: Sequence[str]) -> tuple[lis
         raw = raw[: min(found)]
         kept, num_bytes = 0, 0
         while num_bytes < len(raw):
-            num_bytes += len(tokenizer.decode_bytes(ids[kept : kept + 1]))
+            num_bytes += len(_bytes_of(ids[kept : kept + 1], tokenizer))
             kept += 1
         ids = ids[:kept]
     return ids, raw.decode("utf-8", errors="replace"), finish_reason
+
+
+def _bytes_of(ids: Sequence[int], tokenizer: Tokenizer) -> bytes:
+    """Bytes of some tokens. A network may have more outputs than its tokenizer has ids: those stand for no text."""
+    return tokenizer.decode_bytes(token for token in ids if token < tokenizer.vocab_size)
 
 
 def _is_unicode(text: str) -> bool:

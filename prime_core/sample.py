@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from kernels.noise import row_seed
-from prime_core.canvas import Canvas, CanvasError, check_stop, digits_canvas, render, text_canvas
+from prime_core.canvas import (
+    Canvas,
+    CanvasError,
+    Template,
+    check_stop,
+    digits_canvas,
+    render,
+    text_canvas,
+)
 from prime_core.plan import Steps
 from prime_core.stepper import Row, SamplingSettings, Stepper, new_row
 
@@ -69,7 +77,7 @@ def prepare_rows(
     seed: int | None = None,
     prompt: str | Sequence[int] | None = None,
     suffix: str | None = None,
-    template: Sequence[str | int] | None = None,
+    template: Template | None = None,
     max_tokens: int | None = None,
     temperature: float = 1.0,
     top_p: float = 1.0,
@@ -86,7 +94,7 @@ def prepare_rows(
         seed: 0..2**64-1; None draws one. Output r uses `row_seed(seed, r)`.
         prompt: text or token ids before the gap.
         suffix: text after the gap.
-        template: strings, and integers for gaps of so many tokens.
+        template: strings and gaps `{"gap": number_of_tokens}` in order.
         max_tokens: tokens of the gap; None fills the context.
         temperature: 0..100.
         top_p: (0, 1].
@@ -195,7 +203,7 @@ def sample(
     seed: int | None = None,
     prompt: str | Sequence[int] | None = None,
     suffix: str | None = None,
-    template: Sequence[str | int] | None = None,
+    template: Template | None = None,
     max_tokens: int | None = None,
     temperature: float = 1.0,
     top_p: float = 1.0,
@@ -217,7 +225,7 @@ def sample(
         seed: 0..2**64-1; None draws one.
         prompt: text or token ids before the gap.
         suffix: text after the gap.
-        template: strings, and integers for gaps of so many tokens.
+        template: strings and gaps `{"gap": number_of_tokens}` in order.
         max_tokens: tokens of the gap; None fills the context.
         temperature: 0..100.
         top_p: (0, 1].

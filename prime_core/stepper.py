@@ -184,7 +184,9 @@ class Stepper:
             [event.t for event in events] + [1.0] * len(fill), dtype=torch.float64, device=self.device
         )
         positions = torch.cat([event.positions + start for event, start in zip(events, starts, strict=True)])
-        return self.denoiser.features(y_t, lengths + fill, t, positions.to(self.device))
+        # Filled up with position 0, whose features are dropped: networks may have products over these rows too.
+        asked = F.pad(positions, (0, max(0, MIN_GEMM_ROWS - len(positions))))
+        return self.denoiser.features(y_t, lengths + fill, t, asked.to(self.device))[: len(positions)]
 
     def _reveal(self, features: Tensor, rows: Sequence[Row], events: Sequence[Event]) -> Revealed:
         """Draw one token per gathered position: digits (R, S) and finite (R,), both on the CPU."""

@@ -227,7 +227,8 @@ def _explain(item: Any, fields: Mapping[str, FieldInfo]) -> str:
     if item["type"] == "extra_forbidden" and name in fields:
         return f"{name} does not go with this {name.rpartition('.')[0]}.kind"
     if item["type"] == "extra_forbidden":
-        return f"{name} is no setting{_did_you_mean(name, set(fields), str)}"
+        groups = {known.rpartition(".")[0] for known in fields} - {""}
+        return f"{name} is no setting{_did_you_mean(name, {*fields, *groups}, str)}"
     if item["type"] == "missing":
         return f"--{_flag(name)} is missing: give it as a flag or in the --config file"
     message = str(item["msg"]).removeprefix("Value error, ")

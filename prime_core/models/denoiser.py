@@ -19,10 +19,16 @@ class Denoiser(Protocol):
     def features(
         self, y_t: Tensor, lengths: Sequence[int], t: Tensor | None = None, positions: Tensor | None = None
     ) -> Tensor:
-        """Map packed rows y_t (T, S) of the given lengths to features (R, D) at ``positions`` (R,), None =
-        all.
+        """Run the trunk over packed rows.
 
-        ``t`` (B,) is the noise time of each row; time-free networks ignore it.
+        Args:
+            y_t: (T, S) int64, the rows laid end to end.
+            lengths: tokens of each row.
+            t: (B,) noise time of each row; time-free networks ignore it.
+            positions: (R,) indices into T; None for all.
+
+        Returns:
+            (R, D) features.
         """
         ...
 

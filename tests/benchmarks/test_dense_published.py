@@ -69,6 +69,25 @@ def test_law_is_that_of_dense_ancestral_sampling(
     assert p_value(samples, exact_law(StateTable(codec, seed=2), codec, length, 3, eps)) < 1e-6
 
 
+def test_digits_of_one_step_share_one_draw(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a grid of one step all digits are revealed together; a draw for each digit is another law."""
+    codec = SubtokenCodec(4, 2)
+    model = StateTable(codec, seed=3)
+    sampler = DensePublished(model, codec, SCHEDULE, num_rows=3000, length=2)
+    law = exact_law(model, codec, 2, 1)
+    assert p_value(codec.decode(sampler.sample(1, generator).y), law) > 1e-4
+    draw = sampler._draw
+
+    def draw_twice(y: Tensor, logits: Tensor | None, noise: torch.Generator) -> Tensor:
+        first, second = draw(y, logits, noise), draw(y, None, noise)
+        return torch.stack([first[..., 0], second[..., 1]], -1)
+
+    monkeypatch.setattr(sampler, "_draw", draw_twice)
+    assert p_value(codec.decode(sampler.sample(1, generator).y), law) < 1e-6
+
+
 def test_law_survives_the_cache(generator: torch.Generator) -> None:
     codec, num_steps = SubtokenCodec(3, 2), 10
     model = StateTable(codec, seed=3)

@@ -51,7 +51,7 @@ def test_prompt_gap_and_suffix() -> None:
 
 
 def test_template_keeps_its_order_and_empty_parts() -> None:
-    canvas = layout(template=[2, "", "ab", 1, 3, "c"])
+    canvas = layout(template=[{"gap": 2}, "", "ab", 1, 3, "c"])
     assert spans(canvas) == [
         (0, 2, True),
         (2, 2, False),
@@ -84,6 +84,7 @@ def test_prompt_of_token_ids_without_a_tokenizer() -> None:
         ({"template": ["a", 2], "max_tokens": 3}, "max_tokens", "exclude each other"),
         ({"template": ["a", 0]}, "template", "at least 1 token"),
         ({"template": ["a", True]}, "template", "at least 1 token"),
+        ({"template": ["a", {"gap": 2, "x": 1}]}, "template", "at least 1 token"),
         ({"template": [None, 3]}, "template", "at least 1 token"),
         ({"template": ["a", "b"]}, "template", "no gap"),
         ({"template": []}, "template", "no gap"),
@@ -213,3 +214,11 @@ def test_known_digits_out_of_range_are_refused(y: torch.Tensor, message: str) ->
     with pytest.raises(CanvasError, match=message) as caught:
         digits_canvas(CODEC, y)
     assert caught.value.param == "y"
+
+
+def test_outputs_without_a_token_stand_for_no_text() -> None:
+    """A network with more outputs than its tokenizer has ids may draw them."""
+    codec = SubtokenCodec(258, 2)
+    canvas = text_canvas(TOKENIZER, codec, CONTEXT, prompt="a", max_tokens=2)
+    rendered = render(canvas, torch.tensor([ord("a"), 257, ord("b")]), TOKENIZER)
+    assert (rendered.text, rendered.finish_reason) == ("ab", "length")

@@ -42,7 +42,7 @@ def mixed_rows(codec: SubtokenCodec) -> list[Row]:
     """Rows of many lengths, grids and settings, some with known tokens."""
     rows = []
     for seed, (length, steps) in enumerate(
-        [(1, 1), (40, 20), (3, 9), (16, "exact"), (17, 4), (40, 7), (5, 2), (33, 10)]
+        [(1, 1), (40, 8), (3, 9), (16, "exact"), (17, 4), (40, 7), (5, 2), (33, 5)]
     ):
         canvas = free_canvas(codec, length)
         canvas.y[1::3] = codec.encode(torch.full(canvas.y[1::3].shape[:1], 7 * seed))
@@ -62,11 +62,12 @@ def test_a_row_is_bitwise_the_same_alone_and_among_others(dtype: torch.dtype) ->
         assert torch.equal(alone.y, other.y)
 
 
+@pytest.mark.parametrize("time_conditioned", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_logits_are_bitwise_the_same_alone_and_among_others(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, time_conditioned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, codec = random_dit(dtype)
+    model, codec = random_dit(dtype, time_conditioned=time_conditioned)
     seen: list[Tensor] = []
     real = stepper_module.reveal_tokens
 
@@ -87,11 +88,9 @@ def test_every_row_keeps_its_own_noise_time() -> None:
     model, codec = random_dit(torch.float32, time_conditioned=True)
     together = mixed_rows(codec)
     run_rows(Stepper(model, codec), together)
-    same = []
     for alone, other in zip(mixed_rows(codec), together, strict=True):
         run_rows(Stepper(model, codec), [alone])
-        same.append((alone.y == other.y).float().mean())
-    assert min(same) > 0.9  # conditioning on another row's time would change almost every digit
+        assert torch.equal(alone.y, other.y)
 
 
 def test_calls_are_the_distinct_reveal_steps() -> None:

@@ -174,12 +174,12 @@ def test_unknown_keys_of_a_file_are_errors(line: str, message: str, tmp_path: Pa
 
 def test_unknown_variables_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRIME_TRAIN_STEP", "3")
-    with pytest.raises(ValueError, match="PRIME_TRAIN_STEP in .* did you mean PRIME_TRAIN_STEPS"):
+    with pytest.raises(ValueError, match=r"PRIME_TRAIN_STEP in .* did you mean PRIME_TRAIN_STEPS"):
         load_run(write_run(tmp_path), tmp_path / "out")
 
 
 def test_a_missing_setting_is_named() -> None:
-    with pytest.raises(ValueError, match="--output is missing.*--model is missing"):
+    with pytest.raises(ValueError, match=r"--output is missing.*--model is missing"):
         load_train_config([])
 
 

@@ -119,8 +119,8 @@ def test_a_file_that_is_no_state_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_lock_excludes_and_ends(tmp_path: Path) -> None:
-    with exclusive_run(tmp_path / "new"), pytest.raises(StateError, match="another trainer"):
-        with exclusive_run(tmp_path / "new"):
-            pass
+    second = exclusive_run(tmp_path / "new")
+    with exclusive_run(tmp_path / "new"), pytest.raises(StateError, match="another trainer"), second:
+        pass
     with exclusive_run(tmp_path / "new"):
         pass
