@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kernels.carry_over import contradicts
+
 
 class SubtokenNLL(NamedTuple):
     """Negative log-likelihoods in nats of R tokens.
@@ -18,24 +20,6 @@ class SubtokenNLL(NamedTuple):
 
     coded: Tensor
     digits: Tensor
-
-
-def consistent_tokens(y_t: Tensor, digits: Tensor, mask_index: int) -> Tensor:
-    """Return which tokens agree with the visible digits (carry-over, MDM-Prime section 3.3).
-
-    Args:
-        y_t: (R, S) integers in 0..mask_index.
-        digits: (V, S) the digits of every token.
-        mask_index: the symbol "masked".
-
-    Returns:
-        (R, V) bool.
-    """
-    allowed = torch.ones(len(y_t), len(digits), dtype=torch.bool, device=y_t.device)
-    for j in range(digits.shape[1]):
-        visible = y_t[:, j, None]
-        allowed &= (visible == mask_index) | (visible == digits[:, j])
-    return allowed
 
 
 def coded_nll(
@@ -55,8 +39,7 @@ def coded_nll(
         (R,) float32, nats.
     """
     if carry_over:
-        allowed = consistent_tokens(y_t, digits, mask_index)
-        logits = logits.masked_fill(~allowed, -torch.inf)
+        logits = logits.masked_fill(contradicts(y_t, digits, mask_index), -torch.inf)
     return torch.logsumexp(logits, -1) - logits.gather(-1, x_0[:, None]).squeeze(-1)
 
 
@@ -76,7 +59,7 @@ def subtoken_nll(logits: Tensor, y_t: Tensor, x_0: Tensor, digits: Tensor, mask_
     Returns:
         SubtokenNLL; both zero where nothing is masked.
     """
-    logits = logits.masked_fill(~consistent_tokens(y_t, digits, mask_index), -torch.inf)
+    logits = logits.masked_fill(contradicts(y_t, digits, mask_index), -torch.inf)
     total = torch.logsumexp(logits, -1)
     y_0 = digits[x_0]
     per_digit = torch.zeros_like(total)

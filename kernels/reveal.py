@@ -18,8 +18,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels.backend import Backend, choose_backend
+from kernels.carry_over import contradicts
 
 BLOCK_SIZE = 256
+CACHED_ROWS = 16
 NUM_CANDIDATES = 1024
 
 
@@ -72,6 +74,26 @@ def reveal_tokens(
         ValueError: if the backend is not available.
     """
     choose_backend(backend)
+    if logits.device.type != "cpu":
+        return _reveal(digits, mask_index, logits, y, due, u, temperature, top_k, top_p)
+    # A few rows at a time stay in the cache, through about ten passes over them.
+    per_row = (logits, y, due, u, temperature, top_k, top_p)
+    chunks = zip(*(each.split(CACHED_ROWS) for each in per_row), strict=True)
+    parts = [_reveal(digits, mask_index, *chunk) for chunk in chunks]
+    return Revealed(torch.cat([part.y for part in parts]), torch.cat([part.finite for part in parts]))
+
+
+def _reveal(
+    digits: Tensor,
+    mask_index: int,
+    logits: Tensor,
+    y: Tensor,
+    due: Tensor,
+    u: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+) -> Revealed:
     scores = torch.where(contradicts(y, digits, mask_index), -torch.inf, logits)
     best = scores.amax(-1)
     finite = logits.amax(-1).lt(torch.inf) & best.gt(-torch.inf)  # amax hands NaN on, and NaN < inf is False
@@ -81,25 +103,10 @@ def reveal_tokens(
     # instead.
     weights = F.threshold(scores.clamp_(min=-87.0).exp_(), 1.7e-38, 0.0, inplace=True)
     weights = _truncate(weights, top_k, top_p)
-    token = torch.where(temperature > 0, _draw(weights, u), weights.argmax(-1))
+    token = _draw(weights, u)
+    greedy = temperature == 0
+    token[greedy] = weights[greedy].argmax(-1)
     return Revealed(torch.where(due & finite[:, None], digits[token], y), finite)
-
-
-def contradicts(y: Tensor, digits: Tensor, mask_index: int) -> Tensor:
-    """Return which tokens disagree with the visible digits of each row: (R, V) bool.
-
-    Args:
-        y: (R, S) int64, digits or ``mask_index``.
-        digits: (V, S) int64.
-        mask_index: b.
-    """
-    result = torch.zeros(len(y), len(digits), dtype=torch.bool, device=y.device)
-    narrow = torch.int16 if mask_index < 2**15 else torch.int32  # the comparison is bound by memory traffic
-    planes = digits.T.to(narrow).contiguous()
-    for digit, plane in enumerate(planes):
-        rows = (y[:, digit] != mask_index).nonzero()[:, 0]
-        result[rows] |= plane != y[rows, digit, None].to(narrow)
-    return result
 
 
 def _truncate(weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:

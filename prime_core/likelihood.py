@@ -23,7 +23,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.nll import SubtokenNLL, consistent_tokens, subtoken_nll
+from kernels.carry_over import contradicts
+from kernels.nll import SubtokenNLL, subtoken_nll
 from prime_core.codec import SubtokenCodec
 from prime_core.models.denoiser import Denoiser
 from prime_core.schedule import Schedule
@@ -221,7 +222,7 @@ def _revealed_nll(
         logits = denoiser.head(chunk)
         mass = [
             torch.logsumexp(
-                logits.masked_fill(~consistent_tokens(y[where], digits, codec.mask_index), -math.inf), -1
+                logits.masked_fill(contradicts(y[where], digits, codec.mask_index), -math.inf), -1
             )
             for y in (before, after)
         ]

@@ -23,13 +23,10 @@ from kernels.noise import Purpose, seed_words, uniform
 from kernels.reveal import Revealed, reveal_tokens
 from prime_core.canvas import Canvas
 from prime_core.codec import SubtokenCodec
-from prime_core.models.denoiser import Denoiser, device_of
+from prime_core.models.denoiser import MIN_GEMM_ROWS, Denoiser, device_of
 from prime_core.plan import Event, RevealPlan, Steps, draw_plan
 from prime_core.schedule import Schedule
 
-# CPU matrix products take another path for few rows, whose results differ in the last bit; from 16 rows on
-# every row's result is the same in any batch. Smaller calls are filled up.
-MIN_GEMM_ROWS = 16
 # Logits exist for at most this many positions at a time (50 MB at V = 50257).
 MAX_LOGIT_ROWS = 256
 
@@ -192,9 +189,8 @@ class Stepper:
         """Draw one token per gathered position: digits (R, S) and finite (R,), both on the CPU."""
         counts = torch.tensor([len(event.positions) for event in events])
         due = torch.cat([event.due for event in events])
-        lowest_due = due.int().argmax(
-            -1
-        )  # every digit is revealed once, so this numbers the draws of a token
+        # Every digit is revealed once, so the lowest one of an event numbers the draws of a token.
+        lowest_due = due.int().argmax(-1)
         seeds = torch.tensor([seed_words(row.seed) for row in rows]).repeat_interleave(counts, 0)
         u = uniform(seeds, torch.cat([event.positions for event in events]), lowest_due, Purpose.DRAW)
         settings = [row.settings for row in rows]

@@ -8,6 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+# CPU matrix products take another path for few rows, whose results differ in the last bit; from 16 rows on every
+# row's result is the same in any batch. Smaller products are filled up where a row must not feel its neighbours.
+MIN_GEMM_ROWS = 16
+
 
 class Denoiser(Protocol):
     """Partly masked digits -> logits of p_theta(x_i | y_t) over whole tokens, before any carry-over filter.

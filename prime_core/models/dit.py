@@ -19,11 +19,8 @@ from torch.nn import functional as F
 
 from kernels.embed import embed_subtokens
 from prime_core.config import CodecConfig, DiTConfig
+from prime_core.models.denoiser import MIN_GEMM_ROWS
 from prime_core.schedule import Schedule
-
-# CPU matrix products take another path for few rows, whose results differ in the last bit; from 16 rows on every
-# row's result is the same in any batch. Smaller products are filled up where a row must not feel its neighbours.
-MIN_GEMM_ROWS = 16
 
 
 class Rotation(NamedTuple):
