@@ -24,7 +24,7 @@ help:
 	@echo "make test       install, then run all tests (ARGS='-k plan -x')"
 	@echo "make check      formatting, lint and types"
 	@echo "make format     format and fix what can be fixed"
-	@echo "make demo-text  train the demo model (ARGS go to prime-train)"
+	@echo "make demo-text  train the demo model: corpus, tokenizer, prime-train (ARGS go to it)"
 	@echo "make venv       only install, into $(VENV) (PYTHON=python3.12, TORCH=torch==2.13.0)"
 	@echo "make clean      remove caches and builds, but neither $(VENV) nor data"
 
@@ -62,7 +62,15 @@ format: $(STAMP)
 	$(BIN)/python -m ruff format .
 	$(BIN)/python -m ruff check --fix .
 
-demo-text: $(STAMP)
+DEMO_TEXT = data/demo-text
+
+$(DEMO_TEXT)/train.txt: | $(STAMP)
+	$(BIN)/python -m training.data.demo_corpus --output $(DEMO_TEXT)
+
+$(DEMO_TEXT)/tokenizer.tiktoken: $(DEMO_TEXT)/train.txt
+	$(BIN)/python -m training.data.bpe --input $< --vocab-size 4096 --output $@
+
+demo-text: $(STAMP) $(DEMO_TEXT)/tokenizer.tiktoken
 	$(BIN)/prime-train --config training/configs/demo-text.toml $(ARGS)
 
 clean:

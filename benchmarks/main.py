@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -31,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.pop("benchmark")
     as_json, output, config = flags.pop("json"), flags.pop("output"), flags.pop("config")
     try:
+        _check_environment()
         settings = _settings(config)(**flags)
         if output is not None and not output.parent.is_dir():
             raise ValueError(f"--output: there is no folder {output.parent}")
@@ -71,6 +74,22 @@ def _parser() -> argparse.ArgumentParser:
     sampler.add_argument("--output", type=Path, metavar="FILE", help="also write the JSON to a file")
     sampler.add_argument("--config", type=Path, metavar="FILE", help="TOML file with any of these settings")
     return parser
+
+
+def _check_environment() -> None:
+    """Refuse variables with our prefix that no setting has: they are typing errors.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    prefix = str(SamplerSettings.model_config["env_prefix"])
+    known = [prefix + name.upper() for name in SamplerSettings.model_fields]
+    for variable in sorted(os.environ):
+        name = variable.upper()
+        if name.startswith(prefix) and name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]}?" if close else f"{PROGRAM} sampler --help lists them"
+            raise ValueError(f"{variable} in the environment is no setting; {hint}")
 
 
 def _settings(config: Path | None) -> type[SamplerSettings]:

@@ -46,10 +46,13 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
         (4, ...) int64 of 32-bit words, in the broadcast shape.
     """
     even, odd = counter[0::2], counter[1::2]
-    constants = torch.tensor([_MULTIPLIERS, _WEYL], device=counter.device).view(2, 2, *[1] * (key.ndim - 1))
-    for round_number in range(_ROUNDS):
-        product = (even * constants[0]).flip(0)
-        even = product >> 32 & _WORD ^ odd ^ key + round_number * constants[1] & _WORD
+    shape = (1, 2, *[1] * (key.ndim - 1))
+    multipliers = torch.tensor(_MULTIPLIERS, device=counter.device).view(shape[1:])
+    weyl = torch.tensor(_WEYL, device=counter.device).view(shape)
+    rounds = torch.arange(_ROUNDS, device=counter.device).view(-1, *[1] * key.ndim)
+    for round_key in (key + rounds * weyl & _WORD).unbind():
+        product = (even * multipliers).flip(0)
+        even = product >> 32 & _WORD ^ odd ^ round_key
         odd = product & _WORD
     return torch.stack([even, odd], 1).flatten(0, 1)
 
@@ -119,10 +122,21 @@ def row_seed(seed: int, row: int) -> int:
     Raises:
         ValueError: if an argument is out of range.
     """
-    key = torch.tensor(seed_words(seed))
+    key = seed_words(seed)
     if not 0 <= row <= _WORD:
         raise ValueError(f"row must be in 0..2**32-1, got {row}")
     if row == 0:
         return seed
-    high, low, _, _ = philox(torch.tensor([row, 0, 0, int(Purpose.ROW)]), key).tolist()
-    return int(high) << 32 | int(low)
+    high, low, _, _ = _philox_words((row, 0, 0, int(Purpose.ROW)), key)
+    return high << 32 | low
+
+
+def _philox_words(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
+    """`philox` of one counter on Python integers: for one number a hundred small tensor ops cost too much."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        first, second = _MULTIPLIERS[0] * c0, _MULTIPLIERS[1] * c2
+        c0, c1, c2, c3 = second >> 32 ^ c1 ^ k0, second & _WORD, first >> 32 ^ c3 ^ k1, first & _WORD
+        k0, k1 = k0 + _WEYL[0] & _WORD, k1 + _WEYL[1] & _WORD
+    return c0, c1, c2, c3

@@ -94,9 +94,25 @@ def _reveal(
     top_k: Tensor,
     top_p: Tensor,
 ) -> Revealed:
+    """Draw for rows that are worked on together: `reveal_tokens` on plain torch.
+
+    Args:
+        digits: (V, S) int64.
+        mask_index: b.
+        logits: (R, V) float32.
+        y: (R, S) int64.
+        due: (R, S) bool.
+        u: (R,) float64.
+        temperature: (R,) float32.
+        top_k: (R,) int64.
+        top_p: (R,) float32.
+    """
     scores = torch.where(contradicts(y, digits, mask_index), -torch.inf, logits)
     best = scores.amax(-1)
     finite = logits.amax(-1).lt(torch.inf) & best.gt(-torch.inf)  # amax hands NaN on, and NaN < inf is False
+    # Greedy rows are decided here: exp gives nearly equal scores the same weight. No truncation removes the best.
+    greedy = (temperature == 0).nonzero()[:, 0]
+    most_probable = scores[greedy].argmax(-1)
     # The largest score becomes 0 before the division, so that no temperature can overflow.
     scores.sub_(best[:, None]).div_(torch.where(temperature > 0, temperature, 1.0)[:, None])
     # exp is slow where it underflows: below exp(-87), next to the smallest normal number, weights become 0
@@ -104,8 +120,7 @@ def _reveal(
     weights = F.threshold(scores.clamp_(min=-87.0).exp_(), 1.7e-38, 0.0, inplace=True)
     weights = _truncate(weights, top_k, top_p)
     token = _draw(weights, u)
-    greedy = temperature == 0
-    token[greedy] = weights[greedy].argmax(-1)
+    token[greedy] = most_probable
     return Revealed(torch.where(due & finite[:, None], digits[token], y), finite)
 
 

@@ -1,4 +1,4 @@
-"""The canvas of a request: what is known, what is free, and how the finished row becomes text again.
+"""The canvas of a request: what is known and what is free.
 
 A canvas is a row of digits with ``mask_index`` at every free digit, cut into segments: fixed parts, whose
 text is given back verbatim, and gaps, whose tokens are sampled. Shapes: L tokens, S digits a token.
@@ -61,28 +61,6 @@ class Canvas:
         """(L, S) bool: the digits to sample."""
         return self.y == self.mask_index
 
-    @property
-    def num_gap_tokens(self) -> int:
-        """Number of tokens in gaps."""
-        return sum(segment.stop - segment.start for segment in self.segments if segment.gap)
-
-
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """A finished row as text.
-
-    Attributes:
-        text: the fixed parts verbatim with the decoded gaps between them; None without a tokenizer.
-        gaps: the text of every gap; empty without a tokenizer.
-        token_ids: all tokens, up to where the text ends.
-        finish_reason: "stop" if an end-of-text token or a stop string ended the text, else "length".
-    """
-
-    text: str | None
-    gaps: list[str]
-    token_ids: list[int]
-    finish_reason: str
-
 
 Template = Sequence[str | int | Mapping[str, int]]
 # A fixed part (its tokens, its text) or a gap (its number of tokens).
@@ -119,15 +97,10 @@ def text_canvas(
                 raise CanvasError(
                     param, f"{param} and template exclude each other: a template fixes the whole layout"
                 )
-        parts = _template_parts(tokenizer, codec, template)
+        parts = _template_parts(tokenizer, codec, context, template)
     else:
         parts = _prompt_parts(tokenizer, codec, context, prompt, suffix, max_tokens)
-    total = sum(part if isinstance(part, int) else len(part[0]) for part in parts)
-    if total > context:
-        param = "template" if template is not None else "max_tokens"
-        raise CanvasError(
-            param, f"the request needs {total} tokens, but the context holds {context}; shorten {param}"
-        )
+    total = _num_tokens(parts)
     y = torch.full((total, codec.target_length), codec.mask_index)
     segments, start = [], 0
     for part in parts:
@@ -197,41 +170,6 @@ def check_stop(canvas: Canvas, stop: Sequence[str], tokenizer: Tokenizer | None)
         raise CanvasError("stop", "a stop string holds half of a surrogate pair")
 
 
-def render(canvas: Canvas, x_0: Tensor, tokenizer: Tokenizer | None, stop: Sequence[str] = ()) -> Rendered:
-    """Turn the tokens of a finished row into text.
-
-    Every part is decoded on its own, and bytes that are no UTF-8 become U+FFFD, so fixed parts stay intact.
-    The gap of an open-ended canvas ends before its first end-of-text token, then before the first stop
-    string. Elsewhere nothing is cut, and special tokens stand for no text.
-
-    Args:
-        canvas: the canvas the row was sampled on.
-        x_0: (L,) tokens.
-        tokenizer: tokenizer of the model, or None.
-        stop: stop strings.
-
-    Raises:
-        CanvasError: if the stop strings do not fit, see `check_stop`.
-    """
-    check_stop(canvas, stop, tokenizer)
-    tokens = x_0.tolist()
-    if tokenizer is None:
-        return Rendered(None, [], tokens, "length")
-    pieces, gaps, token_ids, finish_reason = [], [], [], "length"
-    for segment in canvas.segments:
-        ids = tokens[segment.start : segment.stop]
-        text = segment.text
-        if segment.gap and canvas.open_ended:
-            ids, text, finish_reason = _cut(ids, tokenizer, stop)
-        elif text is None:
-            text = _bytes_of(ids, tokenizer).decode("utf-8", errors="replace")
-        pieces.append(text)
-        token_ids += ids
-        if segment.gap:
-            gaps.append(text)
-    return Rendered("".join(pieces), gaps, token_ids, finish_reason)
-
-
 def _prompt_parts(
     tokenizer: Tokenizer | None,
     codec: SubtokenCodec,
@@ -266,7 +204,9 @@ def _prompt_parts(
     return [before, max_tokens] if after is None else [before, max_tokens, after]
 
 
-def _template_parts(tokenizer: Tokenizer | None, codec: SubtokenCodec, template: Template) -> list[_Part]:
+def _template_parts(
+    tokenizer: Tokenizer | None, codec: SubtokenCodec, context: int, template: Template
+) -> list[_Part]:
     parts: list[_Part] = []
     for part in template:
         item = part["gap"] if isinstance(part, Mapping) and part.keys() == {"gap"} else part
@@ -281,7 +221,16 @@ def _template_parts(tokenizer: Tokenizer | None, codec: SubtokenCodec, template:
             parts.append(item)
     if not any(isinstance(part, int) for part in parts):
         raise CanvasError("template", "the template has no gap, so there is nothing to sample")
+    total = _num_tokens(parts)
+    if total > context:
+        raise CanvasError(
+            "template", f"the request needs {total} tokens, but the context holds {context}; shorten template"
+        )
     return parts
+
+
+def _num_tokens(parts: Sequence[_Part]) -> int:
+    return sum(part if isinstance(part, int) else len(part[0]) for part in parts)
 
 
 def _fixed_part(
@@ -302,31 +251,6 @@ def _fixed_part(
     ):
         raise CanvasError(param, f"{param} must hold token ids in 0..{limit - 1}")
     return list(content), None
-
-
-def _cut(ids: list[int], tokenizer: Tokenizer, stop: Sequence[str]) -> tuple[list[int], str, str]:
-    """Cut the gap of an open-ended canvas: (tokens that the text needs, text, finish reason)."""
-    finish_reason = "length"
-    if tokenizer.eos_id is not None and tokenizer.eos_id in ids:
-        ids, finish_reason = ids[: ids.index(tokenizer.eos_id)], "stop"
-    raw = _bytes_of(ids, tokenizer)
-    # UTF-8 cannot match in the middle of a character, so the search can run on bytes and know where tokens
-    # end.
-    found = [at for at in (raw.find(item.encode()) for item in stop) if at >= 0]
-    if found:
-        finish_reason = "stop"
-        raw = raw[: min(found)]
-        kept, num_bytes = 0, 0
-        while num_bytes < len(raw):
-            num_bytes += len(_bytes_of(ids[kept : kept + 1], tokenizer))
-            kept += 1
-        ids = ids[:kept]
-    return ids, raw.decode("utf-8", errors="replace"), finish_reason
-
-
-def _bytes_of(ids: Sequence[int], tokenizer: Tokenizer) -> bytes:
-    """Bytes of some tokens. A network may have more outputs than its tokenizer has ids: those stand for no text."""
-    return tokenizer.decode_bytes(token for token in ids if token < tokenizer.vocab_size)
 
 
 def _is_unicode(text: str) -> bool:

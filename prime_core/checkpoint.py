@@ -1,4 +1,4 @@
-"""Checkpoints: a folder with `model.safetensors`, `config.json` some with a tokenizer file. No pickle, ever.
+"""Checkpoints: a folder with `model.safetensors`, `config.json` and, for text, a tokenizer file. No pickle.
 
 The weights carry the configuration they were saved with (metadata key `prime_config`), so one `.safetensors`
 file is a whole model too. In a folder `config.json` rules and may be edited by hand.
@@ -15,6 +15,7 @@ A crash before 2 leaves the old checkpoint, a crash after 3 the new one. Between
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,8 @@ from prime_core.weights import (
 )
 
 __all__ = ["Checkpoint", "CheckpointError", "load_checkpoint", "save_checkpoint"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -224,7 +227,14 @@ def _tokenizer_to_save(folder: Path, config: Config, source: Path | None) -> tup
 def _read_config(folder: Path, weights: WeightsFile) -> Config:
     """Read config.json; if a save was interrupted between its two renames, the weights know better."""
     path = folder / CONFIG_NAME
-    if atomic.partial_path(path).exists() and CONFIG_KEY in weights.metadata:
+    partial = atomic.partial_path(path)
+    if partial.exists() and CONFIG_KEY in weights.metadata:
+        _log.warning(
+            "%s is there: a save was interrupted, or is going on. The configuration inside the weights is used and %s "
+            "is not read; to make it count again, check it and remove the other file",
+            partial,
+            path,
+        )
         return _embedded_config(weights)
     try:
         with path.open("rb") as file:

@@ -31,11 +31,15 @@ def parse_config(text: bytes, where: str) -> Config:
         where: what to name in messages.
 
     Raises:
-        CheckpointError: not JSON, an unknown key, or a value out of range.
+        CheckpointError: not JSON, an unknown key, or a value of another type ("7" is not 7, true is not 1)
+            or out of range.
     """
     if len(text) > MAX_CONFIG_BYTES:
         raise CheckpointError(f"{where}: larger than {MAX_CONFIG_BYTES} bytes: not a configuration")
-    parse_json_object(text, where)
+    content = parse_json_object(text, where)
+    # Strict validation takes true and 1.0 for the 1 of a Literal.
+    if type(content.get("format_version", 1)) is not int:
+        raise CheckpointError(f"{where}: format_version: must be an integer; correct the field")
     try:
         config = Config.model_validate_json(text, strict=True)
     except ValidationError as error:

@@ -10,15 +10,19 @@ from torch import Tensor
 
 
 def antithetic_times(num_rows: int, generator: torch.Generator, eps: float = 1e-3) -> Tensor:
-    """Draw noise times that are uniform on [eps, 1) one by one and evenly spread together (MDLM, appendix C).
+    """Draw noise times that are evenly spread over [eps, 1], one in each of B equal strata (MDLM, appendix C).
+
+    One shift is common to all rows, so row i is uniform on stratum i, NOT on the whole range; a time of a row
+    picked at random is uniform on the whole range.
 
     Args:
         num_rows: B.
-        generator: source of the one uniform number that shifts the even grid.
+        generator: source of the one uniform number on [0, 1) that shifts the even grid.
         eps: smallest time, in [0, 1).
 
     Returns:
-        (B,) float32; row i lies in the i-th of B equal strata, shifted cyclically.
+        (B,) float32, ascending; row i lies in stratum i, [eps + (1 - eps) i / B, eps + (1 - eps) (i + 1) / B].
+        The upper ends belong to it because float32 may round up to them, so the last time can be 1.
     """
     shift = torch.rand((), generator=generator)
     strata = (torch.arange(num_rows) + shift) / num_rows

@@ -126,10 +126,12 @@ def estimate_grid_nelbo(
         (B,) float64, nats per row.
 
     Raises:
-        ValueError: if an argument is out of range.
+        ValueError: if an argument is out of range or x_0 is empty.
     """
     if num_draws < 1:
         raise ValueError(f"num_draws must be at least 1, got {num_draws}")
+    if x_0.numel() == 0:
+        raise ValueError("x_0 holds no tokens")
     repeated = x_0.repeat_interleave(num_draws, 0)
     y_0 = codec.encode(repeated)
     times = schedule.time_grid(num_steps, eps)
@@ -149,22 +151,29 @@ def estimate_grid_nelbo(
     return (nll * weight).view(len(x_0), num_draws).mean(1)
 
 
+def _stratified(num_rows: int, generator: torch.Generator) -> Tensor:
+    """Uniform on [0, 1) for each row, evenly spread over the rows, in random order: (num_rows,) float64."""
+    shifts = torch.rand(num_rows, generator=generator, dtype=torch.float64)
+    strata = (torch.arange(num_rows) + shifts) / num_rows
+    return strata[torch.randperm(num_rows, generator=generator)]
+
+
 def _stratified_counts(num_rows: int, num_digits: int, generator: torch.Generator) -> Tensor:
-    """Uniform on 1..num_digits for each row, evenly spread over the rows, in random order: (num_rows,) int64."""
-    strata = (
-        torch.arange(num_rows) + torch.rand(num_rows, generator=generator, dtype=torch.float64)
-    ) / num_rows
-    strata = strata[torch.randperm(num_rows, generator=generator)]
+    """Uniform on 1..num_digits for each row, evenly spread over the rows: (num_rows,) int64."""
+    strata = _stratified(num_rows, generator)
     return (strata * num_digits).long().clamp_max(num_digits - 1) + 1
 
 
 def _stratified_steps(num_rows: int, step_share: Tensor, generator: torch.Generator) -> Tensor:
-    strata = (
-        torch.arange(num_rows) + torch.rand(num_rows, generator=generator, dtype=torch.float64)
-    ) / num_rows
-    strata = strata[torch.randperm(num_rows, generator=generator)]
+    """Draw a step for each row, evenly spread over the rows: (num_rows,) int64.
+
+    Args:
+        num_rows: number of rows.
+        step_share: (N + 1,) float64, the probability of every step.
+        generator: source of the draws.
+    """
     last = int(step_share.nonzero().max())
-    index: Tensor = torch.searchsorted(step_share.cumsum(0), strata, right=True)
+    index: Tensor = torch.searchsorted(step_share.cumsum(0), _stratified(num_rows, generator), right=True)
     return index.clamp_max(last)
 
 

@@ -43,7 +43,10 @@ def training_loss(
     weighted: bool = True,
     chunk_rows: int = 4096,
 ) -> Tensor:
-    """Return an unbiased one-sample estimate of the objective, in nats per token.
+    """Return a one-sample estimate of the objective, in nats per token.
+
+    It is unbiased if a row picked at random has a time that is uniform on (0, 1], and weighted. Times on [eps, 1]
+    leave the part of the integral below eps out.
 
     Args:
         denoiser: the network.
@@ -91,6 +94,18 @@ def _chunked_nll(
     carry_over: bool,
     chunk_rows: int,
 ) -> Tensor:
+    """Return the negative log-likelihood of every token with a masked digit: (R,), nats.
+
+    Args:
+        denoiser: gives the head.
+        codec: tokens <-> digits.
+        features: (R, D).
+        y_t: (R, S) partly masked digits.
+        x_0: (R,) tokens.
+        objective: "coded" or "nelbo".
+        carry_over: see `training_loss`.
+        chunk_rows: tokens whose logits exist at the same time.
+    """
     digits = codec.digits.to(features.device)
 
     def nll_of(chunk: Tensor, y_chunk: Tensor, x_chunk: Tensor) -> Tensor:

@@ -6,11 +6,13 @@ depends on no value, so the step can be drawn first (DNDM, arXiv 2312.09193): a 
 = 1 is revealed in step k with probability (alpha_{t_{k+1}} - alpha_{t_k}) / (1 - alpha_1). Steps without a
 reveal do not exist.
 
-Shapes: L tokens, S digits a token, P positions of one event, F free sub-tokens.
+Shapes: L tokens, S digits a token, E events, P positions of one event, T positions of all events, F free
+sub-tokens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,15 +44,49 @@ class Event:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class RevealPlan:
-    """The events of one row in order, and the number of steps of the grid they were drawn from."""
+    """The events of one row in order, in flat tensors: a row of "exact" steps has thousands of events.
 
-    events: tuple[Event, ...]
+    Attributes:
+        steps: (E,) int64, the grid step of every event, ascending.
+        times: (E,) float64, the noise time of every event.
+        offsets: (E + 1,) int64; event e holds ``offsets[e]:offsets[e + 1]`` of ``positions`` and ``due``.
+        positions: (T,) int64, the tokens of all events, event by event.
+        due: (T, S) bool, their digits that are revealed.
+        num_steps: number of steps of the grid.
+    """
+
+    steps: Tensor
+    times: Tensor
+    offsets: Tensor
+    positions: Tensor
+    due: Tensor
     num_steps: int
 
     @property
     def nfe(self) -> int:
         """Denoiser calls of this row: the number of function evaluations."""
-        return len(self.events)
+        return len(self.steps)
+
+    @property
+    def events(self) -> Iterator[Event]:
+        """All events in order, each made when it is asked for."""
+        return (self.event(index) for index in range(self.nfe))
+
+    def event(self, index: int) -> Event:
+        """Return one event; its tensors are views of the plan.
+
+        Args:
+            index: 0..nfe-1.
+
+        Raises:
+            IndexError: if there is no such event.
+        """
+        if not 0 <= index < self.nfe:
+            raise IndexError(f"index must be in 0..{self.nfe - 1}, got {index}")
+        start, stop = self.offsets[index : index + 2].tolist()
+        return Event(
+            int(self.steps[index]), float(self.times[index]), self.positions[start:stop], self.due[start:stop]
+        )
 
 
 def draw_plan(free: Tensor, schedule: Schedule, steps: Steps, seed: int, eps: float = 0.0) -> RevealPlan:
@@ -105,11 +141,8 @@ def gather_events(
     due = torch.zeros(len(tokens), num_digits, dtype=torch.bool)
     due[inverse, digit] = True
     steps, counts = torch.unique_consecutive(tokens // length, return_counts=True)
-    sizes = counts.tolist()
-    pieces = zip(
-        steps.tolist(), times[steps].tolist(), (tokens % length).split(sizes), due.split(sizes), strict=True
-    )
-    return RevealPlan(tuple(Event(k, t, positions, digits) for k, t, positions, digits in pieces), num_steps)
+    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return RevealPlan(steps, times[steps], offsets, tokens % length, due, num_steps)
 
 
 def check_steps(steps: Steps) -> None:

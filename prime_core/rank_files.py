@@ -3,12 +3,16 @@
 Ranks are kept as a list: `ranks[r]` is the bytes of rank r, which is also the token id.
 """
 
+from __future__ import annotations
+
 import base64
 import binascii
+import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
+
+from prime_core.atomic import atomic_write
 
 
 class TokenizerError(ValueError):
@@ -16,7 +20,7 @@ class TokenizerError(ValueError):
 
 
 def check_ranks(ranks: Sequence[bytes]) -> None:
-    """Checks that `ranks` can encode every byte string, each in one way.
+    """Check that `ranks` can encode every byte string, each in one way.
 
     Raises:
         TokenizerError: a single byte is missing, or a token is empty or there twice.
@@ -32,7 +36,7 @@ def check_ranks(ranks: Sequence[bytes]) -> None:
 
 
 def read_rank_file(path: Path) -> list[bytes]:
-    """Reads a .tiktoken file: on line r+1 the base64 of a token's bytes, a space, and its rank r.
+    """Read a .tiktoken file: on line r+1 the base64 of a token's bytes, a space, and its rank r.
 
     Returns:
         The bytes of rank 0, 1, 2, ...
@@ -70,7 +74,7 @@ def read_rank_file(path: Path) -> list[bytes]:
 
 
 def write_rank_file(path: Path, ranks: Sequence[bytes]) -> None:
-    """Writes `ranks` in the .tiktoken format; the file appears whole or not at all.
+    """Write `ranks` in the .tiktoken format; the file appears whole or not at all.
 
     Raises:
         TokenizerError: a single byte is missing or a token is there twice.
@@ -78,35 +82,35 @@ def write_rank_file(path: Path, ranks: Sequence[bytes]) -> None:
     """
     check_ranks(ranks)
     lines = [base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(ranks)]
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    atomic_write(path, b"".join(lines))
 
 
-def read_gpt2_ranks(vocab_file: Path, encoder_file: Path) -> list[bytes]:
-    """Reads GPT-2's two files: the list of merges, and the id of every token as a cross-check.
+def read_gpt2_ranks(vocab_file: Path, encoder_file: Path, sha256: tuple[str, str]) -> list[bytes]:
+    """Read GPT-2's two files: the list of merges, and the id of every token as a cross-check.
 
     Both files write bytes as characters: printable Latin-1 bytes as themselves, the 68 others, in order, as
     U+0100, U+0101, ... Ranks 0..255 are the bytes in this same order, then come the merges.
+
+    Args:
+        vocab_file: the merges, `vocab.bpe`.
+        encoder_file: the ids, `encoder.json`.
+        sha256: what the contents of the two files must hash to (hex). They may come from a cache that
+            anybody can write to; the bytes that are hashed are the bytes that are parsed.
 
     Returns:
         The bytes of rank 0, 1, 2, ...
 
     Raises:
-        TokenizerError: a file is not of this format, or the two disagree.
+        TokenizerError: a file has another hash or is not of this format, or the two disagree.
+        OSError: a file cannot be read.
     """
+    vocab, encoder = _read_text(vocab_file, sha256[0]), _read_text(encoder_file, sha256[1])
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [value for value in range(256) if value not in set(printable)]
     byte_of = {chr(value): value for value in printable}
     byte_of |= {chr(0x100 + index): value for index, value in enumerate(others)}
     names = list(byte_of)
-    for number, line in enumerate(_read_text(vocab_file).split("\n"), 1):
+    for number, line in enumerate(vocab.split("\n"), 1):
         if not line or (number == 1 and line.startswith("#version")):
             continue
         halves = line.split(" ")
@@ -116,7 +120,7 @@ def read_gpt2_ranks(vocab_file: Path, encoder_file: Path) -> list[bytes]:
             )
         names.append("".join(halves))
     try:
-        ids = json.loads(_read_text(encoder_file))
+        ids = json.loads(encoder)
     except json.JSONDecodeError as error:
         raise TokenizerError(f"{encoder_file}: not valid JSON ({error}); is the file truncated?") from None
     if not isinstance(ids, dict):
@@ -130,8 +134,15 @@ def read_gpt2_ranks(vocab_file: Path, encoder_file: Path) -> list[bytes]:
     return [bytes(byte_of[char] for char in name) for name in names]
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, sha256: str) -> str:
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise TokenizerError(
+            f"{path}: SHA-256 is {found}, expected {sha256}: the file is truncated, changed or of another "
+            "tokenizer; replace it by the original"
+        )
     try:
-        return path.read_bytes().decode("utf-8")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise TokenizerError(f"{path}: invalid UTF-8 at byte offset {error.start}") from None

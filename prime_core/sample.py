@@ -20,10 +20,10 @@ from prime_core.canvas import (
     Template,
     check_stop,
     digits_canvas,
-    render,
     text_canvas,
 )
 from prime_core.plan import Steps
+from prime_core.render import render
 from prime_core.stepper import Row, SamplingSettings, Stepper, new_row
 
 if TYPE_CHECKING:

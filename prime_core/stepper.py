@@ -99,7 +99,7 @@ class Row:
     @property
     def event(self) -> Event:
         """The event that comes next."""
-        return self.plan.events[self.next_event]
+        return self.plan.event(self.next_event)
 
 
 class StepResult(NamedTuple):
@@ -107,7 +107,8 @@ class StepResult(NamedTuple):
 
     Attributes:
         positions: (P,) int64 on the CPU, the tokens of the event.
-        digits: (P, S) int64 on the CPU, all their digits after the step.
+        digits: (P, S) int64 on the CPU, all their digits after the step. If ``ok`` is False nothing was written,
+            and this is no state of the row: some positions may hold draws that were given up. Do not pass it on.
         ok: False if the row failed in this step and was left as it was.
     """
 
@@ -195,7 +196,9 @@ class Stepper:
         u = uniform(seeds, torch.cat([event.positions for event in events]), lowest_due, Purpose.DRAW)
         settings = [row.settings for row in rows]
         temperature = torch.tensor([s.temperature for s in settings]).repeat_interleave(counts)
-        top_k = torch.tensor([s.top_k for s in settings]).repeat_interleave(counts)
+        top_k = torch.tensor([min(s.top_k, self.codec.vocab_size) for s in settings]).repeat_interleave(
+            counts
+        )
         top_p = torch.tensor([s.top_p for s in settings]).repeat_interleave(counts)
         y = torch.cat(
             [row.y[event.positions.to(row.y.device)] for row, event in zip(rows, events, strict=True)]
@@ -221,6 +224,17 @@ class Stepper:
         top_k: Tensor,
         top_p: Tensor,
     ) -> Revealed:
+        """Draw the tokens of one chunk of positions: digits (R, S) and finite (R,).
+
+        Args:
+            features: (R, D) on the device; the rest may lie elsewhere.
+            y: (R, S) int64 digits before the draw.
+            due: (R, S) bool.
+            u: (R,) float64.
+            temperature: (R,) float32.
+            top_k: (R,) int64.
+            top_p: (R,) float32.
+        """
         num_rows = len(features)
         logits = self.denoiser.head(F.pad(features, (0, 0, 0, max(0, MIN_GEMM_ROWS - num_rows))))[:num_rows]
         y, due, u, temperature, top_k, top_p = (

@@ -5,6 +5,8 @@ strings that merging builds inside a piece, and special tokens with ids behind t
 carries them as a `TokenizerSpec` and, for "tiktoken_file", a rank file in its folder.
 """
 
+from __future__ import annotations
+
 import base64
 import hashlib
 import json
@@ -29,7 +31,11 @@ GPT2_PATTERN = (
 GPT2_NUM_RANKS = 50256
 
 _GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
-_GPT2_FILES = ("vocab.bpe", "encoder.json")
+# Files and their SHA-256: the cache they may come from is in a folder that anybody can write to.
+_GPT2_FILES = {
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+}
 # A pattern that passes characters over would lose them in encoding; this is tried when one is loaded.
 _PROBE = (
     "".join(map(chr, range(0x20, 0x7F)))
@@ -89,14 +95,13 @@ class Tokenizer:
     Attributes:
         vocab_size: number of ids; every id in 0..vocab_size-1 is a rank or a special token.
         eos_id: id of "<|endoftext|>", None when there is none.
-        special_ids: ids of all special tokens.
         fingerprint: SHA-256 (hex) over pattern, ranks and special tokens: equal means equal tokenization.
     """
 
     def __init__(
         self, ranks: Sequence[bytes], special_tokens: Mapping[str, int], pattern: str | None = None
     ) -> None:
-        """Builds a tokenizer.
+        """Build a tokenizer.
 
         Args:
             ranks: the bytes of each rank, all 256 single bytes among them.
@@ -113,7 +118,6 @@ class Tokenizer:
         self._bytes_of = [*ranks, *[b""] * len(special_tokens)]
         self.vocab_size: int = len(self._bytes_of)
         self.eos_id: int | None = special_tokens.get(END_OF_TEXT)
-        self.special_ids: frozenset[int] = frozenset(special_tokens.values())
         try:
             self._encoding = tiktoken.Encoding(
                 "prime",
@@ -131,7 +135,7 @@ class Tokenizer:
         self.fingerprint: str = self._make_fingerprint(ranks)
 
     def encode(self, text: str) -> list[int]:
-        """Returns the token ids of `text`; nothing in it is read as a special token.
+        """Return the token ids of `text`; nothing in it is read as a special token.
 
         Raises:
             ValueError: `text` has half of a surrogate pair, which no UTF-8 can hold.
@@ -139,20 +143,8 @@ class Tokenizer:
         _check_encodable(text)
         return self._encoding.encode_ordinary(text)
 
-    def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
-        """Returns `encode` of each text, computed on `num_threads` threads.
-
-        Raises:
-            ValueError: a text has half of a surrogate pair.
-        """
-        for text in texts:
-            _check_encodable(text)
-        if num_threads == 1:
-            return [self._encoding.encode_ordinary(text) for text in texts]
-        return self._encoding.encode_ordinary_batch(list(texts), num_threads=num_threads)
-
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """Returns the bytes of `ids`; special tokens give none. A single id may be part of a character.
+        """Return the bytes of `ids`; special tokens give none. A single id may be part of a character.
 
         Raises:
             ValueError: an id is outside 0..vocab_size-1.
@@ -166,7 +158,7 @@ class Tokenizer:
         return b"".join(parts)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text of `ids`; bytes that are not UTF-8 become U+FFFD.
+        """Return the text of `ids`; bytes that are not UTF-8 become U+FFFD.
 
         Raises:
             ValueError: an id is outside 0..vocab_size-1.
@@ -181,11 +173,12 @@ class Tokenizer:
 
 
 def load_tokenizer(spec: TokenizerSpec, folder: Path) -> Tokenizer | None:
-    """Returns the tokenizer of a checkpoint; None for kind "none".
+    """Return the tokenizer of a checkpoint; None for kind "none".
 
     GPT-2 files are looked for as `vocab.bpe` and `encoder.json` in `folder`, then in tiktoken's cache:
     the folder in the environment variable TIKTOKEN_CACHE_DIR (else DATA_GYM_CACHE_DIR, else
     `data-gym-cache` in the temporary folder), where a file is named by the SHA-1 of its address.
+    Wherever they lie, their SHA-256 must be the published ones.
 
     Args:
         spec: which tokenizer.
@@ -193,7 +186,7 @@ def load_tokenizer(spec: TokenizerSpec, folder: Path) -> Tokenizer | None:
 
     Raises:
         FileNotFoundError: a file is missing; the message says what to put where.
-        TokenizerError: a file is broken; the message names the file and the line.
+        TokenizerError: a file is broken or, for GPT-2, not the published one; the message names the file.
     """
     if spec.kind == "none":
         return None
@@ -213,11 +206,7 @@ def load_tokenizer(spec: TokenizerSpec, folder: Path) -> Tokenizer | None:
 
 def _load_gpt2(folder: Path) -> Tokenizer:
     vocab, encoder = (_find_gpt2_file(name, folder) for name in _GPT2_FILES)
-    ranks = read_gpt2_ranks(vocab, encoder)
-    if len(ranks) != GPT2_NUM_RANKS:
-        raise TokenizerError(
-            f"{vocab}: {len(ranks)} ranks, GPT-2 has {GPT2_NUM_RANKS}; is the file truncated?"
-        )
+    ranks = read_gpt2_ranks(vocab, encoder, (_GPT2_FILES["vocab.bpe"], _GPT2_FILES["encoder.json"]))
     return Tokenizer(ranks, {END_OF_TEXT: GPT2_NUM_RANKS})
 
 

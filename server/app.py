@@ -11,8 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.docs_page import docs_router
 from server.engine import Engine
-from server.errors import ApiError, install_error_handlers
+from server.errors import ApiError, install_error_handlers, internal_error
 from server.routes import native, operations
 from server.schemas import Limits
 from server.settings import Settings
@@ -32,7 +33,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         engine: runs the rows.
         settings: limits of requests and bodies.
     """
-    app = FastAPI(title="MDM-Prime", version=package_version(), redoc_url=None)
+    app = FastAPI(title="MDM-Prime", version=package_version(), docs_url=None, redoc_url=None)
     config = engine.model.checkpoint.config
     limits = Limits(
         context=config.model.length,
@@ -45,6 +46,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     pool = ThreadPoolExecutor(PREPARE_THREADS, thread_name_prefix="prime-prepare")
     app.include_router(native.router(engine, limits, settings.receive_timeout_s, pool))
     app.include_router(operations.router(engine, limits))
+    app.include_router(docs_router(app.openapi))
     install_error_handlers(app)
     app.add_middleware(RequestId)
     return app
@@ -59,8 +61,9 @@ def package_version() -> str:
 
 
 class RequestId:
-    """Bounds the headers; gives each request an id (header X-Request-Id) and one line in the log.
+    """Bounds the head; gives each request an id (header X-Request-Id) and one line in the log.
 
+    Exceptions that nobody expected are answered here: further out, their answers would carry no id.
     The line holds nothing that a client can choose: neither path nor query, only the route that matched.
     """
 
@@ -87,6 +90,11 @@ class RequestId:
 
         try:
             await app(scope, receive, send_with_id)
+        except Exception as error:
+            answer = internal_error(request_id, error)
+            if status:
+                raise  # half an answer is out: uvicorn closes the connection, so that it cannot pass for whole
+            await answer.response()(scope, receive, send_with_id)
         finally:
             route = getattr(scope.get("route"), "path", "-")
             elapsed_ms = 1000 * (time.monotonic() - started_s)
@@ -94,7 +102,8 @@ class RequestId:
 
 
 def _head_bytes(scope: Scope) -> int:
-    return len(scope["raw_path"]) + sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+    fields = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+    return len(scope["raw_path"]) + len(scope["query_string"]) + fields
 
 
 async def _headers_too_large(scope: Scope, receive: Receive, send: Send) -> None:

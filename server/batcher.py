@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import NamedTuple
 
 from prime_core.stepper import Row
@@ -100,7 +101,16 @@ class Batcher:
         """Forget the rows that have no event left."""
         self._entries = [entry for entry in self._entries if not entry.row.done]
 
-    def calls_until_free(self, num_rows: int) -> int:
-        """Return about how many denoiser calls pass until the oldest `num_rows` rows are finished."""
-        remaining = [entry.row.remaining for entry in self._entries[:num_rows]]
-        return max([math.ceil(sum(remaining) / self.max_rows), *remaining], default=0)
+    def calls_until_free(self, num_rows: int, arriving: Iterable[Job] = ()) -> int:
+        """Return about how many denoiser calls pass until the oldest `num_rows` rows are finished.
+
+        Args:
+            num_rows: how many rows.
+            arriving: jobs that are not here yet and come after those that are, oldest first.
+        """
+        waiting = (row for job in arriving for row in job.rows if not row.done)
+        oldest = list(islice(chain((entry.row for entry in self._entries), waiting), num_rows))
+        row_calls = sum(row.remaining for row in oldest)
+        token_calls = sum(row.remaining * row.length for row in oldest)
+        caps = math.ceil(row_calls / self.max_rows), math.ceil(token_calls / self.max_tokens)
+        return max(*caps, *(row.remaining for row in oldest))

@@ -20,14 +20,15 @@ from server.errors import ApiError
 # reset the connection. So a body over the limit is read on and thrown away, up to this many bytes.
 DISCARD_BYTES = 2**24
 _LONGEST_NUMBER = 1000
-_LONGEST_INTEGER = len(str(2**64)) + 1
+_INTEGER_BOUND = 2**64
+_LONGEST_INTEGER = len(str(_INTEGER_BOUND)) + 1  # with its sign
 
 
 async def read_json(request: Request, max_bytes: int, timeout_s: float) -> object:
     """Return the parsed JSON body of a request.
 
-    A number that no field can take (NaN, an infinity, an overflow, minus zero, an integer of more than 64
-    bits) comes back as NaN, so that the schema refuses it by the name of its field.
+    A number that no field can take (NaN, an infinity, an overflow, minus zero, an integer of 2^64 or more in
+    magnitude) comes back as NaN, so that the schema refuses it by the name of its field.
 
     Args:
         request: the request; its body must not have been read.
@@ -131,8 +132,10 @@ def _refuse_duplicates() -> Never:
 
 
 def _integer(text: str) -> int | float:
-    # The bound also keeps the quadratic cost of long integers away.
-    return math.nan if len(text) > _LONGEST_INTEGER or text == "-0" else int(text)
+    if len(text) > _LONGEST_INTEGER or text == "-0":  # before int(), whose cost is quadratic in the length
+        return math.nan
+    value = int(text)
+    return value if abs(value) < _INTEGER_BOUND else math.nan
 
 
 def _number(text: str) -> float:

@@ -17,18 +17,17 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from prime_core.checkpoint import Checkpoint
-from prime_core.sample import prepare_rows
-from prime_core.stepper import Stepper, StepResult
+from prime_core.sample import NonFiniteError, prepare_rows
+from prime_core.stepper import Row, Stepper, StepResult
 from server.batcher import Batcher, Entry, Job
-from server.failures import EngineError, NonFiniteError, QueueFullError, UnavailableError
+from server.failures import EngineError, QueueFullError, UnavailableError
 from server.metrics import Metrics
+from server.stopwatch import CallStopwatch
 
 logger = logging.getLogger("prime.engine")
 
 MAX_CRASHES = 3  # of the loop, in a row; then the engine ends
 MAX_FAULTS = 3  # calls that raise, in a row; then the engine tries a request of its own
-MIN_STALL_S = 5.0
-STALL_FACTOR = 10.0  # a call that takes this many times the usual is taken for a hang
 MAX_RETRY_AFTER_S = 3600
 WARM_UP_TOKENS = 32
 
@@ -85,9 +84,8 @@ class Engine:
         self._draining = False
         self._stopping = False
         self._warm = False
-        self._seconds_per_call = 0.0
         self._faults = 0  # denoiser calls that raised, in a row
-        self._call_started_s: float | None = None
+        self._stopwatch = CallStopwatch()
         self.metrics.model_info.labels(model.name, self.dtype, self.device).set(1)
         self._thread = threading.Thread(target=self._run, name="prime-engine", daemon=True)
 
@@ -117,21 +115,24 @@ class Engine:
 
     def _call(self, batch: Sequence[Entry]) -> list[StepResult] | None:
         """One denoiser call; if it raises, its callers fail at once and the result is None."""
-        started_s = self._call_started_s = time.monotonic()
         for entry in batch:
             if entry.job.started_s is None:
-                entry.job.started_s = started_s
+                entry.job.started_s = time.monotonic()
         try:
-            results = self._stepper.step([entry.row for entry in batch])
+            results = self._step_rows([entry.row for entry in batch])
         except Exception as error:  # whatever a network raises belongs to the callers of this call
             logger.error("a denoiser call over %d rows failed", len(batch), exc_info=error)
             self._finish({entry.job for entry in batch}, EngineError("the denoiser failed"))
             self._faults += 1
             return None
-        finally:
-            self._call_started_s = None
         self._faults = 0
-        self._measure(time.monotonic() - started_s, len(batch))
+        return results
+
+    def _step_rows(self, rows: Sequence[Row]) -> list[StepResult]:
+        """The one way to the denoiser, under the stopwatch: a hang shows in `state` whoever made the call."""
+        with self._stopwatch.call():
+            results = self._stepper.step(rows)
+        self.metrics.call_done(len(rows), self._stopwatch.last_s)
         return results
 
     def _hand_out(self, batch: Sequence[Entry], results: Sequence[StepResult]) -> None:
@@ -158,11 +159,6 @@ class Engine:
             else:
                 job.done.set_exception(error)
 
-    def _measure(self, seconds: float, num_rows: int) -> None:
-        old = self._seconds_per_call
-        self._seconds_per_call = seconds if old == 0 else 0.9 * old + 0.1 * seconds
-        self.metrics.call_done(num_rows, seconds)
-
     # --- the door -----------------------------------------------------------------------------------------
 
     def reserve(self, num_rows: int) -> None:
@@ -177,7 +173,8 @@ class Engine:
                 raise UnavailableError("the engine takes no new requests")
             excess = self._held_rows + num_rows - self.max_queue_rows
             if excess > 0:
-                seconds = self.batcher.calls_until_free(excess) * self._seconds_per_call
+                calls = self.batcher.calls_until_free(excess, self._inbox)
+                seconds = calls * self._stopwatch.seconds_per_call
                 raise QueueFullError(min(max(math.ceil(seconds), 1), MAX_RETRY_AFTER_S))
             self._held_rows += num_rows
 
@@ -232,10 +229,7 @@ class Engine:
             return "draining"
         if not self._warm:
             return "warming up"
-        started_s = self._call_started_s
-        limit_s = max(MIN_STALL_S, STALL_FACTOR * self._seconds_per_call)
-        stalled = started_s is not None and time.monotonic() - started_s > limit_s
-        return "stalled" if stalled else "ready"
+        return "stalled" if self._stopwatch.stalled else "ready"
 
     def _num_jobs(self) -> tuple[int, int]:
         """Return the numbers of jobs that have run and that wait for their first call."""
@@ -273,11 +267,9 @@ class Engine:
         """One real call, which allocates and compiles what the first request should not wait for."""
         checkpoint = self.model.checkpoint
         num_tokens = min(WARM_UP_TOKENS, checkpoint.config.model.length)
-        started_s = time.monotonic()
         rows = prepare_rows(checkpoint, n=1, steps=1, seed=0, max_tokens=num_tokens).rows
-        if not all(result.ok for result in self._stepper.step(rows)):
+        if not all(result.ok for result in self._step_rows(rows)):
             raise RuntimeError("the model gives logits that are not finite")
-        self._measure(time.monotonic() - started_s, len(rows))
         self._warm = True
 
     def _loop(self) -> None:

@@ -66,8 +66,14 @@ class ApiError(Exception):
         return JSONResponse(ErrorBody(error=info).model_dump(), self.status, self.headers)
 
 
+def internal_error(request_id: str, error: Exception) -> ApiError:
+    """Log an exception that nobody expected, and return its answer."""
+    logger.error("%s: unexpected %s", request_id, type(error).__name__, exc_info=error)
+    return ApiError(500, "internal_error", "the server failed on this request; its log says why")
+
+
 def install_error_handlers(app: FastAPI) -> None:
-    """Make every failure of `app`, also of routing and those nobody expected, answer in the one shape."""
+    """Make every failure of `app` that somebody foresaw, also of routing, answer in the one shape."""
 
     async def api_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
@@ -78,12 +84,5 @@ def install_error_handlers(app: FastAPI) -> None:
         code, message = _ROUTING.get(error.status_code, ("http_error", "the request cannot be served"))
         return ApiError(error.status_code, code, message, headers=error.headers).response()
 
-    async def unexpected(request: Request, error: Exception) -> Response:
-        logger.error("unexpected %s", type(error).__name__, exc_info=error)
-        return ApiError(
-            500, "internal_error", "the server failed on this request; its log says why"
-        ).response()
-
     app.add_exception_handler(ApiError, api_error)
     app.add_exception_handler(HTTPException, routing_error)
-    app.add_exception_handler(Exception, unexpected)

@@ -7,10 +7,6 @@ class EngineError(RuntimeError):
     """An accepted request failed."""
 
 
-class NonFiniteError(EngineError):
-    """The denoiser gave no finite logits for a row of the request."""
-
-
 class UnavailableError(RuntimeError):
     """The engine takes no requests: it is draining or has died."""
 

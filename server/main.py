@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
 import torch
@@ -74,8 +75,14 @@ class Server(uvicorn.Server):
                 logger.info("draining: %d rows are left", self.engine.held_rows)
                 drain_until_s = time.monotonic() + self.drain_timeout_s
             elif not announced and self.engine.state == "ready":
-                print(banner, flush=True)
+                _announce(banner)
                 announced = True
+
+    def watch_ended(self, watcher: asyncio.Task[None]) -> None:
+        """Done-callback of `watch`: a watcher that failed would leave a server that no signal can end."""
+        if not watcher.cancelled() and (error := watcher.exception()) is not None:
+            logger.error("the watcher of signals and engine has failed", exc_info=error)
+            self._leave("nobody watches the engine", status=1)
 
     def _leave(self, why: str, status: int = 0) -> None:
         logger.info("%s", why)
@@ -157,13 +164,24 @@ def _listen(settings: Settings) -> socket.socket:
 async def _serve(server: Server, listener: socket.socket, banner: str) -> int:
     server.engine.start()
     watcher = asyncio.create_task(server.watch(banner))
+    watcher.add_done_callback(server.watch_ended)
     try:
         await server.serve(sockets=[listener])
-        await watcher
+        await asyncio.wait({watcher})  # its failure is told by `watch_ended`
     finally:
         watcher.cancel()
         server.engine.stop()
     return server.status
+
+
+def _announce(banner: str) -> None:
+    """Print the line that says where the server is; one that nobody can read is no reason to end."""
+    try:
+        print(banner, flush=True)
+    except (OSError, ValueError) as error:  # ValueError: the stream was closed in this process
+        logger.warning("stdout cannot be written (%s): %s", error, banner)
+        # What is left in the buffer would fail again at exit, and turn the exit status into 120.
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
 
 
 def _banner(engine: Engine, listener: socket.socket) -> str:

@@ -6,6 +6,7 @@ Label sets are closed: nothing a client sends becomes a label, so the number of 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -22,60 +23,50 @@ class Metrics:
     """All metrics of a server; prometheus_client makes every update safe between threads."""
 
     def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
-        self.running = Gauge(
-            "prime_num_requests_running", "Requests with a row that has run", registry=registry
-        )
-        self.waiting = Gauge("prime_num_requests_waiting", "Requests that wait for a call", registry=registry)
-        self.success = Counter(
-            "prime_request_success",
-            "Requests answered, by why their outputs end",
-            ["finished_reason"],
-            registry=registry,
-        )
-        self.rejected = Counter(
-            "prime_rejected", "Requests refused before any work", ["reason"], registry=registry
-        )
-        self.failed = Counter(
-            "prime_request_failure", "Accepted requests that failed", ["reason"], registry=registry
-        )
-        self.latency_s = Histogram(
-            "prime_e2e_request_latency_seconds", "Arrival to answer", buckets=_LATENCY_S, registry=registry
-        )
-        self.queue_s = Histogram(
-            "prime_request_queue_time_seconds",
-            "Arrival to first denoiser call",
-            buckets=_LATENCY_S,
-            registry=registry,
-        )
-        self.nfe = Histogram(
-            "prime_request_nfe", "Denoiser calls of a row", buckets=_POWERS, registry=registry
-        )
-        self.prompt_tokens = Counter("prime_prompt_tokens", "Fixed tokens of requests", registry=registry)
-        self.tokens = Counter("prime_generation_tokens", "Generated tokens", registry=registry)
-        self.calls = Counter("prime_denoiser_calls", "Calls of the denoiser", registry=registry)
-        self.row_steps = Counter("prime_row_steps", "Rows times calls", registry=registry)
-        self.row_steps_skipped = Counter(
-            "prime_row_steps_skipped", "Steps of rows that cost no call", registry=registry
-        )
-        self.step_s = Histogram(
-            "prime_step_duration_seconds",
-            "One denoiser call with its draws",
-            buckets=_STEP_S,
-            registry=registry,
-        )
-        self.batch_rows = Histogram(
-            "prime_batch_rows", "Rows of a denoiser call", buckets=_POWERS, registry=registry
-        )
-        self.model_info = Gauge(
-            "prime_model_info", "The loaded model", ["model", "dtype", "device"], registry=registry
-        )
+        self.registry = CollectorRegistry()
+        self._build_request_metrics()
+        self._build_engine_metrics()
         for finish in ("stop", "length"):
             self.success.labels(finish)
         for rejection in get_args(Rejection):
             self.rejected.labels(rejection)
         for failure in get_args(Failure):
             self.failed.labels(failure)
+
+    def _build_request_metrics(self) -> None:
+        gauge = partial(Gauge, registry=self.registry)
+        counter = partial(Counter, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry)
+        self.running = gauge("prime_num_requests_running", "Requests with a row that has run")
+        self.waiting = gauge("prime_num_requests_waiting", "Requests that wait for a call")
+        self.success = counter(
+            "prime_request_success", "Requests answered, by why their outputs end", ["finished_reason"]
+        )
+        self.rejected = counter("prime_rejected", "Requests refused before any work", ["reason"])
+        self.failed = counter("prime_request_failure", "Accepted requests that failed", ["reason"])
+        self.latency_s = histogram(
+            "prime_e2e_request_latency_seconds", "Arrival to answer", buckets=_LATENCY_S
+        )
+        self.queue_s = histogram(
+            "prime_request_queue_time_seconds", "Arrival to first denoiser call", buckets=_LATENCY_S
+        )
+        self.nfe = histogram("prime_request_nfe", "Denoiser calls of a row", buckets=_POWERS)
+        self.prompt_tokens = counter("prime_prompt_tokens", "Fixed tokens of requests")
+        self.tokens = counter("prime_generation_tokens", "Generated tokens")
+
+    def _build_engine_metrics(self) -> None:
+        counter = partial(Counter, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry)
+        self.calls = counter("prime_denoiser_calls", "Calls of the denoiser")
+        self.row_steps = counter("prime_row_steps", "Rows times calls")
+        self.row_steps_skipped = counter("prime_row_steps_skipped", "Steps of rows that cost no call")
+        self.step_s = histogram(
+            "prime_step_duration_seconds", "One denoiser call with its draws", buckets=_STEP_S
+        )
+        self.batch_rows = histogram("prime_batch_rows", "Rows of a denoiser call", buckets=_POWERS)
+        self.model_info = Gauge(
+            "prime_model_info", "The loaded model", ["model", "dtype", "device"], registry=self.registry
+        )
 
     def watch(self, num_running: Callable[[], float], num_waiting: Callable[[], float]) -> None:
         """Read the two gauges of requests from the engine whenever they are asked for."""

@@ -16,11 +16,11 @@ from starlette.requests import ClientDisconnect
 
 from prime_core.canvas import CanvasError, text_canvas
 from prime_core.checkpoint import Checkpoint
-from prime_core.sample import PreparedRows, Sample, finish_row, prepare_rows
+from prime_core.sample import NonFiniteError, PreparedRows, Sample, finish_row, prepare_rows
 from server.batcher import Job
 from server.engine import Engine
 from server.errors import ApiError
-from server.failures import EngineError, NonFiniteError, QueueFullError, UnavailableError
+from server.failures import EngineError, QueueFullError, UnavailableError
 from server.schemas import Gap, GenerateRequest, GenerateResponse, Limits, Output, Timings, Usage
 
 
@@ -54,7 +54,7 @@ async def generate(
         samples = await loop.run_in_executor(pool, finish, checkpoint, prepared)
     except CanvasError as error:
         raise ApiError(422, "invalid_value", str(error), param=error.param) from None
-    except (EngineError, UnavailableError) as error:
+    except (NonFiniteError, EngineError, UnavailableError) as error:
         raise _failure(engine, error) from None
     except (ClientDisconnect, asyncio.CancelledError):
         engine.metrics.fail("cancelled")

@@ -21,6 +21,7 @@ MAX_STOP_CHARS = 256
 MAX_TEMPLATE_PARTS = 1024
 DEFAULT_STEPS = 64
 
+_Rule = tuple[Any, str, dict[str, Any]]  # type of a field, its rule in words, and its bounds for pydantic
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_CHARS)]
 
 
@@ -84,10 +85,19 @@ def _must_be_false(value: bool) -> bool:
 
 def request_model(limits: Limits) -> type[GenerateRequest]:
     """Return `GenerateRequest` with the bounds of a loaded model and their rules filled in."""
+    filled: dict[str, Any] = {}
+    for name, (kind, rule, bounds) in {**_layout_rules(limits), **_sampling_rules(limits)}.items():
+        default = GenerateRequest.model_fields[name].default
+        filled[name] = (kind, Field(**{"default": default, "description": rule, **bounds}))
+    return create_model("GenerateRequest", __base__=GenerateRequest, **filled)
+
+
+def _layout_rules(limits: Limits) -> dict[str, _Rule]:
+    """Which model writes, and where: the fixed text and the gaps."""
     context, top_token = limits.context, limits.vocab_size - 1
     token_id = Annotated[int, Field(ge=0, le=top_token)]
     gap: Any = create_model("Gap", __base__=Gap, gap=(int, Field(ge=1, le=context)))
-    fields: dict[str, tuple[Any, str, dict[str, Any]]] = {
+    return {
         "model": (str | None, "the name of a loaded model, or null", {}),
         "prompt": (
             str | Annotated[list[token_id], Field(max_length=context)] | None,
@@ -106,6 +116,12 @@ def request_model(limits: Limits) -> type[GenerateRequest]:
             f"an integer from 1 to {context} (the context), or null to fill the context",
             {"ge": 1, "le": context},
         ),
+    }
+
+
+def _sampling_rules(limits: Limits) -> dict[str, _Rule]:
+    """How many outputs are drawn, from which distribution, and where they end."""
+    return {
         "n": (int, f"an integer from 1 to {limits.max_n}", {"ge": 1, "le": limits.max_n}),
         "steps": (
             Annotated[int, Field(ge=1, le=limits.max_steps)] | Literal["exact"],
@@ -135,11 +151,6 @@ def request_model(limits: Limits) -> type[GenerateRequest]:
             {},
         ),
     }
-    filled: dict[str, Any] = {}
-    for name, (kind, rule, bounds) in fields.items():
-        default = GenerateRequest.model_fields[name].default
-        filled[name] = (kind, Field(**{"default": default, "description": rule, **bounds}))
-    return create_model("GenerateRequest", __base__=GenerateRequest, **filled)
 
 
 def find_unknown_key(model: type[BaseModel], body: Mapping[str, object]) -> str | None:
@@ -150,6 +161,12 @@ def find_unknown_key(model: type[BaseModel], body: Mapping[str, object]) -> str 
             hint = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(model.model_fields)}"
             return f"key number {place} of the body is unknown; {hint}"
     return None
+
+
+def has_odd_part(template: object) -> bool:
+    """Return whether a template holds an object with other keys than "gap", of which there may be many."""
+    parts = template if isinstance(template, list) else []
+    return any(isinstance(part, dict) and part.keys() != {"gap"} for part in parts)
 
 
 def inlined_schema(model: type[BaseModel]) -> dict[str, Any]:

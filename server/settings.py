@@ -21,6 +21,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+# Variables of the other programs, which check them on their own.
+OTHER_PROGRAMS = ("PRIME_TRAIN_", "PRIME_EVAL_", "PRIME_SAMPLE_", "PRIME_BENCH_")
 DEMO_MODEL = Path(__file__).resolve().parent / "demo" / "text"
 
 
@@ -118,10 +120,12 @@ def load_settings(argv: Sequence[str] | None = None) -> Settings:
     """Return the settings of a command line, the environment and the file named by --config or PRIME_CONFIG.
 
     Raises:
-        SettingsError: if a setting is unknown or out of range, or the file cannot be read.
+        SettingsError: if a setting is unknown or out of range, also in the environment, or the file cannot
+            be read.
         SystemExit: on --help and on flags that do not exist.
     """
     flags = vars(_parser().parse_args(argv))
+    _check_environment()
     file = flags.pop("config", os.environ.get("PRIME_CONFIG"))
     try:
         return (Settings if file is None else _with_file(Path(file)))(**flags)
@@ -144,6 +148,18 @@ def _parser() -> argparse.ArgumentParser:
         shown = "" if field.default is None else f" (default: {field.default})"
         parser.add_argument(f"--{name.replace('_', '-')}", metavar="X", help=f"{field.description}{shown}")
     return parser
+
+
+def _check_environment() -> None:
+    """Refuse variables with our prefix that no setting has: they are typing errors."""
+    known = [f"PRIME_{name.upper()}" for name in [*Settings.model_fields, "config"]]
+    for variable in sorted(os.environ):
+        name = variable.upper()
+        if not name.startswith("PRIME_") or name.startswith(OTHER_PROGRAMS) or name in known:
+            continue
+        close = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {close[0]}?" if close else "--help lists the settings"
+        raise SettingsError(f"{variable} in the environment is no setting; {hint}")
 
 
 def _with_file(path: Path) -> type[Settings]:

@@ -57,10 +57,12 @@ def load_settings(
         SettingsError: a setting is unknown, missing or out of range, or the file cannot be read.
         SystemExit: after --help.
     """
+    descriptions = {} if descriptions is None else descriptions
+    synonyms = {} if synonyms is None else synonyms
     fields = _leaf_fields(settings_type)
     prefix = str(settings_type.model_config["env_prefix"])
-    parser = _build_parser(settings_type, fields, program, prefix, descriptions or {})
-    written = [_normalise(argument, synonyms or {}) for argument in arguments]
+    parser = _build_parser(settings_type, fields, program, prefix, descriptions)
+    written = [_normalise(argument, synonyms) for argument in arguments]
     flags = vars(parser.parse_args(written))
     _check_environment(fields, prefix)
     file = flags.pop("config", os.environ.get(f"{prefix}CONFIG"))
@@ -76,7 +78,7 @@ def load_settings(
 
 
 def _leaf_fields(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
-    """Fields by dotted name, nested models opened."""
+    """Return the fields by dotted name, nested models opened."""
     leaves: dict[str, FieldInfo] = {}
     for name, field in model.model_fields.items():
         nested = list(_nested_models(field.annotation))

@@ -21,12 +21,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from tqdm import tqdm
 
 from prime_core.checkpoint import Checkpoint, load_checkpoint
+from prime_core.device import choose_device
 from prime_core.likelihood import estimate_grid_nelbo, estimate_likelihood
 from training.baselines import unigram_nats, xz_bits_per_byte
 from training.command_line import load_settings
 from training.data.corpus import CorpusOptions
 from training.heldout import HeldoutText, cut_rows, mean_over_rows, read_documents
-from training.setup import choose_device
 
 BOUND = "likelihood bound"
 NOT_A_BOUND = "not a bound for target_length > 1"

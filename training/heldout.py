@@ -59,6 +59,13 @@ class Mean(NamedTuple):
 def read_documents(paths: Sequence[Path], options: CorpusOptions) -> list[str]:
     """Return all documents of a corpus.
 
+    Args:
+        paths: files and folders, see `list_sources`.
+        options: how documents are found in them.
+
+    Returns:
+        The texts in the order of the files, none of them empty.
+
     Raises:
         CorpusError: the corpus cannot be read or is empty.
     """
@@ -75,6 +82,9 @@ def cut_rows(
         tokenizer: must have an end of text.
         length: tokens per row.
         max_rows: use at most so many rows, evenly spread over the text; None uses all.
+
+    Returns:
+        tokens (T,), and rows (R,), R = min(ceil(T / length), max_rows).
 
     Raises:
         CorpusError: the tokenizer has no end of text.
@@ -105,11 +115,16 @@ def mean_over_rows(totals: npt.NDArray[np.float64], units: npt.NDArray[np.int64]
     """Return sum(totals) / sum(units), with the standard error of this ratio over rows.
 
     The error is that of the ratio estimator: residuals totals - ratio * units, taken as independent. It holds
-    both the spread of the text and the noise of the masks that were drawn.
+    both the spread of the text and the noise of the masks that were drawn. The numbers of masked digits are
+    stratified over the rows of a batch, so rows are not quite independent: their noise partly cancels in the
+    sum, which this error does not credit. It is conservative, larger than the true one in expectation.
 
     Args:
-        totals: (R,) nats of each row.
-        units: (R,) tokens or bytes of each row.
+        totals: (R,) float64, nats of each row.
+        units: (R,) int64, tokens or bytes of each row.
+
+    Returns:
+        The ratio, nats per unit, and its standard error.
     """
     num_rows = len(totals)
     ratio = float(totals.sum() / units.sum())

@@ -26,10 +26,10 @@ from tqdm import tqdm
 from kernels.noise import row_seed
 from prime_core.atomic import atomic_write
 from prime_core.checkpoint import Checkpoint, load_checkpoint
+from prime_core.device import choose_device
 from prime_core.sample import NonFiniteError, PreparedRows, Sample, finish_row, prepare_rows
 from prime_core.stepper import Row, Stepper
 from training.command_line import load_settings
-from training.setup import choose_device
 
 # They change when and where rows are computed, not what is asked for.
 _FREE_SETTINGS = {"output", "n", "max_rows", "overwrite", "device", "num_threads", "seed"}
@@ -250,7 +250,7 @@ def _count_lines(output: Path, file: BinaryIO) -> int:
 
 
 def _fingerprint(path: Path) -> str:
-    """SHA-256 of the weights: two checkpoints of one name are told apart."""
+    """Return the SHA-256 of the weights: two checkpoints of one name are told apart."""
     with (path / "model.safetensors" if path.is_dir() else path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,4 +1,4 @@
-"""What a run is set up from: its device, tokenizer, token shards and codec permutation."""
+"""What a run is set up from: its tokenizer, token shards and codec permutation."""
 
 from __future__ import annotations
 
@@ -10,19 +10,6 @@ from training.config import TrainConfig
 from training.data.corpus import CorpusOptions, list_sources
 from training.data.dataset import TokenDataset
 from training.data.shards import build_shards
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device called ``name``; "auto" takes a GPU if torch sees one.
-
-    Raises:
-        ValueError: a GPU is asked for and there is none.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device is {name!r}, but torch sees no GPU here; use device 'cpu' or 'auto'")
-    return torch.device(name)
 
 
 def text_tokenizer(config: TrainConfig) -> Tokenizer:

@@ -32,6 +32,9 @@ class StateError(ValueError):
 def exclusive_run(output: Path) -> Iterator[None]:
     """Hold the output folder for one trainer; the lock goes with the process, however it ends.
 
+    Args:
+        output: folder of the run; made if missing. The lock is the file `.lock` in it.
+
     Raises:
         StateError: another trainer holds it.
         OSError: the folder cannot be made.
@@ -104,8 +107,9 @@ def load_state(
         return None
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
+            found = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        metadata = {} if found is None else found
         step, num_updates = int(metadata["step"]), int(metadata["num_updates"])
         saved_run = json.loads(metadata["run"])
     except (SafetensorError, KeyError, ValueError, OSError) as error:

@@ -20,6 +20,7 @@ from prime_core.checkpoint import save_checkpoint
 from prime_core.codec import SubtokenCodec
 from prime_core.config import Config
 from prime_core.corruption import antithetic_times
+from prime_core.device import choose_device
 from prime_core.likelihood import estimate_likelihood
 from prime_core.models.dit import DiT
 from prime_core.objectives import training_loss
@@ -27,7 +28,7 @@ from prime_core.schedule import Schedule
 from training.config import TrainConfig
 from training.data.dataset import BlockOrder
 from training.optim import ExponentialMovingAverage, build_optimizer, learning_rate
-from training.setup import choose_device, codec_permutation, open_datasets, text_tokenizer
+from training.setup import codec_permutation, open_datasets, text_tokenizer
 from training.state import load_state, save_state
 
 CHECKPOINT_NAME = "checkpoint"
@@ -172,7 +173,13 @@ class Trainer:
                 )
         save_state(config.output, self.step, self.model, self.optimizer, self.ema, self.run)
         self.saved_step = self.step
-        provenance = {"step": self.step, "weights": "ema", "training": json.loads(self.run)}
+        provenance = {
+            "step": self.step,
+            "steps": config.steps,
+            "decay_steps": config.decay_steps,
+            "weights": "ema",
+            "training": json.loads(self.run),
+        }
         file = config.data.tokenizer.file
         save_checkpoint(
             config.output / CHECKPOINT_NAME,
@@ -185,7 +192,7 @@ class Trainer:
         self.exported_step = self.step
 
     def _rows(self) -> Tensor:
-        """Rows of this step: x_0 (batch_size, L) int64."""
+        """Return the rows of this step: x_0 (batch_size, L) int64."""
         first, length = self.step * self.config.batch_size, self.config.model.length
         blocks = [self.order.index(first + row) for row in range(self.config.batch_size)]
         return torch.from_numpy(np.stack([self.train_data.block(block, length) for block in blocks]))

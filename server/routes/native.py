@@ -18,6 +18,7 @@ from server.schemas import (
     GenerateResponse,
     Limits,
     find_unknown_key,
+    has_odd_part,
     inlined_schema,
     request_model,
 )
@@ -64,19 +65,33 @@ async def _read(
     request: Request, model: type[GenerateRequest], name: str, limits: Limits, timeout_s: float
 ) -> GenerateRequest:
     """Return the checked body."""
-    body = await read_json(request, limits.max_body_bytes, timeout_s)
+    asked = checked_request(model, await read_json(request, limits.max_body_bytes, timeout_s))
+    if asked.model is not None and asked.model != name:
+        raise ApiError(404, "model_not_found", f"there is no such model; loaded: {name}", param="model")
+    return asked
+
+
+def checked_request(model: type[GenerateRequest], body: object) -> GenerateRequest:
+    """Return a parsed body as a request.
+
+    Raises:
+        ApiError: 422 for a body that is not one; the message holds the rule that it breaks.
+    """
     if not isinstance(body, dict):
         raise ApiError(422, "invalid_body", "the body must be a JSON object")
     # Before pydantic, which would describe each of a hundred thousand unknown keys.
     message = find_unknown_key(model, body)
     if message is not None:
         raise ApiError(422, "unknown_key", message)
+    if has_odd_part(body.get("template")):  # for the same reason
+        raise _invalid_value(model, "template")
     try:
-        asked = model.model_validate(body)
+        return model.model_validate(body)
     except ValidationError as error:
-        param = str(error.errors(include_url=False, include_context=False, include_input=False)[0]["loc"][0])
-        rule = model.model_fields[param].description
-        raise ApiError(422, "invalid_value", f"{param} must be {rule}", param=param) from None
-    if asked.model is not None and asked.model != name:
-        raise ApiError(404, "model_not_found", f"there is no such model; loaded: {name}", param="model")
-    return asked
+        param = error.errors(include_url=False, include_context=False, include_input=False)[0]["loc"][0]
+        raise _invalid_value(model, str(param)) from None
+
+
+def _invalid_value(model: type[GenerateRequest], param: str) -> ApiError:
+    rule = model.model_fields[param].description
+    return ApiError(422, "invalid_value", f"{param} must be {rule}", param=param)

@@ -111,6 +111,16 @@ def test_flag_beats_environment_beats_file(
     assert "--steps" not in capsys.readouterr().err
 
 
+def test_unknown_variables_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PRIME_BENCH_STPES", "3")
+    assert main(["sampler", "--against", "dense_published"]) == 2
+    assert "PRIME_BENCH_STPES in the environment is no setting; did you mean PRIME_BENCH_STEPS?" in (
+        capsys.readouterr().err
+    )
+
+
 def test_unknown_keys_of_a_file_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "bench.toml"
     config.write_text('against = "dense_published"\nstpes = 3\n')

@@ -81,5 +81,10 @@ def test_row_seeds_reproduce_alone_and_differ() -> None:
         assert len(set(seeds)) == 200
         assert all(0 <= s <= MAX_SEED for s in seeds)
         assert max(seeds) > 2**60
+        for row in (1, 17, 2**32 - 1):
+            high, low, _, _ = philox(
+                torch.tensor([row, 0, 0, int(Purpose.ROW)]), torch.tensor(seed_words(seed))
+            ).tolist()
+            assert row_seed(seed, row) == high << 32 | low
     with pytest.raises(ValueError, match="row must be"):
         row_seed(0, -1)

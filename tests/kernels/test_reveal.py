@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -233,6 +234,17 @@ def test_extreme_temperatures_stay_finite() -> None:
     assert torch.equal(cold.y, greedy.y)
     assert codec.decode(greedy.y).tolist() == logits.argmax(-1).tolist()
     assert bool(reveal(codec, logits, y, draws_u(50), SamplingSettings(temperature=100.0)).finite.all())
+
+
+@pytest.mark.parametrize("truncation", [{}, {"top_k": 1}, {"top_k": 2}, {"top_p": 0.3}])
+def test_greedy_tells_nearly_equal_logits_apart_and_takes_the_lowest_id_of_equals(
+    truncation: dict[str, Any],
+) -> None:
+    codec = SubtokenCodec(3, 1)
+    logits = torch.tensor([[0.0, -2e-8, 1e-8], [-1e-9, 1e-8, 1e-8], [0.0, 0.0, 0.0], [5.0, 5.0, 1.0]])
+    y = torch.full((4, 1), codec.mask_index)
+    settings = SamplingSettings(temperature=0.0, **truncation)
+    assert tokens_of(codec, reveal(codec, logits, y, draws_u(4), settings)) == [2, 1, 0, 0]
 
 
 def test_a_row_is_bitwise_independent_of_its_neighbours() -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from prime_core.canvas import Canvas, CanvasError, check_stop, digits_canvas, render, text_canvas
+from prime_core.canvas import Canvas, CanvasError, check_stop, digits_canvas, text_canvas
 from prime_core.codec import SubtokenCodec
+from prime_core.render import render
 from tests.stubs import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -38,7 +39,7 @@ def test_unconditional_fills_the_context() -> None:
     assert canvas.y.shape == (CONTEXT, 2)
     assert bool(canvas.free.all())
     assert canvas.open_ended
-    assert canvas.num_gap_tokens == CONTEXT
+    assert len(canvas.free) == CONTEXT
 
 
 def test_prompt_gap_and_suffix() -> None:
@@ -47,7 +48,7 @@ def test_prompt_gap_and_suffix() -> None:
     assert torch.equal(canvas.free.all(-1), torch.tensor([0, 0, 1, 1, 1, 1, 0, 0, 0]).bool())
     assert torch.equal(canvas.free.all(-1), canvas.free.any(-1))
     assert not canvas.open_ended
-    assert layout(prompt="ab", suffix="xyz").num_gap_tokens == CONTEXT - 5
+    assert int(layout(prompt="ab", suffix="xyz").free.all(-1).sum()) == CONTEXT - 5
 
 
 def test_template_keeps_its_order_and_empty_parts() -> None:

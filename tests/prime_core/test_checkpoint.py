@@ -94,6 +94,17 @@ class TestRoundTrip:
         (folder / "config.json").write_text(json.dumps(edited))
         assert load_checkpoint(folder).schedule == LinearConfig(eps=0.25).build()
 
+    def test_a_configuration_that_does_not_count_is_named(
+        self, folder: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        load_checkpoint(folder)
+        assert caplog.messages == []
+        (folder / ".config.json.partial").write_text("{")
+        load_checkpoint(folder)
+        (message,) = caplog.messages
+        assert str(folder / ".config.json.partial") in message
+        assert f"{folder / 'config.json'} is not read" in message
+
     def test_other_files_stay(self, folder: Path) -> None:
         (folder / "CARD.md").write_text("hello")
         save_checkpoint(folder, CONFIG, make_state(seed=1))
@@ -106,6 +117,11 @@ CONFIG_FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "wrong type": (lambda c: c["model"].update(num_heads="2"), "num_heads"),
     "out of range": (lambda c: c["schedule"].update(eps=1.5), "eps"),
     "missing section": (lambda c: c.pop("codec"), "codec"),
+    "true for a number": (lambda c: c["model"].update(num_blocks=True), "num_blocks"),
+    "number for true": (lambda c: c["codec"].update(permuted=0), "permuted"),
+    "text for a float": (lambda c: c["schedule"].update(eps="0.1"), "eps"),
+    "true for the version": (lambda c: c.update(format_version=True), "format_version: must be an integer"),
+    "float for the version": (lambda c: c.update(format_version=1.0), "format_version: must be an integer"),
     "version": (lambda c: c.update(format_version=2), "format_version"),
     "vocabulary": (lambda c: c["codec"].update(vocab_size=11), "must have shape"),
     "digits": (lambda c: c["codec"].update(target_length=3), "must have shape"),

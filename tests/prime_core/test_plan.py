@@ -42,7 +42,7 @@ def test_every_free_digit_is_revealed_once_in_order(schedule: Schedule, steps: S
     plan = draw_plan(free, schedule, steps, seed=9)
     assert torch.equal(step_of(plan, (40, 3)) >= 0, free)
     assert all(a.step < b.step and a.t > b.t for a, b in itertools.pairwise(plan.events))
-    assert plan.nfe == len(plan.events)
+    assert plan.nfe == len(list(plan.events))
     for event in plan.events:
         assert bool((event.positions.diff() > 0).all())
         assert bool(event.due.any(-1).all())
@@ -118,6 +118,24 @@ def test_a_plan_is_a_function_of_seed_and_place_only() -> None:
     part[::3, 0] = False
     assert torch.equal(step_of(draw_plan(part, CosineSchedule(), 50, 8), (30, 2))[part], whole[part])
     assert not torch.equal(step_of(draw_plan(free, CosineSchedule(), 50, 9), (30, 2)), whole)
+
+
+def test_a_plan_is_flat_and_makes_its_events_on_demand() -> None:
+    free = torch.ones(200, 4, dtype=torch.bool)
+    plan = draw_plan(free, LinearSchedule(), "exact", seed=2)
+    parts = (plan.steps, plan.times, plan.offsets, plan.positions, plan.due)
+    num_bytes = sum(part.untyped_storage().nbytes() for part in parts)
+    assert num_bytes < 50 * plan.nfe  # an `Event` with its two tensors takes more than a kilobyte
+    assert not any(isinstance(getattr(plan, name), tuple | list) for name in type(plan).__slots__)
+    assert plan.event(7).positions.untyped_storage().data_ptr() == plan.positions.untyped_storage().data_ptr()
+    for index, event in enumerate(plan.events):
+        again = plan.event(index)
+        assert (again.step, again.t) == (event.step, event.t)
+        assert torch.equal(again.positions, event.positions)
+        assert torch.equal(again.due, event.due)
+    for index in (-1, plan.nfe):
+        with pytest.raises(IndexError, match="index must be in"):
+            plan.event(index)
 
 
 def test_nothing_free_gives_no_event() -> None:

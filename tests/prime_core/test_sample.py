@@ -55,6 +55,11 @@ def test_rows_do_not_run_in_lockstep() -> None:
     assert max(len(lengths) for lengths in model.denoiser.lengths) >= 4
 
 
+def test_a_top_k_beyond_every_integer_type_keeps_all() -> None:
+    huge = sample(checkpoint(), seed=3, steps=4, max_tokens=5, top_k=10**30)
+    assert huge == sample(checkpoint(), seed=3, steps=4, max_tokens=5)
+
+
 @pytest.mark.parametrize("steps", [1, 7, 1000, "exact"])
 def test_calls_are_reported(steps: Steps) -> None:
     model = checkpoint()

@@ -2,16 +2,19 @@
 
 import base64
 import hashlib
+import inspect
 import json
 from pathlib import Path
 
 import pytest
+import tiktoken_ext.openai_public
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from prime_core.rank_files import read_gpt2_ranks, read_rank_file, write_rank_file
 from prime_core.tokenizer import (
+    _GPT2_FILES,
     END_OF_TEXT,
     Tokenizer,
     TokenizerError,
@@ -33,14 +36,13 @@ def test_encode_merges_lowest_rank_first() -> None:
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_round_trip(text: str) -> None:
     ids = TOKENIZER.encode(text)
-    assert all(0 <= index < TOKENIZER.vocab_size and index not in TOKENIZER.special_ids for index in ids)
+    assert all(0 <= index < TOKENIZER.vocab_size and index != 261 for index in ids)
     assert TOKENIZER.decode(ids) == text
     assert TOKENIZER.decode_bytes(ids) == text.encode()
-    assert TOKENIZER.encode_batch([text, "the", text], num_threads=2) == [ids, [257], ids]
 
 
 def test_special_tokens_are_plain_text_when_encoding_and_nothing_when_decoding() -> None:
-    assert (TOKENIZER.vocab_size, TOKENIZER.eos_id, TOKENIZER.special_ids) == (262, 261, frozenset({261}))
+    assert (TOKENIZER.vocab_size, TOKENIZER.eos_id) == (262, 261)
     ids = TOKENIZER.encode(f"a{END_OF_TEXT}b")
     assert 261 not in ids
     assert TOKENIZER.decode(ids) == f"a{END_OF_TEXT}b"
@@ -53,10 +55,9 @@ def test_partial_character_decodes_to_replacement() -> None:
     assert TOKENIZER.decode([0xC3]) == "\ufffd"
 
 
-@pytest.mark.parametrize("encode", [TOKENIZER.encode, lambda text: TOKENIZER.encode_batch(["ok", text])])
-def test_surrogate_is_refused(encode) -> None:  # type: ignore[no-untyped-def]
+def test_surrogate_is_refused() -> None:
     with pytest.raises(ValueError, match="surrogate pair at character 2"):
-        encode("ab\ud800")
+        TOKENIZER.encode("ab\ud800")
 
 
 @pytest.mark.parametrize("index", [-1, 262])
@@ -194,8 +195,21 @@ def _gpt2_files() -> tuple[str, str]:
     return "#version: 0.2\n" + merges, json.dumps(ids | {END_OF_TEXT: 50256})
 
 
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_published_hashes() -> None:
+    library = inspect.getsource(tiktoken_ext.openai_public.gpt2)
+    assert len(_GPT2_FILES) == 2
+    for digest in _GPT2_FILES.values():
+        assert f'"{digest}"' in library
+
+
 def test_gpt2_from_folder_and_from_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vocab, encoder = _gpt2_files()
+    monkeypatch.setitem(_GPT2_FILES, "vocab.bpe", _sha256(vocab))
+    monkeypatch.setitem(_GPT2_FILES, "encoder.json", _sha256(encoder))
     folder, cache = tmp_path / "folder", tmp_path / "cache"
     folder.mkdir()
     cache.mkdir()
@@ -218,6 +232,21 @@ def test_gpt2_from_folder_and_from_cache(tmp_path: Path, monkeypatch: pytest.Mon
     assert local.decode(local.encode("naïve 中 \x00")) == "naïve 中 \x00"
 
 
+def test_gpt2_files_of_another_hash_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vocab, encoder = _gpt2_files()
+    (tmp_path / "vocab.bpe").write_text(vocab, encoding="utf-8")
+    (tmp_path / "encoder.json").write_text(encoder, encoding="utf-8")
+    with pytest.raises(
+        TokenizerError, match=rf"vocab\.bpe: SHA-256 is {_sha256(vocab)}, expected 1ce1664773c5"
+    ):
+        load_tokenizer(TokenizerSpec(kind="gpt2"), tmp_path)
+    monkeypatch.setitem(_GPT2_FILES, "vocab.bpe", _sha256(vocab))
+    with pytest.raises(
+        TokenizerError, match=r"encoder\.json: SHA-256 is .*, expected 196139668be6.* replace it"
+    ):
+        load_tokenizer(TokenizerSpec(kind="gpt2"), tmp_path)
+
+
 def test_broken_gpt2_files(tmp_path: Path) -> None:
     vocab, encoder = _gpt2_files()
     vocab_file, encoder_file = tmp_path / "vocab.bpe", tmp_path / "encoder.json"
@@ -227,16 +256,15 @@ def test_broken_gpt2_files(tmp_path: Path) -> None:
         (vocab.replace("! #\n", "", 1), encoder, r"encoder\.json: token .* has id"),
         (vocab, encoder[:-5], r"encoder\.json: not valid JSON"),
         (vocab, "[]", r"encoder\.json: expected one JSON object"),
-        ("".join(vocab.splitlines(True)[:-7]), encoder, r"50249 ranks, GPT-2 has 50256"),
     ]
     for vocab_text, encoder_text, message in cases:
         vocab_file.write_text(vocab_text, encoding="utf-8")
         encoder_file.write_text(encoder_text, encoding="utf-8")
         with pytest.raises(TokenizerError, match=message):
-            load_tokenizer(TokenizerSpec(kind="gpt2"), tmp_path)
+            read_gpt2_ranks(vocab_file, encoder_file, (_sha256(vocab_text), _sha256(encoder_text)))
     vocab_file.write_bytes(b"a\xff")
     with pytest.raises(TokenizerError, match="invalid UTF-8 at byte offset 1"):
-        read_gpt2_ranks(vocab_file, encoder_file)
+        read_gpt2_ranks(vocab_file, encoder_file, (hashlib.sha256(b"a\xff").hexdigest(), ""))
 
 
 def test_ranks_without_a_byte_are_not_written(tmp_path: Path) -> None:

@@ -93,6 +93,17 @@ def test_calls_until_free() -> None:
     assert batcher.calls_until_free(99) == 107  # 214 row steps, two a call
 
 
+def test_calls_until_free_knows_the_cap_of_tokens_and_jobs_that_arrive() -> None:
+    batcher = Batcher(max_rows=8, max_tokens=16)
+    batcher.add(make_job(*[(16, 10)] * 3))
+    assert batcher.calls_until_free(2) == 20  # one such row fills a call
+    arriving = [make_job((8, 5), (8, 0)), make_job((8, 4))]
+    assert batcher.calls_until_free(4, arriving) == 33  # 30, and 5 of half a call
+    assert batcher.calls_until_free(5, arriving) == 35  # the row that is done counts for nothing
+    assert batcher.calls_until_free(99, arriving) == 35
+    assert Batcher(8, 16).calls_until_free(1, arriving) == 5
+
+
 def test_impossible_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         Batcher(max_rows=0, max_tokens=4)

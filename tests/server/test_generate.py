@@ -98,10 +98,13 @@ def test_no_prompt_fills_the_context_and_ids_are_a_prompt(server: Running) -> No
 
 
 def test_stop_string_ends_the_text(server: Running) -> None:
-    free = outputs(server.post(prompt="q", max_tokens=30, seed=3, temperature=0))[0]
-    letters = [char for char in free["gaps"][0] if char.isascii()]
+    for seed in range(100):  # random weights seldom write ASCII
+        free = outputs(server.post(prompt="q", max_tokens=30, seed=seed))[0]
+        letters = [char for char in free["gaps"][0] if char.isascii()]
+        if letters:
+            break
     stop = letters[len(letters) // 2]
-    row = outputs(server.post(prompt="q", max_tokens=30, seed=3, temperature=0, stop=[stop]))[0]
+    row = outputs(server.post(prompt="q", max_tokens=30, seed=seed, stop=[stop]))[0]
     assert row["finish_reason"] == "stop"
     assert row["text"] == "q" + free["gaps"][0].split(stop)[0]
 

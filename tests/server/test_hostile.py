@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import math
 import socket
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from server.body import parse_json
 from tests.server.running import Running, assert_error, serving
 
 JSON = {"content-type": "application/json"}
@@ -79,6 +81,19 @@ def test_compressed_bodies(server: Running) -> None:
     assert_error(post(server, body, {**JSON, "content-encoding": "gzip"}), 415, "unsupported_encoding")
 
 
+def test_integers_of_more_than_64_bits_are_no_numbers() -> None:
+    assert parse_json(b"[18446744073709551615, -18446744073709551615]") == [2**64 - 1, 1 - 2**64]
+    for text in [
+        b"18446744073709551616",
+        b"-18446744073709551616",
+        b"99999999999999999999",
+        b"1" + b"0" * 30,
+    ]:
+        value = parse_json(text)
+        assert isinstance(value, float)
+        assert math.isnan(value)
+
+
 def test_wrong_methods_and_paths(server: Running) -> None:
     for method in ["GET", "PUT", "DELETE", "PATCH", "OPTIONS"]:
         response = server.client.request(method, "/generate")
@@ -108,7 +123,7 @@ def test_body_over_the_limit_in_chunks(server: Running) -> None:
 
 def connect(server: Running) -> socket.socket:
     host, port = server.url.removeprefix("http://").split(":")
-    connection = socket.create_connection((host, int(port)), timeout=10)
+    connection = socket.create_connection((host, int(port)), timeout=60)
     return connection
 
 
@@ -150,7 +165,7 @@ def test_slow_clients_are_cut_off(server: Running, sent: bytes, status: bytes | 
         connection.sendall(sent)
         assert server.post(max_tokens=1).status_code == 200  # others are served meanwhile
         reply = received(connection)
-    assert 0.5 < time.monotonic() - started < 4
+    assert 0.5 < time.monotonic() - started < 14  # an idle connection would be kept for 15 s
     if status is None:
         assert reply == b""
     else:
@@ -164,12 +179,12 @@ def test_a_trickling_head_is_cut_off_after_an_answer_too(server: Running) -> Non
         assert connection.recv(65536).startswith(b"HTTP/1.1 200")
         started = time.monotonic()
         try:
-            while time.monotonic() - started < 5:
+            while time.monotonic() - started < 14:
                 connection.sendall(b"G")
                 time.sleep(0.1)
             pytest.fail("the connection was kept")
         except (BrokenPipeError, ConnectionResetError):
-            assert time.monotonic() - started < 3
+            pass
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,8 +20,10 @@ import pytest
 
 from prime_core.checkpoint import load_checkpoint
 from prime_core.sample import sample
-from server.main import main
-from tests.server.running import wait_until
+from server.engine import Engine
+from server.main import Server, _serve, http_config, main
+from server.settings import Settings
+from tests.server.running import make_engine, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 READY = re.compile(
@@ -27,11 +31,34 @@ READY = re.compile(
 )
 
 
-class Process:
-    """A running `prime-serve`."""
+# The engine makes no call while a file exists: what is in flight stays so for as long as a test needs.
+HELD = """
+import os, sys, time
+from server import main
+from server.engine import Engine
 
-    def __init__(self, model_path: Path, *flags: str) -> None:
-        command = [sys.executable, "-m", "server.main", "--model", str(model_path), "--port", "0", *flags]
+hold = sys.argv.pop(1)
+step = Engine.step
+def wait_first(engine):
+    while os.path.exists(hold):
+        if engine._inbox:
+            engine._admit()
+            for entry in engine.batcher.choose():
+                entry.job.started_s = time.monotonic()
+        time.sleep(0.01)
+    return step(engine)
+Engine.step = wait_first
+sys.exit(main.main())
+"""
+
+
+class Process:
+    """A running `prime-serve` that makes no denoiser call while the file `hold` exists."""
+
+    def __init__(self, model_path: Path, hold: Path) -> None:
+        self.hold = hold
+        command = [sys.executable, "-c", HELD, str(hold), "--model", str(model_path), "--port", "0"]
+        command += ["--max-steps", "100000", "--num-threads", "1"]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PRIME_")}
         self.popen = subprocess.Popen(
             command,
@@ -44,7 +71,7 @@ class Process:
         assert self.popen.stdout is not None
         self.line = self.popen.stdout.readline()
         found = READY.fullmatch(self.line)
-        assert found, (self.line, self.popen.communicate(timeout=10)[1])
+        assert found, (self.line, self.popen.communicate(timeout=60)[1])
         self.url = found[1]
 
     def post(self, **body: object) -> httpx.Response:
@@ -52,7 +79,7 @@ class Process:
 
     def end(self) -> int:
         try:
-            self.popen.communicate(timeout=15)
+            self.popen.communicate(timeout=60)
         finally:
             self.popen.kill()
             self.popen.wait()
@@ -60,8 +87,8 @@ class Process:
 
 
 @pytest.fixture
-def process(model_path: Path) -> Iterator[Process]:
-    running = Process(model_path, "--max-steps", "100000", "--num-threads", "1")
+def process(model_path: Path, tmp_path: Path) -> Iterator[Process]:
+    running = Process(model_path, tmp_path / "hold")
     yield running
     running.popen.kill()
     running.popen.communicate()
@@ -78,6 +105,7 @@ def in_flight(process: Process) -> bool:
 def test_sigterm_drains_after_what_was_accepted(process: Process, model_path: Path) -> None:
     canary: dict[str, Any] = {"prompt": "canary", "max_tokens": 9, "seed": 3, "n": 2}
     before = process.post(**canary).json()["outputs"]
+    process.hold.touch()
     with ThreadPoolExecutor(1) as pool:
         reply = pool.submit(process.post, **LONG)
         wait_until(lambda: in_flight(process))
@@ -86,6 +114,7 @@ def test_sigterm_drains_after_what_was_accepted(process: Process, model_path: Pa
         assert httpx.get(f"{process.url}/ready").json() == {"status": "draining"}
         assert process.post(max_tokens=1).json()["error"]["code"] == "draining"
         assert httpx.get(f"{process.url}/health").status_code == 200
+        process.hold.unlink()
         assert len(reply.result().json()["outputs"]) == 16
     assert process.end() == 0
     # Another process, without a server, gives the same bytes.
@@ -94,13 +123,14 @@ def test_sigterm_drains_after_what_was_accepted(process: Process, model_path: Pa
 
 
 def test_a_second_signal_ends_at_once(process: Process) -> None:
+    process.hold.touch()
     with ThreadPoolExecutor(1) as pool:
         reply = pool.submit(process.post, **LONG)
         wait_until(lambda: in_flight(process))
         process.popen.send_signal(signal.SIGINT)
         wait_until(lambda: httpx.get(f"{process.url}/ready").status_code == 503)
         process.popen.send_signal(signal.SIGINT)
-        assert process.popen.wait(3) == 1
+        assert process.popen.wait(60) == 1
         with pytest.raises(httpx.RemoteProtocolError):
             reply.result()
 
@@ -135,15 +165,54 @@ def test_a_dead_engine_ends_the_process_with_an_error(
             found = READY.fullmatch(popen.stdout.readline())
             assert found
             codes = [
-                httpx.post(f"{found[1]}/generate", json={"max_tokens": 2}, timeout=20).json()["error"]["code"]
+                httpx.post(f"{found[1]}/generate", json={"max_tokens": 2}, timeout=60).json()["error"]["code"]
                 for _ in range(3)
             ]
             assert codes == ["engine_error"] * 3
-            _, log = popen.communicate(timeout=15)
+            _, log = popen.communicate(timeout=60)
             assert popen.returncode == 1
             assert "the engine has died" in log
         finally:
             popen.kill()
+
+
+def test_a_stdout_that_nobody_reads_leaves_a_server_that_ends(model_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with subprocess.Popen(
+        [sys.executable, "-m", "server.main", "--model", str(model_path), "--port", "0"],
+        cwd=ROOT,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as popen:
+        os.close(writer)
+        limit = threading.Timer(60, popen.kill)
+        limit.start()
+        try:
+            assert popen.stderr is not None
+            found = next(found for line in popen.stderr if (found := READY.search(line)))
+            assert httpx.get(f"{found[1]}/ready").status_code == 200
+            popen.send_signal(signal.SIGTERM)
+            popen.communicate()
+            assert popen.returncode == 0
+        finally:
+            limit.cancel()
+            popen.kill()
+
+
+def test_a_watcher_that_fails_ends_the_server(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings(model=model_path)
+    engine, _ = make_engine(model_path, settings)
+    server = Server(http_config(engine, settings), engine, drain_timeout_s=1.0)
+    # The watcher is the only one to ask; a defect there must not leave a server that no signal can end.
+    monkeypatch.setattr(Engine, "alive", property(lambda self: 1 / 0))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        assert asyncio.run(asyncio.wait_for(_serve(server, listener, "ready"), 60)) == 1
+    assert "ZeroDivisionError" in caplog.text
 
 
 def test_a_port_in_use_is_said_in_one_line(model_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from server.main import main
-from server.settings import DEMO_MODEL, Settings, SettingsError, load_settings
+from server.settings import DEMO_MODEL, OTHER_PROGRAMS, Settings, SettingsError, load_settings
 
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [*Settings.model_fields, "config"]:
-        monkeypatch.delenv(f"PRIME_{name.upper()}", raising=False)
+    for name in [name for name in os.environ if name.upper().startswith("PRIME_")]:
+        monkeypatch.delenv(name)
 
 
 def test_defaults_are_loopback_and_the_demo() -> None:
@@ -70,6 +71,33 @@ def test_bad_files(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(SettingsError) as caught:
         load_settings(["--config", str(file)])
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "words"),
+    [
+        ("PRIME_MAX_BATCHROWS", "did you mean PRIME_MAX_BATCH_ROWS?"),
+        ("prime_max_batchrows", "prime_max_batchrows in the environment is no setting; did you mean"),
+        ("PRIME_ZZZZZZ", "--help lists the settings"),
+    ],
+)
+def test_unknown_variables_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], variable: str, words: str
+) -> None:
+    monkeypatch.setenv(variable, "7")
+    with pytest.raises(SettingsError) as caught:
+        load_settings([])
+    assert variable in str(caught.value)
+    assert words in str(caught.value)
+    assert main([]) == 2
+    assert capsys.readouterr().err.startswith(f"prime-serve: {variable}")
+
+
+def test_variables_of_other_programs_are_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for prefix in OTHER_PROGRAMS:
+        monkeypatch.setenv(f"{prefix}STEPS", "7")
+    monkeypatch.setenv("prime_max_n", "7")
+    assert load_settings([]).max_n == 7
 
 
 def test_unknown_flags_and_abbreviations_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

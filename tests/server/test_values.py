@@ -7,9 +7,13 @@ from typing import Any
 
 import pytest
 
+from server.errors import ApiError
+from server.routes.native import checked_request
+from server.schemas import Limits, request_model
 from tests.server.running import CONTEXT, Running, assert_error, serving
 
 CANARY = "canary7461"
+LIMITS = Limits(context=64, vocab_size=257, max_n=16, max_steps=64, max_work=2**24, max_body_bytes=2**20)
 NOT_INTEGERS = [True, False, "7", 1.0, 1.5, [1], {}, "NaN"]
 
 BAD: list[tuple[str, Any]] = [
@@ -96,6 +100,27 @@ def test_unknown_keys_are_refused_without_naming_them(server: Running) -> None:
         assert f"key number {len(body)} " in message
         assert CANARY not in message
     assert "did you mean max_tokens?" in server.post(max_token=3).json()["error"]["message"]
+
+
+def test_parts_of_many_keys_cost_no_time_of_the_event_loop(server: Running) -> None:
+    described = 0
+
+    class Counting(request_model(LIMITS)):  # type: ignore[misc]
+        @classmethod
+        def model_validate(cls, *arguments: Any, **options: Any) -> Any:
+            nonlocal described
+            described += 1
+            return super().model_validate(*arguments, **options)
+
+    many = {f"k{index}": 1 for index in range(50_000)}
+    for parts in [[many], [{"gap": 1, **many}], ["a", {"gap": 1}, {}], [{"gap": 1}, {"gaps": 1}]]:
+        with pytest.raises(ApiError, match=r"^template must be ") as caught:
+            checked_request(Counting, {"template": parts})
+        assert (caught.value.status, caught.value.param) == (422, "template")
+    assert described == 0  # pydantic would describe each key
+    assert checked_request(Counting, {"template": ["a", {"gap": 1}]}).template is not None
+    assert described == 1
+    assert_error(server.post(template=["a", many]), 422, "invalid_value", "template")
 
 
 def test_big_bad_strings_are_not_repeated(server: Running) -> None:

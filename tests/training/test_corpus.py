@@ -1,7 +1,9 @@
 """Corpus reading: documents of every kind of file, and the place of every defect."""
 
+import errno
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -186,6 +188,24 @@ def test_demo_corpus_reads_back_as_documents(tmp_path: Path) -> None:
     for name, count in counts.items():
         assert len(list(iter_corpus([output / name]))) == count
     assert sorted(path.name for path in output.iterdir()) == ["heldout.txt", "train.txt"]
+
+
+def test_a_full_disk_leaves_the_old_demo_corpus_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train.txt").write_text("old", encoding="utf-8")
+    monkeypatch.setattr("training.data.demo_corpus.read_bible", lambda _: ["Ge1:1 In the beginning"])
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SystemExit) as caught:
+        main(["--output", str(tmp_path)])
+    assert caught.value.code == 1
+    assert "No space left" in capsys.readouterr().err
+    assert (tmp_path / "train.txt").read_text(encoding="utf-8") == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["train.txt"]
 
 
 def test_missing_or_incomplete_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

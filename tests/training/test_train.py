@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from prime_core.checkpoint import load_checkpoint
 from tests.training.small_run import load_run, metrics_of, state_of, write_byte_ranks, write_run
 from training.config import load_train_config
-from training.setup import choose_device
 from training.train import main, train
 from training.trainer import Trainer
 
@@ -225,9 +225,9 @@ def test_a_broken_rank_file_is_reported(config: Path, capsys: pytest.CaptureFixt
     assert f"{ranks}" in _run_main(config, capsys)
 
 
-def test_choose_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert choose_device("auto") == torch.device("cuda")
-    assert choose_device("cpu") == torch.device("cpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_device("auto") == torch.device("cpu")
+def test_a_checkpoint_says_how_long_its_run_was_to_go_on(config: Path, tmp_path: Path) -> None:
+    run = load_run(config, tmp_path, "--steps", "9", "--decay-steps", "3")
+    Trainer(run, progress=False).save()
+    provenance = load_checkpoint(tmp_path / "checkpoint").config.provenance
+    assert (provenance["step"], provenance["steps"], provenance["decay_steps"]) == (0, 9, 3)
+    assert provenance["training"]["seed"] == run.seed

@@ -1,4 +1,4 @@
-"""Trains a byte-level BPE tokenizer and writes it as a .tiktoken rank file.
+"""Train a byte-level BPE tokenizer and write it as a .tiktoken rank file.
 
     python -m training.data.bpe --input train.txt --vocab-size 4096 --output tokenizer.tiktoken
 
@@ -9,6 +9,8 @@ A candidate is known by its bytes alone, which is also how an encoder reads the 
 two neighbours spell a string, no merge has crossed its ends, so the merges inside went as they go in the
 string by itself, and at any moment a string splits into two neighbours in one way only.
 """
+
+from __future__ import annotations
 
 import argparse
 import heapq
@@ -27,7 +29,7 @@ NUM_BYTES = 256
 
 
 def count_pieces(documents: Iterable[str], pattern: str = GPT2_PATTERN) -> Counter[bytes]:
-    """Returns how often each piece of the split pattern occurs, as UTF-8 bytes."""
+    """Return how often each piece of the split pattern occurs, as UTF-8 bytes."""
     compiled = regex.compile(pattern)
     texts: Counter[str] = Counter()
     for document in documents:
@@ -36,7 +38,7 @@ def count_pieces(documents: Iterable[str], pattern: str = GPT2_PATTERN) -> Count
 
 
 def train_ranks(pieces: Counter[bytes], num_ranks: int) -> list[bytes]:
-    """Returns the bytes of ranks 0..num_ranks-1: the 256 bytes by value, then the merges in order.
+    """Return the bytes of ranks 0..num_ranks-1: the 256 bytes by value, then the merges in order.
 
     Ties between equally frequent candidates go to the smaller byte string, so the result depends on the
     counts alone.
@@ -87,7 +89,7 @@ class _Merger:
         heapq.heapify(self._heap)
 
     def most_frequent(self) -> bytes | None:
-        """Returns the candidate to merge next; None when none occurs twice."""
+        """Return the candidate to merge next; None when none occurs twice."""
         while self._heap:
             count, token = heapq.heappop(self._heap)
             if -count == self._candidate_counts[token] and -count >= 2:
@@ -95,7 +97,7 @@ class _Merger:
         return None
 
     def add(self, token: bytes) -> None:
-        """Merges `token` in every piece."""
+        """Merge `token` in every piece."""
         changed: set[bytes] = set()
         for index in sorted(self._words_with.pop(token)):
             changed |= self._rewrite(index, token)
@@ -105,7 +107,7 @@ class _Merger:
                 heapq.heappush(self._heap, (-count, candidate))
 
     def _rewrite(self, index: int, token: bytes) -> set[bytes]:
-        """Merges `token` in one piece; returns the candidates whose counts it changed."""
+        """Merge `token` in one piece; return the candidates whose counts it changed."""
         before = self._words[index]
         after = merge_token(before, token)
         self._words[index] = after
@@ -122,7 +124,7 @@ class _Merger:
 
 
 def merge_token(word: Sequence[bytes], token: bytes) -> list[bytes]:
-    """Returns `word` with every pair of neighbours that spells `token` joined, from left to right."""
+    """Return `word` with every pair of neighbours that spells `token` joined, from left to right."""
     merged: list[bytes] = []
     index = 0
     while index < len(word):
@@ -136,7 +138,7 @@ def merge_token(word: Sequence[bytes], token: bytes) -> list[bytes]:
 
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int) -> tuple[list[bytes], Tokenizer]:
-    """Returns the ranks and the tokenizer of `vocab_size` ids, of which the last is "<|endoftext|>".
+    """Return the ranks and the tokenizer of `vocab_size` ids, of which the last is "<|endoftext|>".
 
     Raises:
         ValueError: `vocab_size` is below 257 or too large for this text.

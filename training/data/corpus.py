@@ -4,6 +4,8 @@ Files are read as streams of lines, so memory is bounded by the longest document
 strictly: a corpus with a broken byte is refused with the place of that byte, never silently repaired.
 """
 
+from __future__ import annotations
+
 import gzip
 import io
 import json
@@ -58,7 +60,7 @@ class CorpusOptions:
 
 
 def list_sources(paths: Sequence[Path]) -> list[Path]:
-    """Returns the corpus files in `paths`, folders expanded.
+    """Return the corpus files in `paths`, folders expanded.
 
     Files keep the order of `paths`; the files of a folder and its subfolders follow in the order of their
     relative names. Files in a folder that are hidden or have other endings are passed over; a file named
@@ -91,7 +93,7 @@ def list_sources(paths: Sequence[Path]) -> list[Path]:
 
 
 def iter_corpus(paths: Sequence[Path], options: CorpusOptions | None = None) -> Iterator[str]:
-    """Yields the documents of all files in `paths`, in the order of `list_sources`.
+    """Yield the documents of all files in `paths`, in the order of `list_sources`.
 
     Raises:
         CorpusError: see `list_sources` and `iter_documents`; also when there is no document at all.
@@ -109,7 +111,7 @@ def iter_corpus(paths: Sequence[Path], options: CorpusOptions | None = None) -> 
 
 
 def iter_documents(path: Path, options: CorpusOptions | None = None) -> Iterator[str]:
-    """Yields the non-empty documents of one file.
+    """Yield the non-empty documents of one file.
 
     A byte order mark at the start is dropped. In "blank_line" mode the lines of a document are joined by a
     line feed (whatever ended them in the file) and the last has none; in "file" mode the text is kept as it
@@ -119,7 +121,7 @@ def iter_documents(path: Path, options: CorpusOptions | None = None) -> Iterator
         CorpusError: bytes that are not UTF-8 (with the offset in the decompressed stream), a bad JSON line
             (with its number), a document over the limit, a damaged archive or an unreadable file.
     """
-    options = options or CorpusOptions()
+    options = CorpusOptions() if options is None else options
     kind = _kind(path)
     if kind is None:
         raise CorpusError(f"{path}: unknown ending; known are .txt and .jsonl, each also with .gz or .zst")
@@ -142,7 +144,7 @@ def _files_of_folder(folder: Path) -> list[Path]:
 
 
 def _kind(path: Path) -> str | None:
-    """Returns ".txt" or ".jsonl", looking through a compression ending; None for anything else."""
+    """Return ".txt" or ".jsonl", looking through a compression ending; None for anything else."""
     name = path.name.lower()
     for compression in _COMPRESSIONS:
         name = name.removesuffix(compression)
@@ -201,7 +203,7 @@ def _json_documents(path: Path, lines: Iterator[tuple[int, str]], text_key: str)
 
 
 def _iter_lines(path: Path, max_bytes: int) -> Iterator[tuple[int, str]]:
-    """Yields (line number from 1, line with its ending), decoded strictly from UTF-8."""
+    """Yield (line number from 1, line with its ending), decoded strictly from UTF-8."""
     offset = 0
     number = 0
     try:

@@ -1,7 +1,8 @@
 """Reading token shards: blocks of the stream through memory maps, and the order in which to train on them."""
 
+from __future__ import annotations
+
 from bisect import bisect_right
-from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 
@@ -26,7 +27,7 @@ class TokenDataset:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Opens a folder of shards.
+        """Open a folder of shards.
 
         Raises:
             ShardError: no manifest, or a shard is missing or does not have the size the manifest states.
@@ -50,7 +51,7 @@ class TokenDataset:
         return self.num_tokens
 
     def num_blocks(self, length: int) -> int:
-        """Returns the number of whole blocks of `length` tokens; the rest of the stream is not trained on.
+        """Return the number of whole blocks of `length` tokens; the rest of the stream is not trained on.
 
         Raises:
             ValueError: `length` is below 1.
@@ -59,7 +60,7 @@ class TokenDataset:
         return self.num_tokens // length
 
     def block(self, index: int, length: int) -> npt.NDArray[np.int64]:
-        """Returns whole block `index`.
+        """Return whole block `index`.
 
         Args:
             index: 0..num_blocks(length)-1.
@@ -78,20 +79,6 @@ class TokenDataset:
                 f"{self.num_tokens} tokens, blocks have {length}"
             )
         return self._slice(index * length, (index + 1) * length)
-
-    def eval_blocks(self, length: int) -> Iterator[npt.NDArray[np.int64]]:
-        """Yields every token of the stream once: the whole blocks, then the shorter rest if there is one.
-
-        Yields:
-            x_0 (length,) int64, the last one possibly shorter.
-
-        Raises:
-            ValueError: `length` is below 1.
-            ShardError: an id is not in the vocabulary.
-        """
-        _check_length(length)
-        for start in range(0, self.num_tokens, length):
-            yield self._slice(start, min(start + length, self.num_tokens))
 
     def _slice(self, start: int, stop: int) -> npt.NDArray[np.int64]:
         tokens = np.empty(stop - start, dtype=np.int64)
@@ -121,7 +108,7 @@ class BlockOrder:
     """
 
     def __init__(self, num_blocks: int, seed: int) -> None:
-        """Sets the order up.
+        """Set the order up.
 
         Args:
             num_blocks: number of blocks, at least 1.
@@ -143,7 +130,7 @@ class BlockOrder:
         self._permutation = np.empty(0, dtype=np.int64)
 
     def index(self, step_position: int) -> int:
-        """Returns the block at a position of the endless sequence of epochs.
+        """Return the block at a position of the endless sequence of epochs.
 
         Args:
             step_position: number of blocks visited before, at least 0.

@@ -6,6 +6,8 @@ writes train.txt and heldout.txt. Every 20th chapter is held out whole, so no ve
 is ever trained on and the split needs no random numbers.
 """
 
+from __future__ import annotations
+
 import argparse
 import re
 import shutil
@@ -13,6 +15,7 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+from prime_core.atomic import atomic_write
 from training.data.corpus import CorpusError
 
 PASSAGE = "gen1:1-rev22:21"
@@ -23,7 +26,7 @@ _VERSE = re.compile(r"^(\d?[A-Za-z]+\d+):\d+ (.+)$")
 
 
 def read_bible(program: str = "bible") -> list[str]:
-    """Returns the verses as the `bible` program prints them, such as "Ge1:1 In the beginning ...".
+    """Return the verses as the `bible` program prints them, such as "Ge1:1 In the beginning ...".
 
     Args:
         program: name or path of the program.
@@ -50,7 +53,7 @@ def read_bible(program: str = "bible") -> list[str]:
 
 
 def chapters(verses: Iterable[str]) -> list[str]:
-    """Groups verses into documents: one chapter each, verse texts without references, one verse a line.
+    """Group verses into documents: one chapter each, verse texts without references, one verse a line.
 
     Raises:
         CorpusError: a line does not start with a reference such as "1Sa3:16 ".
@@ -70,28 +73,27 @@ def chapters(verses: Iterable[str]) -> list[str]:
 
 
 def split(documents: list[str], every: int = HELDOUT_EVERY) -> tuple[list[str], list[str]]:
-    """Returns (train, heldout): documents `every`, 2·`every`, ... (counted from 1) are held out."""
+    """Return (train, heldout): documents `every`, 2·`every`, ... (counted from 1) are held out."""
     train = [text for number, text in enumerate(documents, 1) if number % every != 0]
     heldout = [text for number, text in enumerate(documents, 1) if number % every == 0]
     return train, heldout
 
 
 def write_demo_corpus(output: Path, program: str = "bible") -> dict[str, int]:
-    """Writes train.txt and heldout.txt (documents separated by one blank line) into `output`.
+    """Write train.txt and heldout.txt (documents separated by one blank line) into `output`.
 
     Returns:
         Number of documents per file name.
 
     Raises:
         CorpusError: see `read_bible` and `chapters`.
+        OSError: the disk is full or not writable; files that were there are whole.
     """
     train, heldout = split(chapters(read_bible(program)))
     output.mkdir(parents=True, exist_ok=True)
     counts = {}
     for name, documents in (("train.txt", train), ("heldout.txt", heldout)):
-        partial = output / f".{name}.partial"
-        partial.write_text("\n\n".join(documents) + "\n", encoding="utf-8", newline="\n")
-        partial.replace(output / name)
+        atomic_write(output / name, ("\n\n".join(documents) + "\n").encode("utf-8"))
         counts[name] = len(documents)
     return counts
 
@@ -106,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         counts = write_demo_corpus(arguments.output)
-    except CorpusError as error:
+    except (CorpusError, OSError) as error:
         parser.exit(1, f"error: {error}\n")
     for name, count in counts.items():
         path = arguments.output / name

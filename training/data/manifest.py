@@ -1,5 +1,7 @@
 """The manifest of a folder of token shards: what is in it, and what it was made from."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Literal
 
@@ -83,7 +85,7 @@ class Manifest(Recipe):
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Returns the manifest of a folder of shards.
+    """Return the manifest of a folder of shards.
 
     Raises:
         ShardError: the folder has none, or one that this version cannot read.
@@ -102,6 +104,6 @@ def read_manifest(folder: Path) -> Manifest:
     total = sum(shard.num_tokens for shard in manifest.shards)
     if total != manifest.num_tokens or manifest.token_dtype != manifest.dtype:
         raise ShardError(
-            f"{path}: num_tokens or token_dtype contradicts the rest; remove the folder and rebuild"
+            f"{path}: num_tokens or token_dtype contradicts the rest; remove the folder and build it again"
         )
     return manifest

@@ -1,5 +1,7 @@
 """Writing token shards so that a folder of them is complete or absent."""
 
+from __future__ import annotations
+
 import fcntl
 import logging
 import os
@@ -12,20 +14,21 @@ from typing import IO, Self
 
 import numpy as np
 
+from prime_core import atomic
 from training.data.manifest import MANIFEST_FILE, Manifest, ShardFile
 
 _log = logging.getLogger(__name__)
 
 
 class ShardWriter:
-    """Cuts a stream of token ids into files of `shard_tokens` each; the last may be shorter.
+    """A stream of token ids, cut into files of `shard_tokens` each; the last may be shorter.
 
     Attributes:
         shards: the files written so far; complete once the context has ended.
     """
 
     def __init__(self, folder: Path, dtype: str, shard_tokens: int) -> None:
-        """Sets the writer up.
+        """Set the writer up.
 
         Args:
             folder: existing, empty folder.
@@ -51,7 +54,7 @@ class ShardWriter:
             self._file.close()
 
     def write(self, ids: Sequence[int]) -> None:
-        """Appends token ids to the stream.
+        """Append token ids to the stream.
 
         Raises:
             OSError: the disk is full or the folder cannot be written.
@@ -79,13 +82,13 @@ class ShardWriter:
 
 @contextmanager
 def exclusive_folder(target: Path) -> Iterator[Path]:
-    """Holds the lock of `target` and yields an empty folder beside it, which is removed at the end.
+    """Hold the lock of `target` and yield an empty folder beside it, which is removed at the end.
 
     Raises:
         OSError: the parent folder cannot be written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial, replaced = _partial_name(target), _replaced_name(target)
+    partial = target.with_name(f".{target.name}.partial")
     with target.with_name(f".{target.name}.lock").open("wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -93,11 +96,8 @@ def exclusive_folder(target: Path) -> Iterator[Path]:
             _log.info("another process is writing %s; waiting for it", target)
             fcntl.flock(lock, fcntl.LOCK_EX)
         # Whoever holds the lock is alone: what lies here was left by a builder that was killed.
-        if replaced.exists() and not target.exists():
-            replaced.rename(target)
-        for leftover in (partial, replaced):
-            if leftover.exists():
-                shutil.rmtree(leftover)
+        if partial.exists():
+            shutil.rmtree(partial)
         partial.mkdir()
         try:
             yield partial
@@ -106,53 +106,28 @@ def exclusive_folder(target: Path) -> Iterator[Path]:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes the manifest and makes it durable.
+    """Write the manifest and make it durable.
 
     Raises:
         OSError: the disk is full or the folder cannot be written.
     """
-    with (folder / MANIFEST_FILE).open("w", encoding="utf-8") as file:
-        file.write(manifest.model_dump_json(indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    atomic.atomic_write(folder / MANIFEST_FILE, (manifest.model_dump_json(indent=2) + "\n").encode())
 
 
 def publish(partial: Path, target: Path) -> None:
-    """Gives a complete folder its name, replacing one that is there.
+    """Give a complete folder its name and make it durable.
+
+    Args:
+        partial: the folder, manifest included.
+        target: its name; nothing or an empty folder may be there.
 
     Raises:
-        OSError: renaming failed; a folder that was there is back in its place.
+        OSError: renaming failed, or ``target`` is not empty; what was there is unchanged.
     """
-    _sync_folder(partial)
-    replaced = _replaced_name(target)
-    if target.exists():
-        target.rename(replaced)
-    try:
-        partial.rename(target)
-    except OSError:
-        if replaced.exists():
-            replaced.rename(target)
-        raise
-    _sync_folder(target.parent)
-    if replaced.exists():
-        shutil.rmtree(replaced)
+    atomic.sync_folder(partial)
+    partial.rename(target)
+    atomic.sync_folder(target.parent)
 
 
 def _shard_name(index: int) -> str:
     return f"shard-{index:05d}.bin"
-
-
-def _partial_name(target: Path) -> Path:
-    return target.with_name(f".{target.name}.partial")
-
-
-def _replaced_name(target: Path) -> Path:
-    return target.with_name(f".{target.name}.replaced")
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

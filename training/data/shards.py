@@ -5,9 +5,11 @@ header) and `manifest.json`. The stream is document, end of text, document, end 
 contiguous slice of it, so blocks cross shard files and document ends.
 """
 
+from __future__ import annotations
+
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -20,9 +22,6 @@ from training.data.shard_writer import ShardWriter, exclusive_folder, publish, w
 
 __all__ = ["build_shards", "read_manifest", "Manifest", "TokenDataset", "BlockOrder", "ShardError"]
 
-_BATCH_DOCUMENTS = 256
-_BATCH_CHARACTERS = 2**20
-
 
 def build_shards(
     paths: Sequence[Path],
@@ -30,13 +29,10 @@ def build_shards(
     output_dir: Path,
     *,
     shard_tokens: int = 2**24,
-    tokenizer_fingerprint: str | None = None,
     options: CorpusOptions | None = None,
-    rebuild: bool = False,
-    num_threads: int = 1,
     progress: bool = True,
 ) -> Manifest:
-    """Tokenizes a corpus into `output_dir`, or returns the manifest that is already there if it still fits.
+    """Tokenize a corpus into `output_dir`, or return the manifest that is already there if it still fits.
 
     The shards are written into a folder beside `output_dir` and renamed at the end, so `output_dir` is
     complete or absent. A lock file beside it makes a second builder wait, then reuse.
@@ -46,10 +42,7 @@ def build_shards(
         tokenizer: must have an end of text, which is appended to each document.
         output_dir: folder of the shards.
         shard_tokens: tokens per shard file.
-        tokenizer_fingerprint: identifies the tokenizer; None takes `tokenizer.fingerprint`.
         options: how documents are found in the files; None takes the defaults.
-        rebuild: replace shards that were built from something else; without it they are refused.
-        num_threads: threads that tokenize.
         progress: show a progress bar.
 
     Raises:
@@ -58,8 +51,8 @@ def build_shards(
             whatever was there before is unchanged.
         ValueError: an argument is out of range, or the tokenizer has no end of text.
     """
-    if shard_tokens < 1 or num_threads < 1:
-        raise ValueError(f"shard_tokens ({shard_tokens}) and num_threads ({num_threads}) must be at least 1")
+    if shard_tokens < 1:
+        raise ValueError(f"shard_tokens is {shard_tokens}: give at least 1")
     if tokenizer.eos_id is None:
         raise ValueError(
             "the tokenizer has no '<|endoftext|>': add it to special_tokens to mark document ends"
@@ -68,9 +61,7 @@ def build_shards(
     output_dir = output_dir.absolute()
     sources = list_sources(paths)
     recipe = Recipe(
-        tokenizer_fingerprint=tokenizer.fingerprint
-        if tokenizer_fingerprint is None
-        else tokenizer_fingerprint,
+        tokenizer_fingerprint=tokenizer.fingerprint,
         vocab_size=tokenizer.vocab_size,
         eos_id=tokenizer.eos_id,
         shard_tokens=shard_tokens,
@@ -79,13 +70,13 @@ def build_shards(
     )
     try:
         with exclusive_folder(output_dir) as partial:
-            existing = _reusable(output_dir, recipe, sources, rebuild)
+            existing = _reusable(output_dir, recipe, sources)
             if existing is not None:
                 return existing
             documents = tqdm(
                 iter_corpus(sources, options), desc="tokenizing", unit=" documents", disable=not progress
             )
-            manifest = _write(partial, recipe, sources, documents, tokenizer, num_threads)
+            manifest = _write(partial, recipe, sources, documents, tokenizer)
             publish(partial, output_dir)
             return manifest
     except OSError as error:
@@ -101,17 +92,15 @@ def _write(
     sources: Sequence[Path],
     documents: Iterable[str],
     tokenizer: Tokenizer,
-    num_threads: int,
 ) -> Manifest:
-    """Tokenizes into an empty folder, manifest last."""
+    """Tokenize into an empty folder, manifest last."""
     before = [_describe(path) for path in sources]
     num_bytes = num_documents = 0
     with ShardWriter(folder, recipe.dtype, recipe.shard_tokens) as writer:
-        for texts in _batches(documents):
-            for text, ids in zip(texts, tokenizer.encode_batch(texts, num_threads), strict=True):
-                writer.write([*ids, recipe.eos_id])
-                num_bytes += len(text.encode("utf-8"))
-            num_documents += len(texts)
+        for text in documents:
+            writer.write([*tokenizer.encode(text), recipe.eos_id])
+            num_bytes += len(text.encode("utf-8"))
+            num_documents += 1
     for record, path in zip(before, sources, strict=True):
         status = path.stat()
         if (status.st_size, status.st_mtime_ns) != (record.num_bytes, record.mtime_ns):
@@ -129,49 +118,28 @@ def _write(
     return manifest
 
 
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    """Groups documents for the threads that tokenize, within bounds on number and size."""
-    batch: list[str] = []
-    num_characters = 0
-    for text in documents:
-        batch.append(text)
-        num_characters += len(text)
-        if len(batch) == _BATCH_DOCUMENTS or num_characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, num_characters = [], 0
-    if batch:
-        yield batch
-
-
-def _reusable(folder: Path, recipe: Recipe, sources: Sequence[Path], rebuild: bool) -> Manifest | None:
-    """Returns the manifest of `folder` if its shards fit, None if they are to be written."""
+def _reusable(folder: Path, recipe: Recipe, sources: Sequence[Path]) -> Manifest | None:
+    """Return the manifest of `folder` if its shards fit, None if they are to be written."""
     if not folder.exists():
         return None
     if not (folder / MANIFEST_FILE).is_file():
         if folder.is_dir() and not any(folder.iterdir()):
             return None
         raise ShardError(f"{folder} exists and holds no token shards: choose another folder for them")
-    try:
-        manifest = TokenDataset(folder).manifest
-    except ShardError as error:
-        if rebuild:
-            return None
-        raise ShardError(f"{error} (or ask for a rebuild)") from None
+    manifest = TokenDataset(folder).manifest
     differences = [name for name in Recipe.model_fields if getattr(manifest, name) != getattr(recipe, name)]
     if not _same_sources(manifest.sources, sources):
         differences.append("sources")
     if not differences:
         return manifest
-    if rebuild:
-        return None
     raise ShardError(
         f"the token shards in {folder} were built with different {', '.join(differences)}: remove the "
-        "folder, choose another one, or ask for a rebuild"
+        "folder, and they are built again, or choose another one"
     )
 
 
 def _same_sources(recorded: Sequence[SourceFile], sources: Sequence[Path]) -> bool:
-    """Compares contents; a file whose path, size and time are as recorded is not read again."""
+    """Compare contents; a file whose path, size and time are as recorded is not read again."""
     if len(recorded) != len(sources):
         return False
     for record, path in zip(recorded, sources, strict=True):

@@ -1,0 +1,43 @@
+"""How long denoiser calls take, and whether the one that runs hangs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+MIN_STALL_S = 5.0
+STALL_FACTOR = 10.0  # a call that takes this many times the usual is taken for a hang
+
+
+class CallStopwatch:
+    """Times the calls of one thread; any thread may read it.
+
+    Attributes:
+        last_s: seconds of the last call that did not raise; 0 before the first.
+        seconds_per_call: running mean over such calls; 0 before the first.
+    """
+
+    def __init__(self) -> None:
+        self.last_s = 0.0
+        self.seconds_per_call = 0.0
+        self._started_s: float | None = None
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Time the block as one call; one that raises counts for nothing."""
+        started_s = self._started_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self._started_s = None
+        self.last_s = time.monotonic() - started_s
+        old = self.seconds_per_call
+        self.seconds_per_call = self.last_s if old == 0 else 0.9 * old + 0.1 * self.last_s
+
+    @property
+    def stalled(self) -> bool:
+        """Whether a call has run for far longer than calls do."""
+        started_s = self._started_s
+        limit_s = max(MIN_STALL_S, STALL_FACTOR * self.seconds_per_call)
+        return started_s is not None and time.monotonic() - started_s > limit_s
