@@ -21,7 +21,7 @@ from kernels.backend import Backend, choose_backend
 from kernels.carry_over import contradicts
 
 BLOCK_SIZE = 256
-CACHED_ROWS = 16
+CACHED_LOGITS = 2**20
 NUM_CANDIDATES = 1024
 
 
@@ -77,8 +77,9 @@ def reveal_tokens(
     if logits.device.type != "cpu":
         return _reveal(digits, mask_index, logits, y, due, u, temperature, top_k, top_p)
     # A few rows at a time stay in the cache, through about ten passes over them.
+    num_cached = max(1, CACHED_LOGITS // logits.shape[1])
     per_row = (logits, y, due, u, temperature, top_k, top_p)
-    chunks = zip(*(each.split(CACHED_ROWS) for each in per_row), strict=True)
+    chunks = zip(*(each.split(num_cached) for each in per_row), strict=True)
     parts = [_reveal(digits, mask_index, *chunk) for chunk in chunks]
     return Revealed(torch.cat([part.y for part in parts]), torch.cat([part.finite for part in parts]))
 

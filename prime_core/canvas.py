@@ -125,6 +125,8 @@ def digits_canvas(codec: SubtokenCodec, y: Tensor) -> Canvas:
     Raises:
         CanvasError: if the shape or a value is wrong, or the digits of a token agree with no token.
     """
+    if not isinstance(y, Tensor):
+        raise CanvasError("y", f"y must be a tensor of digits, got {type(y).__name__}")
     if y.ndim != 2 or y.shape[1] != codec.target_length or len(y) < 1:
         raise CanvasError(
             "y", f"y must be (tokens, {codec.target_length}) digits, got shape {tuple(y.shape)}"
@@ -158,13 +160,15 @@ def check_stop(canvas: Canvas, stop: Sequence[str], tokenizer: Tokenizer | None)
         CanvasError: if there are stop strings, and the canvas is not open-ended, there is no tokenizer, or
             one of them is empty or not text.
     """
+    if not isinstance(stop, Sequence) or isinstance(stop, (str, bytes)):
+        raise CanvasError("stop", "stop must be a list of strings")
     if not stop:
         return
     if not canvas.open_ended:
         raise CanvasError("stop", "stop needs an open end: leave out suffix, template and known digits")
     if tokenizer is None:
         raise CanvasError("stop", "stop needs a tokenizer, and this model has none")
-    if isinstance(stop, str) or not all(isinstance(item, str) and item for item in stop):
+    if not all(isinstance(item, str) and item for item in stop):
         raise CanvasError("stop", "stop must be a list of strings that are not empty")
     if any(not _is_unicode(item) for item in stop):
         raise CanvasError("stop", "a stop string holds half of a surrogate pair")
@@ -245,12 +249,14 @@ def _fixed_part(
                 raise CanvasError(param, f"{param} is text, but this model has no tokenizer")
             return (), ""
         return tokenizer.encode(content), content
+    if isinstance(content, bytes) or not isinstance(content, Sequence):
+        raise CanvasError(param, f"{param} must be text or a list of token ids, got {type(content).__name__}")
     limit = codec.vocab_size if tokenizer is None else min(codec.vocab_size, tokenizer.vocab_size)
     if any(
         isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < limit for token in content
     ):
         raise CanvasError(param, f"{param} must hold token ids in 0..{limit - 1}")
-    return list(content), None
+    return [int(token) for token in content], None
 
 
 def _is_unicode(text: str) -> bool:

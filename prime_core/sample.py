@@ -268,6 +268,7 @@ def _known_digits(checkpoint: Checkpoint, y: Tensor, **layout: object) -> Canvas
         if value is not None:
             raise CanvasError(param, f"{param} and y exclude each other: known digits fix the whole layout")
     context = checkpoint.config.model.length
-    if len(y) > context:
-        raise CanvasError("y", f"y has {len(y)} tokens, but the context holds {context}")
-    return digits_canvas(checkpoint.codec, y)
+    canvas = digits_canvas(checkpoint.codec, y)
+    if canvas.length > context:
+        raise CanvasError("y", f"y has {canvas.length} tokens, but the context holds {context}")
+    return canvas

@@ -23,7 +23,7 @@ from kernels.noise import Purpose, seed_words, uniform
 from kernels.reveal import Revealed, reveal_tokens
 from prime_core.canvas import Canvas
 from prime_core.codec import SubtokenCodec
-from prime_core.models.denoiser import MIN_GEMM_ROWS, Denoiser, device_of
+from prime_core.models.denoiser import Denoiser, device_of, filled_size
 from prime_core.plan import Event, RevealPlan, Steps, draw_plan
 from prime_core.schedule import Schedule
 
@@ -183,7 +183,7 @@ class Stepper:
         )
         positions = torch.cat([event.positions + start for event, start in zip(events, starts, strict=True)])
         # Filled up with position 0, whose features are dropped: networks may have products over these rows too.
-        asked = F.pad(positions, (0, max(0, MIN_GEMM_ROWS - len(positions))))
+        asked = F.pad(positions, (0, filled_size(len(positions)) - len(positions)))
         return self.denoiser.features(y_t, lengths + fill, t, asked.to(self.device))[: len(positions)]
 
     def _reveal(self, features: Tensor, rows: Sequence[Row], events: Sequence[Event]) -> Revealed:
@@ -236,7 +236,7 @@ class Stepper:
             top_p: (R,) float32.
         """
         num_rows = len(features)
-        logits = self.denoiser.head(F.pad(features, (0, 0, 0, max(0, MIN_GEMM_ROWS - num_rows))))[:num_rows]
+        logits = self.denoiser.head(F.pad(features, (0, 0, 0, filled_size(num_rows) - num_rows)))[:num_rows]
         y, due, u, temperature, top_k, top_p = (
             part.to(self.device) for part in (y, due, u, temperature, top_k, top_p)
         )
@@ -256,11 +256,9 @@ class Stepper:
 
 
 def _fill_lengths(lengths: Sequence[int]) -> list[int]:
-    """Lengths of masked rows that fill a small call up, none longer than the longest row."""
-    missing, longest = MIN_GEMM_ROWS - sum(lengths), max(lengths)
-    if missing <= 0:
-        return []
-    whole, rest = divmod(missing, longest)
+    """Lengths of masked rows that fill a call up to `filled_size`, none longer than the longest row."""
+    num_tokens, longest = sum(lengths), max(lengths)
+    whole, rest = divmod(filled_size(num_tokens) - num_tokens, longest)
     return [longest] * whole + [rest] * (rest > 0)
 
 

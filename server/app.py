@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.docs_page import docs_router
 from server.engine import Engine
-from server.errors import ApiError, install_error_handlers, internal_error
+from server.errors import ApiError, install_error_handlers, internal_error, new_request_id
 from server.routes import native, operations
 from server.schemas import Limits
 from server.settings import Settings
@@ -33,7 +32,13 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         engine: runs the rows.
         settings: limits of requests and bodies.
     """
-    app = FastAPI(title="MDM-Prime", version=package_version(), docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="MDM-Prime",
+        version=package_version(),
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # a redirect is no answer in our shape, and loses a body
+    )
     config = engine.model.checkpoint.config
     limits = Limits(
         context=config.model.length,
@@ -75,7 +80,7 @@ class RequestId:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = scope.setdefault("state", {})["request_id"] = f"req-{secrets.token_hex(12)}"
+        request_id = scope.setdefault("state", {})["request_id"] = new_request_id()
         started_s = time.monotonic()
         status = 0
 

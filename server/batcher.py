@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -39,11 +40,12 @@ class Entry(NamedTuple):
 
 
 class Batcher:
-    """First come, first served over rows, within two caps.
+    """Takes turns over jobs, within two caps.
 
-    Rows are taken in the order of arrival as long as they fit; one that does not fit is passed over for this
-    call only. The oldest row always fits, so it is in every call until it is finished, and then the next one
-    is the oldest: nobody starves. Rows of one call need nothing in common.
+    The first rows of all jobs come in the order of arrival, then their second rows, and so on, as long as they
+    fit; one that does not fit is passed over for this call only. So a job of many rows does not shut out one
+    of few. The oldest row always fits, so it is in every call until it is finished, and then the next one is
+    the oldest: nobody starves. Rows of one call need nothing in common.
     """
 
     def __init__(self, max_rows: int, max_tokens: int) -> None:
@@ -77,10 +79,10 @@ class Batcher:
         self._entries += [Entry(job, row) for row in job.rows if not row.done]
 
     def choose(self) -> list[Entry]:
-        """Return the rows of the next call, oldest first; empty only if there are none."""
+        """Return the rows of the next call in turn; empty only if there are none."""
         chosen: list[Entry] = []
         tokens = 0
-        for entry in self._entries:
+        for entry in _in_turn(self._entries):
             if len(chosen) == self.max_rows:
                 break
             if tokens + entry.row.length <= self.max_tokens:
@@ -102,15 +104,28 @@ class Batcher:
         self._entries = [entry for entry in self._entries if not entry.row.done]
 
     def calls_until_free(self, num_rows: int, arriving: Iterable[Job] = ()) -> int:
-        """Return about how many denoiser calls pass until the oldest `num_rows` rows are finished.
+        """Return about how many denoiser calls pass until the `num_rows` rows that are first in turn are finished.
 
         Args:
             num_rows: how many rows.
             arriving: jobs that are not here yet and come after those that are, oldest first.
         """
-        waiting = (row for job in arriving for row in job.rows if not row.done)
-        oldest = list(islice(chain((entry.row for entry in self._entries), waiting), num_rows))
-        row_calls = sum(row.remaining for row in oldest)
-        token_calls = sum(row.remaining * row.length for row in oldest)
+        waiting = (Entry(job, row) for job in arriving for row in job.rows if not row.done)
+        first = [entry.row for entry in islice(_in_turn(chain(self._entries, waiting)), num_rows)]
+        row_calls = sum(row.remaining for row in first)
+        token_calls = sum(row.remaining * row.length for row in first)
         caps = math.ceil(row_calls / self.max_rows), math.ceil(token_calls / self.max_tokens)
-        return max(*caps, *(row.remaining for row in oldest))
+        return max(*caps, *(row.remaining for row in first))
+
+
+def _in_turn(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """Return the first entries of all jobs in their order, then the second entries, and so on."""
+    turns: list[list[Entry]] = []
+    num_seen: dict[Job, int] = defaultdict(int)
+    for entry in entries:
+        turn = num_seen[entry.job]
+        if turn == len(turns):
+            turns.append([])
+        turns[turn].append(entry)
+        num_seen[entry.job] += 1
+    return chain.from_iterable(turns)

@@ -70,10 +70,12 @@ def _check_head(request: Request) -> None:
 
 
 async def _receive(request: Request, max_bytes: int) -> bytes:
-    declared = request.headers.get("content-length", "")
     # h11 has checked that a Content-Length is a plain number.
-    if declared.isdigit() and int(declared) > max_bytes and "expect" in request.headers:
-        raise _too_large(max_bytes)  # the client waits for leave to send, so there is nothing to throw away
+    declared = int(request.headers.get("content-length", "0"))
+    # Nothing to throw away if the client waits for leave to send, and too much if it declares a huge body.
+    allowed = max_bytes if "expect" in request.headers else max_bytes + DISCARD_BYTES
+    if declared > allowed:
+        raise _too_large(max_bytes)
     body = bytearray()
     received = 0
     async for chunk in request.stream():

@@ -6,6 +6,7 @@ No message repeats what the client sent, so an answer stays small and carries no
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Mapping
 
 from fastapi import FastAPI, Request
@@ -64,6 +65,11 @@ class ApiError(Exception):
             param=self.param,
         )
         return JSONResponse(ErrorBody(error=info).model_dump(), self.status, self.headers)
+
+
+def new_request_id() -> str:
+    """Return a fresh id for the header X-Request-Id."""
+    return f"req-{secrets.token_hex(12)}"
 
 
 def internal_error(request_id: str, error: Exception) -> ApiError:

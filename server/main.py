@@ -20,6 +20,7 @@ import torch
 import uvicorn
 
 from prime_core.checkpoint import load_checkpoint
+from prime_core.device import choose_device
 from server.app import MAX_HEADER_BYTES, create_app
 from server.batcher import Batcher
 from server.engine import Engine, LoadedModel
@@ -118,11 +119,7 @@ def build_engine(settings: Settings) -> Engine:
     """
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device.startswith("cuda") and not torch.cuda.is_available():
-        raise SettingsError(f"--device: {device} is asked for, but this torch sees no CUDA device; use cpu")
+    device = choose_device(settings.device)
     checkpoint = load_checkpoint(settings.model, device=device, dtype=settings.dtype)
     batcher = Batcher(settings.max_batch_rows, settings.max_batch_tokens)
     return Engine(LoadedModel(settings.model_name, checkpoint), batcher, settings.max_queue_rows)

@@ -1,6 +1,7 @@
-"""uvicorn's HTTP/1.1 protocol with one thing added: a deadline for receiving the head of a request.
+"""uvicorn's HTTP/1.1 protocol with deadlines for both directions, and with our shape of errors.
 
-uvicorn itself waits for ever on a connection that sends nothing, or its headers byte by byte.
+uvicorn itself waits for ever on a connection that sends nothing, or its headers byte by byte, and on one that
+does not read its answers.
 """
 
 from __future__ import annotations
@@ -8,18 +9,27 @@ from __future__ import annotations
 import asyncio
 from typing import ClassVar, Self
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from server.errors import ApiError, new_request_id
+
+# The kernel frees its send buffer in large pieces, so a client that reads at all frees this much in time.
+MIN_SENT_BYTES = 2**14
 
 
 class DeadlineProtocol(H11Protocol):
-    """Closes a connection whose next request head does not arrive whole within `deadline_s` of its start.
+    """Closes a connection whose client does not do its part within `deadline_s`.
 
-    The start is the connection itself, and after an answer the first byte of the next request; the wait in
-    between is bounded by uvicorn's keep-alive timeout.
+    Receiving: the head of a request must arrive whole within the deadline of its start. The start is the
+    connection itself, and after an answer the first byte of the next request; the wait in between is bounded
+    by uvicorn's keep-alive timeout. Sending: in each such time, `MIN_SENT_BYTES` of what the client has not
+    yet read must leave, or all of it.
     """
 
     deadline_s: ClassVar[float] = 10.0
     _deadline: asyncio.TimerHandle | None = None
+    _send_deadline: asyncio.TimerHandle | None = None
 
     @classmethod
     def with_deadline(cls, deadline_s: float) -> type[Self]:
@@ -29,6 +39,9 @@ class DeadlineProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the first deadline."""
         super().connection_made(transport)
+        # Writing counts as paused while anything waits: otherwise a small answer that nobody reads would go
+        # unnoticed, and hold the connection open even after it was closed on our side.
+        transport.set_write_buffer_limits(high=0)
         self._arm()
 
     def data_received(self, data: bytes) -> None:
@@ -39,14 +52,39 @@ class DeadlineProtocol(H11Protocol):
         elif self._deadline is None:
             self._arm()
 
+    def pause_writing(self) -> None:
+        """Start the deadline for sending."""
+        super().pause_writing()
+        self._arm_send()
+
+    def resume_writing(self) -> None:
+        """End the deadline for sending: all is sent."""
+        self._disarm_send()
+        super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is not HTTP in the one shape of errors, if no answer is on its way already."""
+        if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+            error = ApiError(
+                400,
+                "invalid_http",
+                "this is not a valid HTTP/1.1 request, or its head is too large",
+                headers={"Connection": "close", "X-Request-Id": new_request_id()},
+            ).response()
+            head = h11.Response(status_code=400, headers=error.raw_headers, reason=b"Bad Request")
+            for event in (head, h11.Data(data=bytes(error.body)), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
     def on_response_complete(self) -> None:
         """Wait for the next request under the keep-alive timeout alone."""
         self._disarm()
         super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the deadline."""
+        """Forget the deadlines."""
         self._disarm()
+        self._disarm_send()
         super().connection_lost(exc)
 
     def _arm(self) -> None:
@@ -56,3 +94,19 @@ class DeadlineProtocol(H11Protocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+    def _arm_send(self) -> None:
+        unsent_bytes = self.transport.get_write_buffer_size()
+        self._send_deadline = self.loop.call_later(self.deadline_s, self._check_sent, unsent_bytes)
+
+    def _check_sent(self, unsent_before_bytes: int) -> None:
+        """Go on waiting for a client that reads; cut off one that does not."""
+        if self.transport.get_write_buffer_size() <= unsent_before_bytes - MIN_SENT_BYTES:
+            self._arm_send()
+        else:
+            self.transport.abort()
+
+    def _disarm_send(self) -> None:
+        if self._send_deadline is not None:
+            self._send_deadline.cancel()
+            self._send_deadline = None

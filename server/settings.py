@@ -72,7 +72,10 @@ class Settings(BaseSettings):
     )
     max_body_bytes: int = Field(default=2**20, ge=1024, le=2**28, description="largest request body in bytes")
     receive_timeout_s: float = Field(
-        default=10.0, gt=0, le=3600, description="seconds to receive a request in"
+        default=10.0,
+        gt=0,
+        le=3600,
+        description="seconds for a client to send a request in, or to read on in an answer",
     )
     keep_alive_s: int = Field(
         default=15, ge=1, le=3600, description="seconds an idle connection is kept open"
@@ -192,4 +195,5 @@ def _with_file(path: Path) -> type[Settings]:
 
 def _explain(loc: tuple[int | str, ...], message: str) -> str:
     name = str(loc[0]) if loc else "settings"
+    message = message.removeprefix("Value error, ")  # pydantic's mark of a validator of ours
     return f"--{name.replace('_', '-')} (PRIME_{name.upper()}): {message[:1].lower()}{message[1:]}"

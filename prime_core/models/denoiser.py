@@ -13,6 +13,23 @@ from torch import Tensor, nn
 MIN_GEMM_ROWS = 16
 
 
+def filled_size(num_rows: int) -> int:
+    """Return how many rows a matrix product is filled up to: at least 16, and one of eight sizes an octave.
+
+    oneDNN keeps a compiled kernel and a buffer for every shape it has met (megabytes each), so a server that ran
+    each number of packed tokens as it comes would grow without end. At most an eighth of the rows is filling.
+
+    Args:
+        num_rows: at least 1.
+    """
+    step = (
+        max(MIN_GEMM_ROWS, 2 ** ((num_rows - 1).bit_length() - 4))
+        if num_rows > MIN_GEMM_ROWS
+        else MIN_GEMM_ROWS
+    )
+    return -(-num_rows // step) * step
+
+
 class Denoiser(Protocol):
     """Partly masked digits -> logits of p_theta(x_i | y_t) over whole tokens, before any carry-over filter.
 

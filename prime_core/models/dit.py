@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from kernels.embed import embed_subtokens
 from prime_core.config import CodecConfig, DiTConfig
-from prime_core.models.denoiser import MIN_GEMM_ROWS
+from prime_core.models.denoiser import filled_size
 from prime_core.schedule import Schedule
 
 
@@ -148,7 +148,7 @@ class DiT(nn.Module):
         super().__init__()
         self.config = config
         self.schedule = schedule
-        self.vocab_size = codec.vocab_size
+        self.codec = codec
         self.vocab_embed = SubtokenEmbedding(codec.base, config.hidden_size // codec.target_length)
         self.sigma_map = SigmaEmbedding(config.cond_dim)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
@@ -195,10 +195,33 @@ class DiT(nn.Module):
         return self.output_layer.linear(features).float()  # type: ignore[no-any-return]
 
     def forward(self, y_t: Tensor, t: Tensor | None = None) -> Tensor:
-        """Return logits (B, L, V) float32 for digits y_t (B, L, S), before any carry-over filter; t is (B,)."""
+        """Run the whole network.
+
+        Args:
+            y_t: (B, L, S) integers in 0..b, b = masked.
+            t: (B,) noise times in [0, 1]; needed by time-conditioned models only.
+
+        Returns:
+            logits (B, L, V) float32, before any carry-over filter.
+
+        Raises:
+            ValueError: if ``y_t`` has another shape, type or range, or t is missing.
+        """
+        self._check_digits(y_t)
         num_rows, length, _ = y_t.shape
         logits = self.head(self.features(y_t.flatten(0, 1), [length] * num_rows, t))
         return logits.view(num_rows, length, -1)
+
+    def _check_digits(self, y_t: Tensor) -> None:
+        base, target_length = self.codec.base, self.codec.target_length
+        if y_t.ndim != 3 or y_t.shape[-1] != target_length or y_t.numel() == 0:
+            raise ValueError(
+                f"y_t must be (rows, tokens, {target_length}) digits, got shape {tuple(y_t.shape)}"
+            )
+        if y_t.is_floating_point() or y_t.dtype == torch.bool:
+            raise ValueError(f"y_t must hold integers, got {y_t.dtype}")
+        if not (int(y_t.min()) >= 0 and int(y_t.max()) <= base):
+            raise ValueError(f"y_t must hold digits 0..{base - 1}, or {base} where masked")
 
     def _conditioning(self, lengths: Sequence[int], t: Tensor | None, device: torch.device) -> Tensor:
         if not self.config.time_conditioned:
@@ -206,8 +229,7 @@ class DiT(nn.Module):
         if t is None:
             raise ValueError("this model is time-conditioned: t is required")
         sigma = -torch.log(self.schedule.alpha_t(t.double()).clamp_min(1e-12)).float()
-        # Filled up, because a CPU's matrix product over fewer rows rounds differently: see `stepper`.
-        filled = F.pad(sigma, (0, max(0, MIN_GEMM_ROWS - len(sigma))))
+        filled = F.pad(sigma, (0, filled_size(len(sigma)) - len(sigma)))
         cond = F.silu(self.sigma_map(filled))[: len(sigma)]
         return cond.repeat_interleave(torch.tensor(lengths, device=device), 0)
 

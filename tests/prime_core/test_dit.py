@@ -147,3 +147,20 @@ def test_half_precision_stays_close(network: DiT) -> None:
     half = network(y_t)
     assert half.dtype == torch.float32
     assert (half - full).norm() < 0.05 * full.norm()
+
+
+@pytest.mark.parametrize(
+    ("y_t", "message"),
+    [
+        (torch.zeros(2, 3, 2, dtype=torch.long), "digits, got shape"),
+        (torch.zeros(0, 3, 3, dtype=torch.long), "digits, got shape"),
+        (torch.zeros(2, 0, 3, dtype=torch.long), "digits, got shape"),
+        (torch.zeros(2, 3, 3), "integers"),
+        (torch.full((1, 3, 3), 99), "where masked"),
+        (torch.full((1, 3, 3), -1), "where masked"),
+    ],
+)
+def test_digits_that_are_none_are_refused(y_t: Tensor, message: str) -> None:
+    network = make_network()
+    with pytest.raises(ValueError, match=message):
+        network(y_t)

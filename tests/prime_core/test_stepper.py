@@ -14,10 +14,11 @@ from prime_core import stepper as stepper_module
 from prime_core.canvas import Canvas, digits_canvas
 from prime_core.codec import SubtokenCodec
 from prime_core.config import CodecConfig, DiTConfig
+from prime_core.models.denoiser import filled_size
 from prime_core.models.dit import DiT
 from prime_core.sample import run_rows
 from prime_core.schedule import LinearSchedule
-from prime_core.stepper import MIN_GEMM_ROWS, Row, SamplingSettings, Stepper, new_row
+from prime_core.stepper import Row, SamplingSettings, Stepper, new_row
 from tests.stubs import TableDenoiser
 
 SCHEDULE = LinearSchedule()
@@ -158,7 +159,7 @@ def test_small_calls_are_filled_up_and_none_is_longer_than_its_rows() -> None:
         Stepper(model, codec).step(rows)
         (called,) = model.lengths
         assert called[: len(lengths)] == lengths
-        assert sum(called) == max(sum(lengths), MIN_GEMM_ROWS)
+        assert sum(called) == filled_size(sum(lengths))
         assert max(called) == max(lengths)
 
 
@@ -175,7 +176,7 @@ def test_logits_exist_only_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(stepper_module, "MAX_LOGIT_ROWS", 25)
     Stepper(Counting(codec), codec).step([parts])
-    assert sizes == [25, 25, MIN_GEMM_ROWS]
+    assert sizes == [32, 32, 16]
     assert torch.equal(parts.y, whole.y)
 
 
@@ -225,3 +226,20 @@ def test_a_failing_row_is_marked_and_disturbs_no_other() -> None:
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SamplingSettings(**settings)
+
+
+def test_products_come_in_few_sizes() -> None:
+    """Each size of a product costs memory that is never given back."""
+    sizes = {filled_size(n) for n in range(1, 16_385)}
+    assert len(sizes) <= 64
+    assert all(n <= filled_size(n) <= max(16, n * 9 / 8 + 15) for n in range(1, 16_385))
+    assert [filled_size(n) for n in (1, 16, 17, 256, 257, 512, 513, 1024)] == [
+        16,
+        16,
+        32,
+        256,
+        288,
+        512,
+        576,
+        1024,
+    ]
