@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from prime_core.tokenizer import Tokenizer
 from server.docs_page import docs_router
 from server.engine import Engine
 from server.errors import ApiError, install_error_handlers, internal_error, new_request_id
@@ -39,7 +40,8 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,  # a redirect is no answer in our shape, and loses a body
     )
-    config = engine.model.checkpoint.config
+    config, tokenizer = engine.model.checkpoint.config, engine.model.checkpoint.tokenizer
+    max_chars = None if tokenizer is None else config.model.length * _longest_token_bytes(tokenizer)
     limits = Limits(
         context=config.model.length,
         vocab_size=config.codec.vocab_size,
@@ -47,6 +49,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         max_steps=settings.max_steps,
         max_work=settings.max_work,
         max_body_bytes=settings.max_body_bytes,
+        max_chars=max_chars,
     )
     pool = ThreadPoolExecutor(PREPARE_THREADS, thread_name_prefix="prime-prepare")
     app.include_router(native.router(engine, limits, settings.receive_timeout_s, pool))
@@ -55,6 +58,10 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     install_error_handlers(app)
     app.add_middleware(RequestId)
     return app
+
+
+def _longest_token_bytes(tokenizer: Tokenizer) -> int:
+    return max(len(tokenizer.decode_bytes([token])) for token in range(tokenizer.vocab_size))
 
 
 def package_version() -> str:

@@ -7,6 +7,7 @@ does not read its answers.
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import ClassVar, Self
 
 import h11
@@ -14,8 +15,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from server.errors import ApiError, new_request_id
 
-# The kernel frees its send buffer in large pieces, so a client that reads at all frees this much in time.
-MIN_SENT_BYTES = 2**14
+# The kernel tells of room in its send buffer only when about a third is free, and on a fast network the buffer
+# grows to megabytes: a client that reads slowly would seem not to read at all. It also is memory held for it.
+SEND_BUFFER_BYTES = 2**17
 
 
 class DeadlineProtocol(H11Protocol):
@@ -23,8 +25,8 @@ class DeadlineProtocol(H11Protocol):
 
     Receiving: the head of a request must arrive whole within the deadline of its start. The start is the
     connection itself, and after an answer the first byte of the next request; the wait in between is bounded
-    by uvicorn's keep-alive timeout. Sending: in each such time, `MIN_SENT_BYTES` of what the client has not
-    yet read must leave, or all of it.
+    by uvicorn's keep-alive timeout. Sending: while bytes wait for room in the kernel's send buffer, some of
+    them must leave in each such time, so a client has to read about a third of that buffer in it.
     """
 
     deadline_s: ClassVar[float] = 10.0
@@ -39,6 +41,7 @@ class DeadlineProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the first deadline."""
         super().connection_made(transport)
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         # Writing counts as paused while anything waits: otherwise a small answer that nobody reads would go
         # unnoticed, and hold the connection open even after it was closed on our side.
         transport.set_write_buffer_limits(high=0)
@@ -101,7 +104,7 @@ class DeadlineProtocol(H11Protocol):
 
     def _check_sent(self, unsent_before_bytes: int) -> None:
         """Go on waiting for a client that reads; cut off one that does not."""
-        if self.transport.get_write_buffer_size() <= unsent_before_bytes - MIN_SENT_BYTES:
+        if self.transport.get_write_buffer_size() < unsent_before_bytes:
             self._arm_send()
         else:
             self.transport.abort()

@@ -45,6 +45,7 @@ async def generate(
     _reserve(engine, asked.n)
     submitted = False
     try:
+        _check_chars(asked, limits)
         checkpoint = engine.model.checkpoint
         prepared = await loop.run_in_executor(pool, prepare, checkpoint, asked, limits)
         job = Job(list(prepared.rows), arrived_s)
@@ -96,6 +97,23 @@ def prepare(checkpoint: Checkpoint, asked: GenerateRequest, limits: Limits) -> P
 def finish(checkpoint: Checkpoint, prepared: PreparedRows) -> list[Sample]:
     """Return the samples of a request whose rows are all done."""
     return [finish_row(checkpoint, prepared, row) for row in prepared.rows]
+
+
+def _check_chars(asked: GenerateRequest, limits: Limits) -> None:
+    """Refuse fixed text that cannot fit however well it compresses: to tokenize it would delay others."""
+    texts: dict[str, Sequence[object]] = {
+        "prompt": [asked.prompt],
+        "suffix": [asked.suffix],
+        "template": [] if asked.template is None else asked.template,
+    }
+    for param, parts in texts.items():
+        num_chars = sum(len(part) for part in parts if isinstance(part, str))
+        if limits.max_chars is not None and num_chars > limits.max_chars:
+            raise CanvasError(
+                param,
+                f"{param} has {num_chars} characters, but the context of {limits.context} tokens holds at "
+                f"most {limits.max_chars}; shorten {param}",
+            )
 
 
 def _check_work(

@@ -42,6 +42,7 @@ class Limits:
         max_steps: steps of one request.
         max_work: n * tokens * steps of one request.
         max_body_bytes: bytes of the body.
+        max_chars: characters of a fixed text: what fits the context at best; None without a tokenizer.
     """
 
     context: int
@@ -50,6 +51,7 @@ class Limits:
     max_steps: int
     max_work: int
     max_body_bytes: int
+    max_chars: int | None
 
 
 class Gap(Strict):

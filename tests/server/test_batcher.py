@@ -31,14 +31,35 @@ def advance(batcher: Batcher) -> None:
     batcher.drop_finished()
 
 
-def test_rows_come_in_order_of_arrival_up_to_the_caps() -> None:
+def test_rows_take_turns_in_order_of_arrival_up_to_the_caps() -> None:
     batcher = Batcher(max_rows=3, max_tokens=10)
     assert batcher.choose() == []
-    batcher.add(make_job((4, 1), (4, 1)))
+    batcher.add(make_job((4, 1), (3, 1)))
     batcher.add(make_job((2, 1), (1, 1)))
-    assert lengths(batcher) == [4, 4, 2]
+    assert lengths(batcher) == [4, 2, 3]
     advance(batcher)
     assert lengths(batcher) == [1]
+
+
+def test_a_job_of_many_rows_does_not_shut_out_a_job_of_one() -> None:
+    batcher = Batcher(max_rows=32, max_tokens=2**14)
+    big, small = make_job(*[(16, 4096)] * 64), make_job((8, 2))
+    batcher.add(big)
+    advance(batcher)
+    batcher.add(small)
+    chosen = batcher.choose()
+    assert [entry.job for entry in chosen[:2]] == [big, small]
+    assert len(chosen) == 32
+    advance(batcher)
+    advance(batcher)
+    assert small.rows[0].done
+
+
+def test_retry_after_counts_the_turn_of_small_jobs() -> None:
+    batcher = Batcher(max_rows=2, max_tokens=16)
+    batcher.add(make_job((1, 10), (1, 500)))
+    batcher.add(make_job((1, 4)))
+    assert batcher.calls_until_free(2) == 10
 
 
 def test_a_row_that_does_not_fit_is_passed_over_but_not_forgotten() -> None:
@@ -98,7 +119,8 @@ def test_calls_until_free_knows_the_cap_of_tokens_and_jobs_that_arrive() -> None
     batcher.add(make_job(*[(16, 10)] * 3))
     assert batcher.calls_until_free(2) == 20  # one such row fills a call
     arriving = [make_job((8, 5), (8, 0)), make_job((8, 4))]
-    assert batcher.calls_until_free(4, arriving) == 33  # 30, and 5 of half a call
+    assert batcher.calls_until_free(3, arriving) == 15  # 10, 5 of half a call and 4 of the other half
+    assert batcher.calls_until_free(4, arriving) == 25
     assert batcher.calls_until_free(5, arriving) == 35  # the row that is done counts for nothing
     assert batcher.calls_until_free(99, arriving) == 35
     assert Batcher(8, 16).calls_until_free(1, arriving) == 5

@@ -74,18 +74,20 @@ def test_a_denoiser_that_raises_fails_the_callers_of_that_call_only(
     server.denoiser.hook = fail_on_third
     first = background.post(max_tokens=20, steps="exact")
     assert gate.entered.wait(60)
-    others = [background.post(max_tokens=20, steps="exact", n=3)]
-    wait_until(lambda: server.engine.held_rows == 4)
+    others = []
+    for num_rows in (2, 3, 4):
+        others.append(background.post(max_tokens=20, steps="exact"))
+        wait_until(lambda held=num_rows: server.engine.held_rows == held)  # type: ignore[misc]
     others.append(background.post(max_tokens=10, steps=8, n=2))
     wait_until(lambda: server.engine.held_rows == 6)
     gate.opened.set()
-    # The call holds four rows: the first request and the second; the third request waits and is not touched.
-    for reply in (first, others[0]):
+    # The call holds four rows: one of each of four requests; the fifth request waits and is not touched.
+    for reply in (first, *others[:3]):
         assert_error(reply.result(), 500, "engine_error")  # at once: the next call is held
     assert after.entered.wait(60)
     after.opened.set()
-    assert others[1].result().status_code == 200
-    assert server.metric("prime_request_failure_total", reason="engine_error") == 2
+    assert others[3].result().status_code == 200
+    assert server.metric("prime_request_failure_total", reason="engine_error") == 4
 
 
 def test_a_row_that_is_not_finite_fails_alone(server: Running, background: Background) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.body import parse_json
+from server.body import DISCARD_BYTES, parse_json
 from tests.server.running import Running, assert_error, serving
 
 JSON = {"content-type": "application/json"}
@@ -101,6 +101,7 @@ def test_wrong_methods_and_paths(server: Running) -> None:
         assert response.headers["allow"] == "POST"
     for path in ["/nope", "/generate/x", "/../etc/passwd", "/%2e%2e/x", "/" + "a" * 5000]:
         assert_error(server.client.get(path), 404, "not_found")
+    assert_error(server.client.post("/generate/", json={}), 404, "not_found")
 
 
 def test_body_over_the_limit_with_content_length(server: Running) -> None:
@@ -123,7 +124,10 @@ def test_body_over_the_limit_in_chunks(server: Running) -> None:
 
 def connect(server: Running) -> socket.socket:
     host, port = server.url.removeprefix("http://").split(":")
-    connection = socket.create_connection((host, int(port)), timeout=60)
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)  # before connecting: else it grows
+    connection.settimeout(60)
+    connection.connect((host, int(port)))
     return connection
 
 
@@ -147,6 +151,70 @@ def test_a_client_that_waits_for_leave_gets_413_at_once(server: Running) -> None
         reply = received(connection)
     assert reply.startswith(b"HTTP/1.1 413")
     assert b"100 Continue" not in reply
+
+
+def test_a_huge_declared_length_gets_413_at_once(server: Running) -> None:
+    with connect(server) as connection:
+        connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % (LIMIT + DISCARD_BYTES + 1))
+        reply = received(connection)
+    assert reply.startswith(b"HTTP/1.1 413")  # not 408, after the time to receive
+    assert b'"code":"body_too_large"' in reply
+
+
+def test_what_is_not_http_is_answered_in_the_one_shape(server: Running) -> None:
+    for sent in [b"\x16\x03\x01\x02\r\n\r\n", HEAD + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n"]:
+        with connect(server) as connection:
+            connection.sendall(sent)
+            head, _, body = received(connection).partition(b"\r\n\r\n")
+        status, *lines = head.decode().lower().split("\r\n")
+        headers = dict(line.split(": ") for line in lines)
+        assert headers["connection"] == "close"
+        content = httpx.Response(int(status.split()[1]), headers=headers, content=body)
+        assert_error(content, 400, "invalid_http")
+
+
+def test_bad_bytes_after_half_an_answer_only_close(server: Running, caplog: pytest.LogCaptureFixture) -> None:
+    with connect(server) as connection:
+        connection.sendall(HEAD.replace(b"Content-Type", b"X") + b"Transfer-Encoding: chunked\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 415")
+        connection.sendall(b"zz\r\n")
+        assert b"HTTP/1.1" not in received(connection)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def ask_for_megabytes(connection: socket.socket, server: Running) -> int:
+    """Ask many times for a page without reading; return the number of bytes of all answers at least."""
+    page = b"GET /docs HTTP/1.1\r\nHost: x\r\n\r\n"
+    each = len(server.client.get("/docs").content)
+    num_pages = 4_000_000 // each + 1
+    connection.sendall(page * num_pages)
+    return each * num_pages
+
+
+def read_slowly(connection: socket.socket, until: int) -> int:
+    """Read up to about 1 MB/s; return how many bytes came before `until` or the end."""
+    count = 0
+    with contextlib.suppress(ConnectionResetError):
+        while count < until and (part := connection.recv(65536)):
+            count += len(part)
+            time.sleep(len(part) / 2**20)
+    return count
+
+
+def test_a_client_that_reads_nothing_is_cut_off(server: Running) -> None:
+    with connect(server) as connection:
+        asked = ask_for_megabytes(connection, server)
+        time.sleep(3)  # time to receive: 1
+        assert server.post(max_tokens=1).status_code == 200
+        assert read_slowly(connection, asked) < asked
+
+
+def test_a_client_that_reads_slowly_gets_all(server: Running) -> None:
+    with connect(server) as connection:
+        asked = ask_for_megabytes(connection, server)
+        started = time.monotonic()
+        assert read_slowly(connection, asked) == pytest.approx(asked, abs=65536)
+        assert time.monotonic() - started > 3  # more than the time for a client that stands still
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,7 @@ def test_bad_values_name_the_setting(argv: list[str], words: list[str]) -> None:
     with pytest.raises(SettingsError) as caught:
         load_settings(argv)
     assert all(word in str(caught.value) for word in words), caught.value
+    assert "value error" not in str(caught.value).lower()
 
 
 @pytest.mark.parametrize(

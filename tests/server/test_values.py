@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 
+from prime_core.tokenizer import Tokenizer
 from server.errors import ApiError
 from server.routes.native import checked_request
 from server.schemas import Limits, request_model
 from tests.server.running import CONTEXT, Running, assert_error, serving
 
 CANARY = "canary7461"
-LIMITS = Limits(context=64, vocab_size=257, max_n=16, max_steps=64, max_work=2**24, max_body_bytes=2**20)
+LIMITS = Limits(
+    context=64, vocab_size=257, max_n=16, max_steps=64, max_work=2**24, max_body_bytes=2**20, max_chars=64
+)
 NOT_INTEGERS = [True, False, "7", 1.0, 1.5, [1], {}, "NaN"]
 
 BAD: list[tuple[str, Any]] = [
@@ -92,6 +95,19 @@ def test_lone_surrogates(server: Running, field: str) -> None:
 )
 def test_layouts_that_do_not_fit(server: Running, body: dict[str, Any], param: str, words: str) -> None:
     assert words in assert_error(server.post(**body), 422, "invalid_value", param)
+
+
+def test_text_that_cannot_fit_is_refused_before_it_is_tokenized(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, text: 1 / 0)
+    long = "a" * (CONTEXT + 1)  # tokens of one byte each
+    half = "a" * (CONTEXT // 2 + 1)
+    for body in [{"prompt": long}, {"suffix": long}, {"template": [half, {"gap": 1}, half]}]:
+        param = next(iter(body))
+        message = assert_error(server.post(**body), 422, "invalid_value", param)
+        assert f"{param} has {2 * len(half) if param == 'template' else len(long)} characters" in message
+    assert server.engine.held_rows == 0
 
 
 def test_unknown_keys_are_refused_without_naming_them(server: Running) -> None:
