@@ -1,8 +1,9 @@
 """One denoiser call for any rows at any steps.
 
 The stepper is the only place that calls the denoiser in sampling; the offline loop and the server both drive
-it. Rows of different lengths, grids and settings are packed end to end without padding, the output head runs
-only where something is revealed, and a row's result does not depend on its neighbours.
+it. Rows of different lengths, grids and settings are packed end to end and filled up to one of a few sizes
+(`filled_size`), the output head runs only where something is revealed, and a row's result does not depend on
+its neighbours.
 
 Shapes: T packed tokens, S digits a token, P positions of one row's event, R positions of all events, D
 features.
