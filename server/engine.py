@@ -132,7 +132,8 @@ class Engine:
         """The one way to the denoiser, under the stopwatch: a hang shows in `state` whoever made the call."""
         with self._stopwatch.call():
             results = self._stepper.step(rows)
-        self.metrics.call_done(len(rows), self._stopwatch.last_s)
+        num_tokens = sum(row.length for row in rows)
+        self.metrics.call_done(len(rows), num_tokens, self._stopwatch.last_s)
         return results
 
     def _hand_out(self, batch: Sequence[Entry], results: Sequence[StepResult]) -> None:

@@ -11,12 +11,15 @@ from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from prime_core.models.denoiser import filled_size
+
 Rejection = Literal["invalid", "queue_full", "draining", "unavailable"]
 Failure = Literal["engine_error", "non_finite", "cancelled", "unavailable"]
 
 _LATENCY_S = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 _STEP_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
 _POWERS = tuple(2**k for k in range(13))
+_SHARES = (0.0, 0.02, 0.05, 0.1, 0.125, 0.25, 0.5, 1.0)
 
 
 class Metrics:
@@ -64,6 +67,9 @@ class Metrics:
             "prime_step_duration_seconds", "One denoiser call with its draws", buckets=_STEP_S
         )
         self.batch_rows = histogram("prime_batch_rows", "Rows of a denoiser call", buckets=_POWERS)
+        self.padding_ratio = histogram(
+            "prime_batch_padding_ratio", "Share of a call's tokens that only fill it up", buckets=_SHARES
+        )
         self.model_info = Gauge(
             "prime_model_info", "The loaded model", ["model", "dtype", "device"], registry=self.registry
         )
@@ -73,11 +79,12 @@ class Metrics:
         self.running.set_function(num_running)
         self.waiting.set_function(num_waiting)
 
-    def call_done(self, num_rows: int, seconds: float) -> None:
-        """Count one denoiser call."""
+    def call_done(self, num_rows: int, num_tokens: int, seconds: float) -> None:
+        """Count one denoiser call over rows that hold ``num_tokens`` tokens together."""
         self.calls.inc()
         self.row_steps.inc(num_rows)
         self.batch_rows.observe(num_rows)
+        self.padding_ratio.observe(1 - num_tokens / filled_size(num_tokens))
         self.step_s.observe(seconds)
 
     def reject(self, reason: Rejection) -> None:

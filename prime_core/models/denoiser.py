@@ -17,16 +17,13 @@ def filled_size(num_rows: int) -> int:
     """Return how many rows a matrix product is filled up to: at least 16, and one of eight sizes an octave.
 
     oneDNN keeps a compiled kernel and a buffer for every shape it has met (megabytes each), so a server that ran
-    each number of packed tokens as it comes would grow without end. At most an eighth of the rows is filling.
+    each number of packed tokens as it comes would grow without end. The filling is below 16 rows, or at most an
+    eighth of the given ones.
 
     Args:
         num_rows: at least 1.
     """
-    step = (
-        max(MIN_GEMM_ROWS, 2 ** ((num_rows - 1).bit_length() - 4))
-        if num_rows > MIN_GEMM_ROWS
-        else MIN_GEMM_ROWS
-    )
+    step = max(MIN_GEMM_ROWS, 1 << num_rows.bit_length() >> 4)
     return -(-num_rows // step) * step
 
 

@@ -144,7 +144,7 @@ class TestRefusals:
     def tensors(self) -> dict[str, torch.Tensor]:
         return random_backbone(300, 4, head_dim=8)
 
-    def refuse(self, tmp_path: Path, content: Any, message: str, **options: Any) -> None:
+    def check_refused(self, tmp_path: Path, content: Any, message: str, **options: Any) -> None:
         torch.save(content, tmp_path / "a.ckpt")
         with pytest.raises(CheckpointError, match=message) as caught:
             import_published(tmp_path / "a.ckpt", tmp_path / "out", ImportOptions(**options))
@@ -153,13 +153,13 @@ class TestRefusals:
 
     def test_ema(self, tmp_path: Path) -> None:
         tensors = self.tensors()
-        self.refuse(tmp_path, training_checkpoint(tensors, tensors, ema=None), "--raw")
+        self.check_refused(tmp_path, training_checkpoint(tensors, tensors, ema=None), "--raw")
         short = training_checkpoint(tensors, tensors)
         short["ema"]["shadow_params"].pop()
-        self.refuse(tmp_path, short, "averaged tensors for")
+        self.check_refused(tmp_path, short, "averaged tensors for")
         swapped = training_checkpoint(tensors, tensors)
         swapped["ema"]["shadow_params"].reverse()
-        self.refuse(tmp_path, swapped, "does not fit")
+        self.check_refused(tmp_path, swapped, "does not fit")
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -183,26 +183,26 @@ class TestRefusals:
     )
     def test_tensors(self, tmp_path: Path, change: dict[str, Any], message: str) -> None:
         tensors = {**self.tensors(), **{f"backbone.{name}": value for name, value in change.items()}}
-        self.refuse(tmp_path, training_checkpoint(tensors, tensors), message, raw=True)
+        self.check_refused(tmp_path, training_checkpoint(tensors, tensors), message, raw=True)
 
     def test_configuration(self, tmp_path: Path) -> None:
         tensors = self.tensors()
         content = training_checkpoint(tensors, tensors)
-        self.refuse(tmp_path, content, "3 heads were given", num_heads=3)
-        self.refuse(tmp_path, content, "length", length=0)
-        self.refuse(tmp_path, content, "eps", eps=1.0)
+        self.check_refused(tmp_path, content, "3 heads were given", num_heads=3)
+        self.check_refused(tmp_path, content, "length", length=0)
+        self.check_refused(tmp_path, content, "eps", eps=1.0)
         content["hyper_parameters"]["config"]["noise"]["type"] = "cosine"
-        self.refuse(tmp_path, content, "'cosine'.*--eps")
+        self.check_refused(tmp_path, content, "'cosine'.*--eps")
         content["hyper_parameters"]["config"]["parameterization"] = "sedd"
-        self.refuse(tmp_path, content, "'sedd'")
+        self.check_refused(tmp_path, content, "'sedd'")
         content["hyper_parameters"]["config"] = {"prime": {"vocab_size": 12}, "model": {"length": 8}}
-        self.refuse(tmp_path, content, "V = 12")
+        self.check_refused(tmp_path, content, "V = 12")
 
     def test_other_files(self, tmp_path: Path) -> None:
-        self.refuse(tmp_path, {"model": {}, "args": None}, "image checkpoint")
-        self.refuse(tmp_path, {"weights": {}}, "no state_dict")
-        self.refuse(tmp_path, {"state_dict": {"lm_head.weight": torch.zeros(2)}}, r"backbone\.")
-        self.refuse(tmp_path, [torch.zeros(2)], "list")
+        self.check_refused(tmp_path, {"model": {}, "args": None}, "image checkpoint")
+        self.check_refused(tmp_path, {"weights": {}}, "no state_dict")
+        self.check_refused(tmp_path, {"state_dict": {"lm_head.weight": torch.zeros(2)}}, r"backbone\.")
+        self.check_refused(tmp_path, [torch.zeros(2)], "list")
         save_file({"model.unet.out.0.weight": torch.zeros(2)}, tmp_path / "b.safetensors")
         with pytest.raises(CheckpointError, match="image network"):
             import_published(tmp_path / "b.safetensors", tmp_path / "out")

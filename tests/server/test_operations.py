@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from server.metrics import Metrics
 from tests.server.running import CONTEXT, Running
 
 
@@ -53,6 +55,7 @@ def test_metrics_count_what_happened(server: Running) -> None:
     assert grown("prime_denoiser_calls_total[]") == max(row["nfe"] for row in rows)
     assert grown("prime_step_duration_seconds_count[]") == grown("prime_batch_rows_count[]")
     assert grown("prime_batch_rows_sum[]") == grown("prime_row_steps_total[]")
+    assert grown("prime_batch_padding_ratio_count[]") == grown("prime_batch_rows_count[]")
     assert grown("prime_generation_tokens_total[]") == body["usage"]["completion_tokens"]
     assert grown("prime_prompt_tokens_total[]") == 3
     assert grown("prime_e2e_request_latency_seconds_count[]") == 1
@@ -68,3 +71,11 @@ def test_nothing_that_a_client_sends_becomes_a_series(server: Running) -> None:
         server.post(model=f"model{index}")
         server.post(**{f"key{index}": 1})
     assert series(server).keys() == before
+
+
+def test_padding_is_the_share_of_tokens_that_only_fill_a_call_up() -> None:
+    metrics = Metrics()
+    metrics.call_done(2, 17, 0.1)  # filled up to 32
+    metrics.call_done(1, 128, 0.1)  # full as it is
+    assert metrics.registry.get_sample_value("prime_batch_padding_ratio_sum") == pytest.approx(15 / 32)
+    assert metrics.registry.get_sample_value("prime_batch_padding_ratio_count") == 2

@@ -85,13 +85,13 @@ def test_large_vocabulary_takes_four_bytes(tmp_path: Path, corpus: Path) -> None
 
 
 def test_fitting_shards_are_reused(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _build(corpus, tmp_path / "shards")
+    first = _build(corpus, tmp_path / "shards")
     monkeypatch.setattr(ShardWriter, "write", lambda *_: pytest.fail("tokenized again"))
     _build(corpus, tmp_path / "shards")
     # A copy of the corpus elsewhere, with other times, has the same contents.
     moved = corpus.rename(tmp_path / "moved")
     os.utime(moved / "a.txt", (1, 1))
-    _build(moved, tmp_path / "shards")
+    assert _build(moved, tmp_path / "shards").manifest == first.manifest
 
 
 @pytest.mark.parametrize(
