@@ -39,7 +39,9 @@ from prime_core.checkpoint_format import (
 )
 from prime_core.codec import SubtokenCodec
 from prime_core.config import Config
+from prime_core.models.build import build_denoiser
 from prime_core.models.dit import DiT
+from prime_core.models.unet import UNet
 from prime_core.schedule import Schedule
 from prime_core.tokenizer import Tokenizer, load_tokenizer
 from prime_core.weights import (
@@ -74,7 +76,7 @@ class Checkpoint:
     codec: SubtokenCodec
     schedule: Schedule
     tokenizer: Tokenizer | None
-    denoiser: DiT
+    denoiser: DiT | UNet
     dtype: torch.dtype
 
 
@@ -106,9 +108,9 @@ def load_checkpoint(
         config = _read_config(path, weights) if is_folder else _embedded_config(weights)
         check_tensors(weights_path, weights.tensors, config)
         tokenizer = _load_tokenizer(config, weights_path.parent)
-        stored = weights.tensors["vocab_embed.embedding"].dtype
+        stored = next(entry.dtype for entry in weights.tensors.values() if entry.dtype in STORED_DTYPES)
         target = _resolve_dtype(dtype, stored, device)
-        denoiser = _build_denoiser(config, weights, device, target)
+        denoiser = _load_denoiser(config, weights, device, target)
         try:
             codec = config.codec.build(weights.read(PERMUTATION_NAME) if config.codec.permuted else None)
         except ValueError as error:
@@ -130,7 +132,7 @@ def save_checkpoint(
     Args:
         folder: where; made if missing. Files of other names in it stay.
         config: everything but the weights.
-        denoiser_state: `DiT.state_dict()`, every tensor float32 or bfloat16 unless ``dtype`` is given.
+        denoiser_state: the network's `state_dict()`, every tensor float32 or bfloat16 unless ``dtype`` is given.
         permutation: (V,) int64; given exactly when ``config.codec.permuted``.
         tokenizer_file: rank file to copy; given exactly when ``config.tokenizer`` names a file.
         dtype: torch.float32 or torch.bfloat16, to convert to; None keeps.
@@ -288,10 +290,12 @@ def _cpu_has_bfloat16() -> bool:
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def _build_denoiser(config: Config, weights: WeightsFile, device: torch.device, dtype: torch.dtype) -> DiT:
+def _load_denoiser(
+    config: Config, weights: WeightsFile, device: torch.device, dtype: torch.dtype
+) -> DiT | UNet:
     # Initialisation draws from torch's global generator; a load must not move it.
     with torch.random.fork_rng(devices=[]):
-        denoiser = DiT(config.model, config.codec, config.schedule.build())
+        denoiser = build_denoiser(config)
     for name, parameter in denoiser.named_parameters():
         tensor = weights.read(name)
         check_finite(weights.path, name, tensor)

@@ -9,8 +9,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from prime_core.config import Config
-from prime_core.models.dit import DiT
+from prime_core.config import Config, DiTConfig
+from prime_core.models.build import build_denoiser
 from prime_core.weights import CheckpointError, TensorEntry, parse_json_object
 
 WEIGHTS_NAME = "model.safetensors"
@@ -56,7 +56,7 @@ def parse_config(text: bytes, where: str) -> Config:
 
 def _expected_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
-        denoiser = DiT(config.model, config.codec, config.schedule.build())
+        denoiser = build_denoiser(config)
     shapes = {name: tuple(parameter.shape) for name, parameter in denoiser.named_parameters()}
     if config.codec.permuted:
         shapes[PERMUTATION_NAME] = (config.codec.vocab_size,)
@@ -69,7 +69,7 @@ def check_tensors(where: Path, found: Mapping[str, TensorEntry], config: Config)
     Raises:
         CheckpointError: a tensor is missing, unknown, or of another shape or dtype than ``config`` asks for.
     """
-    if config.model.num_blocks > len(found):
+    if isinstance(config.model, DiTConfig) and config.model.num_blocks > len(found):
         raise CheckpointError(
             f"{where}: config says {config.model.num_blocks} blocks, but there are {len(found)} tensors"
         )

@@ -101,21 +101,119 @@ class DiTConfig(Frozen):
         return self
 
 
+class UNetConfig(Frozen):
+    """U-Net in the published image layout; the defaults are the published CIFAR-10 model.
+
+    ``channels`` counts the planes of tokens. With ``packing`` "none" they are the channels of the picture. With
+    "rgb24" (super-tokens, target_length = 2/3 of the paper) an RGB pixel is one number of 24 bits, written as two
+    digits of base 4096: two planes of tokens with vocab_size 4096 and target_length 1.
+
+    ``labels`` says what conditions the network beside the digits: "class" a label of the data, "uniform" a label
+    that is drawn uniformly for every sample and carries no meaning (a mixture), "none" nothing.
+    """
+
+    kind: Literal["unet"] = "unet"
+    channels: int = Field(default=3, ge=1, le=64)
+    height: int = Field(default=32, ge=1, le=1024)
+    width: int = Field(default=32, ge=1, le=1024)
+    packing: Literal["none", "rgb24"] = "none"
+    model_channels: int = Field(default=96, ge=32)
+    channel_mult: tuple[int, ...] = Field(default=(3, 4, 4), min_length=1, max_length=8)
+    num_res_blocks: int = Field(default=5, ge=1, le=64)
+    attention_rates: tuple[int, ...] = Field(default=(2,), max_length=8)
+    head_channels: int = Field(default=64, ge=1)
+    dropout: float = Field(default=0.4, ge=0, lt=1)
+    labels: Literal["none", "class", "uniform"] = "none"
+    num_labels: int = Field(default=1, ge=1, le=2**16)
+    time_conditioned: bool = False
+
+    @property
+    def length(self) -> int:
+        """Tokens of an image: channels * height * width."""
+        return self.channels * self.height * self.width
+
+    @model_validator(mode="after")
+    def _check_widths(self) -> Self:
+        for mult in self.channel_mult:
+            width = self.model_channels * mult
+            if mult < 1 or width % 32 or width % self.head_channels:
+                raise ValueError(
+                    f"model_channels * channel_mult ({self.model_channels} * {mult}) must be a multiple of 32 (groups "
+                    f"of a norm) and of head_channels ({self.head_channels})"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_picture(self) -> Self:
+        rate = 2 ** (len(self.channel_mult) - 1)
+        if self.height % rate or self.width % rate:
+            raise ValueError(
+                f"height ({self.height}) and width ({self.width}) must be multiples of {rate}: the picture is halved "
+                f"{len(self.channel_mult) - 1} times"
+            )
+        if self.packing == "rgb24" and self.channels != 2:
+            raise ValueError(
+                f"packing 'rgb24' writes a pixel as 2 tokens: channels must be 2, not {self.channels}"
+            )
+        if self.labels == "none" and self.num_labels != 1:
+            raise ValueError(f"num_labels ({self.num_labels}) must be 1 when labels is 'none'")
+        return self
+
+
+ModelConfig = Annotated[DiTConfig | UNetConfig, Field(discriminator="kind")]
+
+
 class Config(Frozen):
-    """Everything but the weights: network, codec, schedule, tokenizer and where the weights come from."""
+    """Everything but the weights: network, codec, schedule, tokenizer and where the weights come from.
+
+    ``label_names`` names the labels of a class-conditional model, in their order; empty if they have no names.
+    """
 
     format_version: Literal[1] = 1
-    model: DiTConfig
+    model: ModelConfig
     codec: CodecConfig
     schedule: ScheduleConfig = LinearConfig()
     tokenizer: TokenizerSpec = TokenizerSpec(kind="none")
+    label_names: tuple[Annotated[str, Field(max_length=256)], ...] = ()
     provenance: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check_width(self) -> Self:
-        if self.model.hidden_size % self.codec.target_length:
+        digits = self.codec.target_length
+        if isinstance(self.model, DiTConfig):
+            if self.model.hidden_size % digits:
+                raise ValueError(
+                    f"model.hidden_size ({self.model.hidden_size}) must be a multiple of codec.target_length "
+                    f"({digits}): the digit embeddings of a token are concatenated to its width"
+                )
+            return self
+        width = self.model.model_channels * self.model.channel_mult[0]
+        if width % (self.model.channels * digits):
             raise ValueError(
-                f"model.hidden_size ({self.model.hidden_size}) must be a multiple of codec.target_length "
-                f"({self.codec.target_length}): the digit embeddings of a token are concatenated to its width"
+                f"model.model_channels * model.channel_mult[0] ({width}) must be a multiple of model.channels * "
+                f"codec.target_length ({self.model.channels} * {digits}): the embeddings of all digit planes are "
+                "concatenated to that width"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_images(self) -> Self:
+        if isinstance(self.model, DiTConfig):
+            if self.label_names:
+                raise ValueError("label_names are for image models with labels")
+            return self
+        want = 4096 if self.model.packing == "rgb24" else 256
+        if self.model.packing == "rgb24" and (self.codec.vocab_size, self.codec.target_length) != (want, 1):
+            raise ValueError("packing 'rgb24' needs codec.vocab_size 4096 and codec.target_length 1")
+        if self.codec.vocab_size > want:
+            raise ValueError(f"codec.vocab_size of pixels is at most 256, got {self.codec.vocab_size}")
+        if self.tokenizer.kind != "none":
+            raise ValueError("an image model has no tokenizer")
+        if self.label_names and (
+            self.model.labels != "class" or len(self.label_names) != self.model.num_labels
+        ):
+            raise ValueError(
+                f"there are {len(self.label_names)} label_names for {self.model.num_labels} labels of kind "
+                f"{self.model.labels!r}; names go with labels 'class', one each"
             )
         return self

@@ -52,6 +52,7 @@ def estimate_likelihood(
     generator: torch.Generator,
     num_draws: int = 1,
     chunk_rows: int = 4096,
+    labels: Tensor | None = None,
 ) -> Likelihood:
     """Estimate `nelbo` and `coded_loss` of rows from the same masks.
 
@@ -66,6 +67,7 @@ def estimate_likelihood(
         generator: source of the masks.
         num_draws: masks per row, at least 1.
         chunk_rows: tokens whose logits exist at the same time.
+        labels: (B,) int64, for networks with labels.
 
     Returns:
         Likelihood.
@@ -78,12 +80,13 @@ def estimate_likelihood(
     if x_0.numel() == 0:
         raise ValueError("x_0 holds no tokens")
     repeated = x_0.repeat_interleave(num_draws, 0)
+    labels = None if labels is None else labels.repeat_interleave(num_draws, 0)
     y_0 = codec.encode(repeated)
     num_digits = y_0[0].numel()
     counts = _stratified_counts(len(y_0), num_digits, generator)
     y_t = _mask_exactly(y_0, counts, generator, codec.mask_index)
     t = _time_given_count(counts, num_digits, schedule, generator).to(x_0.device)
-    nll = _masked_nll(denoiser, codec, y_t, repeated, t, chunk_rows)
+    nll = _masked_nll(denoiser, codec, y_t, repeated, t, chunk_rows, labels)
     weight = (num_digits / counts.double()).to(x_0.device)
     per_row = [(part.double() * weight).view(len(x_0), num_draws).mean(1) for part in nll]
     return Likelihood(nelbo=per_row[1], coded_loss=per_row[0])
@@ -101,6 +104,7 @@ def estimate_grid_nelbo(
     num_draws: int = 1,
     eps: float = 0.0,
     chunk_rows: int = 4096,
+    labels: Tensor | None = None,
 ) -> Tensor:
     """Estimate `grid_nelbo`, the bound of exactly the sampler that runs ``num_steps`` steps.
 
@@ -121,6 +125,7 @@ def estimate_grid_nelbo(
         num_draws: steps per row, at least 1.
         eps: last time of the grid; what is masked there is revealed in one more step.
         chunk_rows: tokens whose logits exist at the same time.
+        labels: (B,) int64, for networks with labels.
 
     Returns:
         (B,) float64, nats per row.
@@ -133,6 +138,7 @@ def estimate_grid_nelbo(
     if x_0.numel() == 0:
         raise ValueError("x_0 holds no tokens")
     repeated = x_0.repeat_interleave(num_draws, 0)
+    labels = None if labels is None else labels.repeat_interleave(num_draws, 0)
     y_0 = codec.encode(repeated)
     times = schedule.time_grid(num_steps, eps)
     # Reveal levels v = 1 - (alpha - alpha_1) / (1 - alpha_1): masked share at each grid time, then 0 at the end.
@@ -146,7 +152,7 @@ def estimate_grid_nelbo(
     y_t = torch.where(levels < start, torch.full_like(y_0, codec.mask_index), y_0)
     y_next = torch.where(levels < end, torch.full_like(y_0, codec.mask_index), y_0)
     t = times[steps.clamp_max(num_steps)].to(x_0.device)
-    nll = _revealed_nll(denoiser, codec, y_t, y_next, t, chunk_rows)
+    nll = _revealed_nll(denoiser, codec, y_t, y_next, t, chunk_rows, labels)
     weight = (1 / step_share[steps]).to(x_0.device)
     return (nll * weight).view(len(x_0), num_draws).mean(1)
 
@@ -199,13 +205,19 @@ def _time_given_count(
 
 
 def _masked_nll(
-    denoiser: Denoiser, codec: SubtokenCodec, y_t: Tensor, x_0: Tensor, t: Tensor, chunk_rows: int
+    denoiser: Denoiser,
+    codec: SubtokenCodec,
+    y_t: Tensor,
+    x_0: Tensor,
+    t: Tensor,
+    chunk_rows: int,
+    labels: Tensor | None,
 ) -> SubtokenNLL:
     """Sum the token negative log-likelihoods of each row: SubtokenNLL of (B,) float32."""
     num_rows, length = x_0.shape
     y_packed, x_packed = y_t.flatten(0, 1), x_0.flatten()
     positions = (y_packed == codec.mask_index).any(-1).nonzero().squeeze(-1)
-    features = denoiser.features(y_packed, [length] * num_rows, t, positions)
+    features = denoiser.features(y_packed, [length] * num_rows, t, positions, labels)
     digits = codec.digits.to(x_0.device)
     totals = [torch.zeros(num_rows, device=x_0.device) for _ in range(2)]
     for chunk, where in zip(features.split(chunk_rows), positions.split(chunk_rows), strict=True):
@@ -216,7 +228,13 @@ def _masked_nll(
 
 
 def _revealed_nll(
-    denoiser: Denoiser, codec: SubtokenCodec, y_t: Tensor, y_next: Tensor, t: Tensor, chunk_rows: int
+    denoiser: Denoiser,
+    codec: SubtokenCodec,
+    y_t: Tensor,
+    y_next: Tensor,
+    t: Tensor,
+    chunk_rows: int,
+    labels: Tensor | None,
 ) -> Tensor:
     """Sum over tokens of -log p(digits revealed between y_t and y_next | y_t): (B,) float64."""
     num_rows, length, _ = y_t.shape
@@ -225,7 +243,7 @@ def _revealed_nll(
     totals = torch.zeros(num_rows, dtype=torch.float64, device=y_t.device)
     if not len(positions):
         return totals
-    features = denoiser.features(before, [length] * num_rows, t, positions)
+    features = denoiser.features(before, [length] * num_rows, t, positions, labels)
     digits = codec.digits.to(y_t.device)
     for chunk, where in zip(features.split(chunk_rows), positions.split(chunk_rows), strict=True):
         logits = denoiser.head(chunk)

@@ -15,7 +15,7 @@ Logits exist for at most `chunk_rows` tokens at a time, in the backward pass too
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -42,6 +42,7 @@ def training_loss(
     carry_over: bool = True,
     weighted: bool = True,
     chunk_rows: int = 4096,
+    labels: Tensor | None = None,
 ) -> Tensor:
     """Return a one-sample estimate of the objective, in nats per token.
 
@@ -60,6 +61,7 @@ def training_loss(
             rules them out, since it is the bound of a sampler that does.
         weighted: multiply by w(t); False is the unweighted cross-entropy that published image models use.
         chunk_rows: tokens whose logits exist at the same time.
+        labels: (B,) int64, for networks with labels.
 
     Returns:
         scalar float32.
@@ -68,7 +70,7 @@ def training_loss(
     positions = (y_t == codec.mask_index).any(-1).flatten().nonzero().squeeze(-1)
     num_rows, length = x_0.shape
     y_packed = y_t.flatten(0, 1)
-    features = denoiser.features(y_packed, [length] * num_rows, t, positions)
+    features = denoiser.features(y_packed, [length] * num_rows, t, positions, labels)
     nll = _chunked_nll(
         denoiser,
         codec,
@@ -87,7 +89,7 @@ def training_loss(
 def _chunked_nll(
     denoiser: Denoiser,
     codec: SubtokenCodec,
-    features: Tensor,
+    features: Any,
     y_t: Tensor,
     x_0: Tensor,
     objective: Objective,
@@ -99,16 +101,16 @@ def _chunked_nll(
     Args:
         denoiser: gives the head.
         codec: tokens <-> digits.
-        features: (R, D).
+        features: what the trunk gave for R positions.
         y_t: (R, S) partly masked digits.
         x_0: (R,) tokens.
         objective: "coded" or "nelbo".
         carry_over: see `training_loss`.
         chunk_rows: tokens whose logits exist at the same time.
     """
-    digits = codec.digits.to(features.device)
+    digits = codec.digits.to(y_t.device)
 
-    def nll_of(chunk: Tensor, y_chunk: Tensor, x_chunk: Tensor) -> Tensor:
+    def nll_of(chunk: Any, y_chunk: Tensor, x_chunk: Tensor) -> Tensor:
         logits = denoiser.head(chunk)
         if objective == "coded":
             return coded_nll(logits, y_chunk, x_chunk, digits, codec.mask_index, carry_over=carry_over)
@@ -116,4 +118,4 @@ def _chunked_nll(
 
     parts = zip(features.split(chunk_rows), y_t.split(chunk_rows), x_0.split(chunk_rows), strict=True)
     losses = [checkpoint(nll_of, *part, use_reentrant=False) for part in parts]
-    return torch.cat(losses) if losses else features.sum(-1).float()
+    return torch.cat(losses)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +31,18 @@ class Denoiser(Protocol):
     """Partly masked digits -> logits of p_theta(x_i | y_t) over whole tokens, before any carry-over filter.
 
     The trunk (`features`) and the output head (`head`) are apart, so that logits exist only where they are
-    used.
+    used. What goes from one to the other is the network's own: something with ``len``, ``split`` and slices over R
+    positions, as a tensor (R, D) has them.
     """
 
     def features(
-        self, y_t: Tensor, lengths: Sequence[int], t: Tensor | None = None, positions: Tensor | None = None
-    ) -> Tensor:
+        self,
+        y_t: Tensor,
+        lengths: Sequence[int],
+        t: Tensor | None = None,
+        positions: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Any:
         """Run the trunk over packed rows.
 
         Args:
@@ -44,18 +50,26 @@ class Denoiser(Protocol):
             lengths: tokens of each row.
             t: (B,) noise time of each row; time-free networks ignore it.
             positions: (R,) indices into T; None for all.
+            labels: (B,) int64, the label of each row; None for networks without labels, which refuse them.
 
         Returns:
-            (R, D) features.
+            The features of R positions.
         """
         ...
 
-    def head(self, features: Tensor) -> Tensor:
-        """Map features (R, D) to logits (R, V) float32."""
+    def head(self, features: Any) -> Tensor:
+        """Map features of R positions to logits (R, V) float32."""
+        ...
+
+    def fill(self, lengths: Sequence[int]) -> list[int]:
+        """Return the lengths of masked rows with which a call over rows of these lengths is filled up.
+
+        Results do not depend on them; they bound the number of shapes that a server's calls have.
+        """
         ...
 
     def __call__(self, y_t: Tensor, t: Tensor | None = None) -> Tensor:
-        """Map y_t (B, L, S) to logits (B, L, V) float32."""
+        """Map y_t (B, L, S) to logits (B, L, V) float32; images (B, C, H, W, S) to (B, C, H, W, V)."""
         ...
 
 

@@ -162,7 +162,12 @@ class DiT(nn.Module):
         self.register_buffer("rotary_sin", angles.sin(), persistent=False)
 
     def features(
-        self, y_t: Tensor, lengths: Sequence[int], t: Tensor | None = None, positions: Tensor | None = None
+        self,
+        y_t: Tensor,
+        lengths: Sequence[int],
+        t: Tensor | None = None,
+        positions: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> Tensor:
         """Run the trunk over packed rows and return the features of the positions that are asked for.
 
@@ -171,13 +176,16 @@ class DiT(nn.Module):
             lengths: tokens of each row; they sum to T, each at most ``config.length``.
             t: (B,) noise time of each row in [0, 1]; needed by time-conditioned models, ignored by time-free ones.
             positions: (R,) indices into T; None for all.
+            labels: None: this network has none.
 
         Returns:
             (R, D) in the dtype of the weights.
 
         Raises:
-            ValueError: if a row is longer than the context, or a time-conditioned model gets no t.
+            ValueError: if a row is longer than the context, a time-conditioned model gets no t, or labels are given.
         """
+        if labels is not None:
+            raise ValueError("this model has no labels")
         if max(lengths) > self.config.length:
             raise ValueError(f"a row has {max(lengths)} tokens, but the context holds {self.config.length}")
         x = self.vocab_embed(y_t).float()
@@ -193,6 +201,16 @@ class DiT(nn.Module):
     def head(self, features: Tensor) -> Tensor:
         """Map features (R, D) to logits (R, V) float32: unnormalised log-probabilities of whole tokens."""
         return self.output_layer.linear(features).float()  # type: ignore[no-any-return]
+
+    def fill(self, lengths: Sequence[int]) -> list[int]:
+        """Return the lengths of masked rows that fill a call up to `filled_size` tokens, none above the longest row.
+
+        Args:
+            lengths: tokens of each row of the call.
+        """
+        num_tokens, longest = sum(lengths), max(lengths)
+        whole, rest = divmod(filled_size(num_tokens) - num_tokens, longest)
+        return [longest] * whole + [rest] * (rest > 0)
 
     def forward(self, y_t: Tensor, t: Tensor | None = None) -> Tensor:
         """Run the whole network.

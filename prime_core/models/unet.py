@@ -1,0 +1,371 @@
+"""ADM-style U-Net in the published image layout (Dhariwal and Nichol, arXiv 2105.05233; MDM-Prime, 2505.18495).
+
+Shapes: B images, C planes of tokens, H and W tokens high and wide, L = C H W tokens an image (channel-major), T =
+B L tokens of all images laid end to end, S digits a token, F features at full resolution, R output positions,
+V vocab_size.
+
+Every image has the same length, so packed rows are a plain batch. The last convolution is the output head: it
+runs only where logits are asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kernels.embed import embed_subtokens
+from prime_core.config import CodecConfig, UNetConfig
+from prime_core.schedule import Schedule
+
+_M = TypeVar("_M", bound=nn.Module)
+
+NUM_GROUPS = 32
+# So many positions that fill half of their images are computed as a convolution over whole images. A sampler asks
+# for fewer at a time, so that the path, and with it the last bit of a row, never depends on the row's neighbours.
+MIN_DENSE_POSITIONS = 1024
+# The head multiplies blocks of so many positions, filled up: products of other sizes split their sums in other ways,
+# so a row's last bit would depend on how many neighbours it has.
+HEAD_BLOCK = 64
+# Batch sizes of a call that is filled up: few enough that every one meets convolutions that are compiled already.
+_BATCH_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class PixelFeatures:
+    """Features of some positions: what the head turns into logits.
+
+    A position needs the 3 x 3 neighbourhood of its pixel, which the head gathers, so chunks share one map.
+
+    Attributes:
+        map: (B, F, H, W), the trunk's output.
+        positions: (R,) int64 indices into T.
+    """
+
+    map: Tensor
+    positions: Tensor
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: slice) -> PixelFeatures:
+        return PixelFeatures(self.map, self.positions[index])
+
+    def split(self, split_size: int) -> list[PixelFeatures]:
+        """Cut into chunks of ``split_size`` positions."""
+        return [PixelFeatures(self.map, part) for part in self.positions.split(split_size)]
+
+
+class PixelEmbedding(nn.Module):
+    """Digit planes -> features: every digit is embedded, the planes are concatenated channel-wise."""
+
+    def __init__(self, base: int, dim: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(base + 1, dim)
+
+    def forward(self, y_t: Tensor) -> Tensor:
+        """Map y_t (B, C, H, W, S) to (B, F, H, W); plane c S + s holds digit s of channel c."""
+        embedded = embed_subtokens(y_t.permute(0, 2, 3, 1, 4).flatten(-2), self.embedding_table.weight)
+        return embedded.permute(0, 3, 1, 2).contiguous()
+
+
+class Conditioning(nn.Module):
+    """A block's scale and shift: a learned row per label, plus a linear map of the time embedding if there is one."""
+
+    def __init__(self, config: UNetConfig, dim: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Parameter(torch.zeros(config.num_labels, 2 * dim))
+        self.linear = nn.Linear(4 * config.model_channels, 2 * dim) if config.time_conditioned else None
+
+    def forward(self, labels: Tensor, time: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return scale and shift, each (B, dim, 1, 1)."""
+        embedded = self.embedding_table[labels]
+        if self.linear is not None:
+            embedded = embedded + self.linear(time)
+        scale, shift = embedded[..., None, None].chunk(2, 1)
+        return scale, shift
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions; the second norm is scaled and shifted by the conditioning."""
+
+    def __init__(self, config: UNetConfig, dim_in: int, dim: int) -> None:
+        super().__init__()
+        self.in_layers = nn.Sequential(
+            nn.GroupNorm(NUM_GROUPS, dim_in), nn.SiLU(), nn.Conv2d(dim_in, dim, 3, padding=1)
+        )
+        self.emb_layers = Conditioning(config, dim)
+        self.out_layers = nn.Sequential(
+            nn.GroupNorm(NUM_GROUPS, dim),
+            nn.SiLU(),
+            nn.Dropout(config.dropout),
+            _zeroed(nn.Conv2d(dim, dim, 3, padding=1)),
+        )
+        self.skip_connection = nn.Identity() if dim_in == dim else nn.Conv2d(dim_in, dim, 1)
+
+    def forward(self, x: Tensor, labels: Tensor, time: Tensor | None) -> Tensor:
+        """Map x (B, dim_in, H, W) to (B, dim, H, W)."""
+        norm, *rest = self.out_layers
+        scale, shift = self.emb_layers(labels, time)
+        h = norm(self.in_layers(x))
+        h = torch.addcmul(shift.to(h.dtype), h, (1 + scale).to(h.dtype))
+        for layer in rest:
+            h = layer(h)
+        return self.skip_connection(x) + h  # type: ignore[no-any-return]
+
+
+class AttentionBlock(nn.Module):
+    """Full self-attention over the pixels of an image."""
+
+    def __init__(self, dim: int, head_channels: int) -> None:
+        super().__init__()
+        self.num_heads = dim // head_channels
+        self.norm = nn.GroupNorm(NUM_GROUPS, dim)
+        self.qkv = nn.Conv1d(dim, 3 * dim, 1)
+        self.proj_out = _zeroed(nn.Conv1d(dim, dim, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (B, dim, H, W) to the same shape."""
+        flat = x.flatten(2)
+        # The split into q, k and v comes before the split into heads; each (B, heads, H W, head_channels).
+        parts = self.qkv(self.norm(flat)).unflatten(1, (3, self.num_heads, -1)).unbind(1)
+        q, k, v = (part.transpose(-1, -2) for part in parts)
+        h = _attention(q, k, v).transpose(-1, -2).flatten(1, 2)
+        out: Tensor = flat + self.proj_out(h)
+        return out.view_as(x)
+
+
+class Stage(nn.Sequential):
+    """Layers between two skip connections."""
+
+    def forward(self, x: Tensor, labels: Tensor, time: Tensor | None) -> Tensor:  # type: ignore[override]
+        """Map x (B, dim_in, H, W) to (B, dim, H', W')."""
+        h = x
+        for layer in self:
+            h = layer(h, labels, time) if isinstance(layer, ResidualBlock) else layer(h)
+        return h
+
+
+class UNet(nn.Module):
+    """The image denoiser: partly masked digits -> logits of p_theta(x_i | y_t) over whole tokens."""
+
+    def __init__(self, config: UNetConfig, codec: CodecConfig, schedule: Schedule) -> None:
+        """Build the network with random weights (last layers of blocks and the output start at zero)."""
+        super().__init__()
+        self.config = config
+        self.codec = codec
+        self.schedule = schedule
+        widths = [config.model_channels * mult for mult in config.channel_mult]
+        self.pixel_embedding = PixelEmbedding(
+            codec.base, widths[0] // (config.channels * codec.target_length)
+        )
+        self.time_embed = _time_embed(config.model_channels) if config.time_conditioned else None
+        # The embedding is the input: stage 0 has no parameters, and its output is the first skip connection.
+        self.input_blocks = nn.ModuleList([Stage()])
+        skips, dim = [widths[0]], widths[0]
+        for level, width in enumerate(widths):
+            for _ in range(config.num_res_blocks):
+                self.input_blocks.append(Stage(*_layers(config, level, dim, width)))
+                dim = width
+                skips.append(dim)
+            if level < len(widths) - 1:
+                self.input_blocks.append(Stage(nn.AvgPool2d(2)))
+                skips.append(dim)
+        self.middle_block = Stage(
+            ResidualBlock(config, dim, dim),
+            AttentionBlock(dim, config.head_channels),
+            ResidualBlock(config, dim, dim),
+        )
+        self.output_blocks = nn.ModuleList()
+        for level, width in reversed(list(enumerate(widths))):
+            for index in range(config.num_res_blocks + 1):
+                layers = _layers(config, level, dim + skips.pop(), width)
+                dim = width
+                if level and index == config.num_res_blocks:
+                    layers.append(nn.Upsample(scale_factor=2, mode="nearest"))
+                self.output_blocks.append(Stage(*layers))
+        self.out = nn.Sequential(
+            nn.GroupNorm(NUM_GROUPS, dim),
+            nn.SiLU(),
+            _zeroed(nn.Conv2d(dim, config.channels * codec.vocab_size, 3, padding=1)),
+        )
+
+    def features(
+        self,
+        y_t: Tensor,
+        lengths: Sequence[int],
+        t: Tensor | None = None,
+        positions: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> PixelFeatures:
+        """Run the trunk over packed images.
+
+        Args:
+            y_t: (T, S) integers in 0..b: the images laid end to end.
+            lengths: tokens of each image, all L.
+            t: (B,) noise time of each image in [0, 1]; needed by time-conditioned models, ignored by time-free ones.
+            positions: (R,) indices into T; None for all.
+            labels: (B,) int64 in 0..num_labels-1; needed by models with labels, and by no other.
+
+        Returns:
+            The features of R positions.
+
+        Raises:
+            ValueError: if an image has another size, or t or labels are missing or not wanted.
+        """
+        config = self.config
+        if any(length != config.length for length in lengths):
+            raise ValueError(
+                f"every image of this model has {config.length} tokens, got rows of {set(lengths)}"
+            )
+        x = y_t.view(len(lengths), config.channels, config.height, config.width, -1)
+        h = self._trunk(x, self._labels(labels, x), self._time(t))
+        if positions is None:
+            positions = torch.arange(len(y_t), device=y_t.device)
+        return PixelFeatures(h, positions)
+
+    def head(self, features: PixelFeatures) -> Tensor:
+        """Map features of R positions to logits (R, V) float32: unnormalised log-probabilities of whole tokens."""
+        length = self.config.length
+        row, token = features.positions // length, features.positions % length
+        if len(row) >= MIN_DENSE_POSITIONS:
+            first, last = int(row.min()), int(row.max()) + 1
+            if 2 * len(row) >= (last - first) * length:
+                logits = self._dense_logits(features.map[first:last])
+                return logits[row - first, token].float()
+        return self._gathered_logits(features.map, row, token).float()
+
+    def forward(self, y_t: Tensor, t: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        """Run the whole network.
+
+        Args:
+            y_t: (B, C, H, W, S) integers in 0..b, b = masked.
+            t: (B,) noise times in [0, 1]; needed by time-conditioned models only.
+            labels: (B,) int64; needed by models with labels only.
+
+        Returns:
+            logits (B, C, H, W, V) float32, before any carry-over filter.
+
+        Raises:
+            ValueError: if ``y_t`` has another shape, type or range, or t or labels are missing or not wanted.
+        """
+        self._check_digits(y_t)
+        h = self._trunk(y_t, self._labels(labels, y_t), self._time(t))
+        return self._dense_logits(h).view(*y_t.shape[:4], -1).float()
+
+    def fill(self, lengths: Sequence[int]) -> list[int]:
+        """Return the lengths of the masked images that fill a call up to one of a few batch sizes.
+
+        Args:
+            lengths: tokens of each image of the call.
+        """
+        num_rows = len(lengths)
+        size = next((size for size in _BATCH_SIZES if size >= num_rows), -(-num_rows // 16) * 16)
+        return [self.config.length] * (size - num_rows)
+
+    def _trunk(self, y_t: Tensor, labels: Tensor, time: Tensor | None) -> Tensor:
+        """Map digits (B, C, H, W, S) to the last features (B, F, H, W)."""
+        h = self.pixel_embedding(y_t).to(self.out.get_parameter("2.weight").dtype)
+        skips = []
+        for stage in self.input_blocks:
+            h = stage(h, labels, time)
+            skips.append(h)
+        h = self.middle_block(h, labels, time)
+        for stage in self.output_blocks:
+            h = stage(torch.cat([h, skips.pop()], 1), labels, time)
+        return self.out[1](self.out[0](h))  # type: ignore[no-any-return]
+
+    def _dense_logits(self, features: Tensor) -> Tensor:
+        """Map (B, F, H, W) to logits (B, L, V)."""
+        logits = self.out[2](features).unflatten(1, (self.config.channels, -1))
+        return cast(Tensor, logits).permute(0, 1, 3, 4, 2).flatten(1, 3)
+
+    def _gathered_logits(self, features: Tensor, row: Tensor, token: Tensor) -> Tensor:
+        """Return the logits (R, V) of single tokens: (R,) indices of their images, and inside their images."""
+        height, width = self.config.height, self.config.width
+        channel, pixel = token // (height * width), token % (height * width)
+        # (B, H + 2, W + 2, F): one row of memory per pixel, with the border that the convolution pads.
+        padded = F.pad(features.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+        offset = torch.arange(3, device=row.device)
+        ys = pixel[:, None, None] // width + offset[:, None]
+        xs = pixel[:, None, None] % width + offset
+        weight = self.out.get_parameter("2.weight").permute(0, 2, 3, 1).flatten(1)
+        bias = self.out.get_parameter("2.bias")
+        planes = weight.unflatten(0, (self.config.channels, -1)), bias.view(self.config.channels, -1)
+        # The empty sum ties the result to the features where no position is asked for: a backward pass needs it.
+        logits = features[:0].sum() + bias.new_zeros(len(row), self.codec.vocab_size)
+        for index, (plane_weight, plane_bias) in enumerate(zip(*planes, strict=True)):
+            mine = (channel == index).nonzero()[:, 0]
+            if not len(mine):
+                continue
+            filled = F.pad(mine, (0, -len(mine) % HEAD_BLOCK))
+            patches = padded[row[filled, None, None], ys[filled], xs[filled]].flatten(1)
+            blocks = [F.linear(block, plane_weight, plane_bias) for block in patches.split(HEAD_BLOCK)]
+            plane = torch.cat(blocks)[: len(mine)]
+            logits = logits.to(plane.dtype).index_copy(0, mine, plane)
+        return logits
+
+    def _labels(self, labels: Tensor | None, y_t: Tensor) -> Tensor:
+        if self.config.labels == "none":
+            if labels is not None:
+                raise ValueError("this model has no labels")
+            return torch.zeros(len(y_t), dtype=torch.int64, device=y_t.device)
+        if labels is None:
+            raise ValueError(f"this model needs labels in 0..{self.config.num_labels - 1}")
+        return labels.to(y_t.device)
+
+    def _time(self, t: Tensor | None) -> Tensor | None:
+        if self.time_embed is None:
+            return None
+        if t is None:
+            raise ValueError("this model is time-conditioned: t is required")
+        weight = self.time_embed.get_parameter("0.weight")
+        half = weight.shape[1] // 2
+        index = torch.arange(half, device=weight.device, dtype=torch.float32)
+        angles = 1000 * t.to(weight.device).float()[:, None] * torch.exp(-math.log(1e4) / half * index)
+        features = torch.cat([angles.cos(), angles.sin()], -1).to(weight.dtype)
+        return F.silu(self.time_embed(features))
+
+    def _check_digits(self, y_t: Tensor) -> None:
+        config, base = self.config, self.codec.base
+        shape = (config.channels, config.height, config.width, self.codec.target_length)
+        if y_t.ndim != 5 or y_t.shape[1:] != shape or y_t.numel() == 0:
+            raise ValueError(
+                f"y_t must be (images, {', '.join(map(str, shape))}) digits, got {tuple(y_t.shape)}"
+            )
+        if y_t.is_floating_point() or y_t.dtype == torch.bool:
+            raise ValueError(f"y_t must hold integers, got {y_t.dtype}")
+        if not (int(y_t.min()) >= 0 and int(y_t.max()) <= base):
+            raise ValueError(f"y_t must hold digits 0..{base - 1}, or {base} where masked")
+
+
+def _layers(config: UNetConfig, level: int, dim_in: int, dim: int) -> list[nn.Module]:
+    """A residual block, and attention at the rates that have it."""
+    layers: list[nn.Module] = [ResidualBlock(config, dim_in, dim)]
+    if 2**level in config.attention_rates:
+        layers.append(AttentionBlock(dim, config.head_channels))
+    return layers
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Full attention with a float32 softmax; q, k and v (B, heads, H W, head_channels)."""
+    if q.device.type == "cpu":
+        # The fused kernel's backward pass on a CPU is many times slower than these two products.
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        return torch.softmax(scores.float(), -1).to(v.dtype) @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def _time_embed(dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(dim, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, 4 * dim))
+
+
+def _zeroed(module: _M) -> _M:
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
