@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kernels.carry_over import contradicts
 
@@ -40,7 +41,7 @@ def coded_nll(
     """
     if carry_over:
         logits = logits.masked_fill(contradicts(y_t, digits, mask_index), -torch.inf)
-    return torch.logsumexp(logits, -1) - logits.gather(-1, x_0[:, None]).squeeze(-1)
+    return F.cross_entropy(logits, x_0, reduction="none")
 
 
 def subtoken_nll(logits: Tensor, y_t: Tensor, x_0: Tensor, digits: Tensor, mask_index: int) -> SubtokenNLL:

@@ -116,6 +116,7 @@ def _chunked_nll(
             return coded_nll(logits, y_chunk, x_chunk, digits, codec.mask_index, carry_over=carry_over)
         return subtoken_nll(logits, y_chunk, x_chunk, digits, codec.mask_index).digits
 
+    if len(x_0) <= chunk_rows:
+        return nll_of(features, y_t, x_0)
     parts = zip(features.split(chunk_rows), y_t.split(chunk_rows), x_0.split(chunk_rows), strict=True)
-    losses = [checkpoint(nll_of, *part, use_reentrant=False) for part in parts]
-    return torch.cat(losses)
+    return torch.cat([checkpoint(nll_of, *part, use_reentrant=False) for part in parts])
