@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from training.data.images.cifar10 import read_cifar10
 from training.data.images.fashion_mnist import read_fashion_mnist
 from training.data.images.image_set import DataError, ImageSet
 
@@ -12,7 +13,14 @@ DatasetName = Literal["cifar10", "imagenet32", "fashion-mnist", "folder"]
 Split = Literal["train", "heldout"]
 
 
-def open_images(dataset: DatasetName, path: Path, split: Split, cache: Path) -> ImageSet:
+def open_images(
+    dataset: DatasetName,
+    path: Path,
+    split: Split,
+    cache: Path,
+    *,
+    verify: bool = True,
+) -> ImageSet:
     """Open one split of a data set.
 
     Args:
@@ -20,10 +28,13 @@ def open_images(dataset: DatasetName, path: Path, split: Split, cache: Path) -> 
         path: where the files are; see the reader of each data set.
         split: "train" or "heldout".
         cache: folder for converted copies of large data sets; made when needed.
+        verify: for "cifar10": refuse an archive whose MD5 is not that of an official one.
 
     Raises:
         DataError: the files are missing, damaged or not those of the data set.
     """
     if dataset == "fashion-mnist":
         return read_fashion_mnist(path, split)
+    if dataset == "cifar10":
+        return read_cifar10(path, split, verify=verify)
     raise DataError(f"data set {dataset!r} is not known")
