@@ -134,12 +134,20 @@ class UNetConfig(Frozen):
 
     @model_validator(mode="after")
     def _check_widths(self) -> Self:
-        for mult in self.channel_mult:
+        last = len(self.channel_mult) - 1
+        for level, mult in enumerate(self.channel_mult):
             width = self.model_channels * mult
-            if mult < 1 or width % 32 or width % self.head_channels:
+            if mult < 1 or width % 32:
                 raise ValueError(
-                    f"model_channels * channel_mult ({self.model_channels} * {mult}) must be a multiple of 32 (groups "
-                    f"of a norm) and of head_channels ({self.head_channels})"
+                    f"model_channels * channel_mult ({self.model_channels} * {mult}) must be a multiple of 32: the "
+                    "norms have 32 groups"
+                )
+            # The middle of the network attends at the lowest resolution, whatever the rates are.
+            if (level == last or 2**level in self.attention_rates) and width % self.head_channels:
+                raise ValueError(
+                    f"model_channels * channel_mult ({self.model_channels} * {mult}) must be a multiple of "
+                    f"head_channels ({self.head_channels}) where there is attention: at attention_rates and at the "
+                    f"lowest resolution (rate {2**last})"
                 )
         return self
 
