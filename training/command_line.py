@@ -12,6 +12,7 @@ import os
 import tomllib
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
@@ -59,7 +60,7 @@ def load_settings(
     """
     descriptions = {} if descriptions is None else descriptions
     synonyms = {} if synonyms is None else synonyms
-    fields = _leaf_fields(settings_type)
+    fields = _settings_of(settings_type)
     prefix = str(settings_type.model_config["env_prefix"])
     parser = _build_parser(settings_type, fields, program, prefix, descriptions)
     written = [_normalise(argument, synonyms) for argument in arguments]
@@ -77,18 +78,66 @@ def load_settings(
         ) from None
 
 
-def _leaf_fields(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
-    """Return the fields by dotted name, nested models opened."""
-    leaves: dict[str, FieldInfo] = {}
+@dataclass(frozen=True)
+class _Setting:
+    """What one dotted name means: one field, or one for each member of a union that has it.
+
+    Attributes:
+        members: (kind, field), kind being the tag of the union's member; "" outside unions.
+        is_common: whether all members of the union have it.
+    """
+
+    members: tuple[tuple[str, FieldInfo], ...]
+    is_common: bool = True
+
+    @property
+    def field(self) -> FieldInfo:
+        """The first member's field, which says how the flag is written."""
+        return self.members[0][1]
+
+    @property
+    def kinds(self) -> str:
+        """The kinds that have it, for a reader."""
+        return ", ".join(kind for kind, _ in self.members)
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        """The values it may have, if they can be listed."""
+        types_ = [field.annotation for _, field in self.members]
+        if any(get_origin(type_) is not Literal for type_ in types_):
+            return ()
+        return tuple(dict.fromkeys(choice for type_ in types_ for choice in get_args(type_)))
+
+    @property
+    def is_tag(self) -> bool:
+        """Whether it says which member of a union is meant."""
+        return len(self.members) > 1 and all(
+            get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1
+            for _, field in self.members
+        )
+
+
+def _settings_of(model: type[BaseModel], prefix: str = "") -> dict[str, _Setting]:
+    """Return the settings by dotted name, nested models opened."""
+    settings: dict[str, _Setting] = {}
     for name, field in model.model_fields.items():
-        nested = list(_nested_models(field.annotation))
-        for inner in nested:  # of the members of a union, the first to have a field describes it
-            leaves = leaves | {
-                k: v for k, v in _leaf_fields(inner, f"{prefix}{name}.").items() if k not in leaves
-            }
-        if not nested:
-            leaves[f"{prefix}{name}"] = field
-    return leaves
+        members = list(_nested_models(field.annotation))
+        if not members:
+            settings[f"{prefix}{name}"] = _Setting((("", field),))
+        elif len(members) == 1:
+            settings |= _settings_of(members[0], f"{prefix}{name}.")
+        else:
+            settings |= _settings_of_union(members, f"{prefix}{name}.")
+    return settings
+
+
+def _settings_of_union(members: Sequence[type[BaseModel]], prefix: str) -> dict[str, _Setting]:
+    found: dict[str, list[tuple[str, FieldInfo]]] = {}
+    for member in members:
+        kind = str(member.model_fields["kind"].default)
+        for name, setting in _settings_of(member, prefix).items():
+            found.setdefault(name, []).append((kind, setting.field))
+    return {name: _Setting(tuple(parts), len(parts) == len(members)) for name, parts in found.items()}
 
 
 def _nested_models(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -101,7 +150,7 @@ def _nested_models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def _build_parser(
     settings_type: type[BaseSettings],
-    fields: Mapping[str, FieldInfo],
+    settings: Mapping[str, _Setting],
     program: str,
     prefix: str,
     descriptions: Mapping[str, str],
@@ -116,18 +165,18 @@ def _build_parser(
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--config", metavar="FILE", help="TOML file with any of these settings")
-    for name, field in fields.items():
-        text = f"{field.description or descriptions.get(name, '')}{_range_of(field)}{_default_of(field)}"
+    for name, setting in settings.items():
+        text = f"{_meaning(name, setting, descriptions)}{_range_of(setting.field)}{_default_of(setting)}"
         options: dict[str, Any] = {"dest": name, "metavar": "VALUE", "help": text.strip().replace("%", "%%")}
-        origin = get_origin(field.annotation)
-        if field.annotation is bool:
+        origin = get_origin(setting.field.annotation)
+        if setting.field.annotation is bool:
             options |= {"nargs": "?", "const": "true", "metavar": "true|false"}
         elif origin in (tuple, list):
             options |= {"nargs": "*"}
         elif origin is dict:
             options |= {"type": _json_value, "metavar": "JSON"}
-        elif origin is Literal and len(get_args(field.annotation)) > 1:
-            options |= {"metavar": "|".join(map(str, get_args(field.annotation)))}
+        elif len(setting.choices) > 1:
+            options |= {"metavar": "|".join(map(str, setting.choices))}
         parser.add_argument(f"--{_flag(name)}", **options)
     return parser
 
@@ -161,14 +210,34 @@ def _range_of(field: FieldInfo) -> str:
     return f"; {', '.join(limits)}" if limits else ""
 
 
-def _default_of(field: FieldInfo) -> str:
-    if field.is_required():
+def _meaning(name: str, setting: _Setting, descriptions: Mapping[str, str]) -> str:
+    """Return what a setting means, by kind where its kinds differ."""
+    texts = {kind: field.description or descriptions.get(name, "") for kind, field in setting.members}
+    if name in descriptions or len(set(texts.values())) == 1:
+        text = descriptions.get(name, setting.field.description or "")
+        return text if setting.is_common else f"{setting.kinds}: {text}"
+    return "; ".join(f"{kind}: {text}" for kind, text in texts.items())
+
+
+def _default_of(setting: _Setting) -> str:
+    if setting.is_tag:
+        return ""  # the default of the whole union is no field's
+    if setting.field.is_required():
         return " (required)"
+    defaults = {kind: _default_text(field) for kind, field in setting.members}
+    if len(set(defaults.values())) == 1:
+        text = defaults[setting.members[0][0]]
+    else:
+        text = ", ".join(f"{text} for {kind}" for kind, text in defaults.items() if text)
+    return f" (default: {text})" if text else ""
+
+
+def _default_text(field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True)
-    return "" if default is None or default == () else f" (default: {default})"
+    return "" if default is None or default == () else str(default)
 
 
-def _check_environment(fields: Mapping[str, FieldInfo], prefix: str) -> None:
+def _check_environment(fields: Mapping[str, _Setting], prefix: str) -> None:
     """Refuse variables with our prefix that no setting has: they are typing errors."""
     known = {"config"}
     for name in fields:
@@ -216,7 +285,7 @@ def _nest(flags: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _explain(item: Any, fields: Mapping[str, FieldInfo]) -> str:
+def _explain(item: Any, fields: Mapping[str, _Setting]) -> str:
     """Say in one line what pydantic found wrong with one setting."""
     name = ""
     for part in map(str, item["loc"]):
@@ -225,9 +294,11 @@ def _explain(item: Any, fields: Mapping[str, FieldInfo]) -> str:
         is_tag = any(known.startswith(f"{name}.") for known in fields) and not any(
             known == longer or known.startswith(f"{longer}.") for known in fields
         )
-        name = name if is_tag and part != str(item["loc"][-1]) else longer
+        is_key = item["type"] == "extra_forbidden" and part == str(item["loc"][-1])
+        name = name if is_tag and not is_key else longer
     if item["type"] == "extra_forbidden" and name in fields:
-        return f"{name} does not go with this {name.rpartition('.')[0]}.kind"
+        group = f"{name.rpartition('.')[0]}.kind"
+        return f"{name} does not go with this {group}; it belongs to {fields[name].kinds}"
     if item["type"] == "extra_forbidden":
         groups = {known.rpartition(".")[0] for known in fields} - {""}
         return f"{name} is no setting{_did_you_mean(name, {*fields, *groups}, str)}"

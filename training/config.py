@@ -5,19 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from prime_core.config import CodecConfig, DiTConfig, Frozen, LinearConfig, ScheduleConfig
+from prime_core.config import CodecConfig, LinearConfig, ModelConfig, ScheduleConfig
 from prime_core.objectives import Objective
-from prime_core.tokenizer import TokenizerSpec
 from training.command_line import load_settings
+from training.data_config import DataConfig
 
 # What the fields of a model's own configuration mean on this command line.
 _MODEL_DESCRIPTIONS = {
-    "model.kind": "network: the diffusion transformer",
+    "model.kind": "network: dit, the diffusion transformer, or unet for images; without it: dit",
     "model.hidden_size": "width D: a multiple of 2 model.num_heads and of codec.target_length",
     "model.num_blocks": "transformer blocks",
     "model.num_heads": "attention heads",
@@ -25,12 +25,24 @@ _MODEL_DESCRIPTIONS = {
     "model.length": "tokens of a row, in training and at most in use",
     "model.dropout": "dropout probability",
     "model.time_conditioned": "whether the network sees the noise time",
-    "codec.vocab_size": "tokens V; at least what the tokenizer has",
+    "model.channels": "planes of tokens: 1 grey, 3 RGB, 2 with packing rgb24",
+    "model.height": "pixels; a multiple of 2 for every level of channel_mult but one",
+    "model.width": "pixels; likewise",
+    "model.packing": "rgb24: super-tokens, an RGB pixel is two numbers of 12 bits; needs codec.vocab_size 4096",
+    "model.model_channels": "the unit of width",
+    "model.channel_mult": "width of each level in model_channels, from full resolution down",
+    "model.num_res_blocks": "residual blocks of a level on the way down",
+    "model.attention_rates": "down-sampling rates with attention",
+    "model.head_channels": "width of an attention head",
+    "model.labels": "class: the data's labels; uniform: drawn for every row and step, a mixture; none",
+    "model.num_labels": "number of labels: that of the data for class, 1 for none",
+    "codec.vocab_size": "tokens V: at least what the tokenizer has, 256 for pixels, cells of a side for toy2d",
     "codec.target_length": "digits per token; 1 is a plain masked diffusion model",
     "codec.permuted": "shuffle the token ids before the digits are taken, by the seed",
     "schedule.kind": "noise schedule: linear, polynomial or cosine",
-    "schedule.eps": "linear: alpha_t = 1 - (1 - eps) t",
-    "schedule.power": "polynomial: alpha_t = (1 - t)^power",
+    "schedule.eps": "alpha_t = 1 - (1 - eps) t",
+    "schedule.power": "alpha_t = (1 - t)^power",
+    "data.kind": "what is learned: text, images, or toy2d, a distribution over a picture's cells; without it: text",
     "data.tokenizer.kind": "tiktoken_file, or gpt2 (its files in the folder or in tiktoken's cache)",
     "data.tokenizer.file": "tiktoken_file: name of the rank file in data.tokenizer_folder",
     "data.tokenizer.pattern": "tiktoken_file: expression that splits text into pieces; default: GPT-2's",
@@ -38,26 +50,8 @@ _MODEL_DESCRIPTIONS = {
 }
 
 
-class DataConfig(Frozen):
-    """The corpus: files and folders of text, the tokenizer, and where the token shards are kept."""
-
-    train: tuple[Path, ...] = Field(
-        min_length=1, description="files and folders of .txt, .jsonl, also .gz, .zst"
-    )
-    heldout: tuple[Path, ...] = Field(
-        default=(), description="the same; evaluated every eval_every steps, never trained on"
-    )
-    document_separator: Literal["blank_line", "file"] = Field(
-        default="blank_line", description=".txt: what ends a document"
-    )
-    text_key: str = Field(default="text", description=".jsonl: key of the text")
-    tokenizer: TokenizerSpec = TokenizerSpec(kind="gpt2", special_tokens={"<|endoftext|>": 50256})
-    tokenizer_folder: Path = Field(default=Path(), description="folder of the tokenizer's files")
-    cache: Path = Field(default=Path("data/shards"), description="folder of the token shards, made once")
-
-
 class TrainConfig(BaseSettings):
-    """Train a masked diffusion model on text and write a checkpoint that prime-serve loads."""
+    """Train a masked diffusion model on text or images and write a checkpoint that prime-serve loads."""
 
     model_config = SettingsConfigDict(
         env_prefix="PRIME_TRAIN_",
@@ -68,7 +62,7 @@ class TrainConfig(BaseSettings):
     )
 
     output: Path = Field(description="folder of the run: state, metrics.jsonl and checkpoint/")
-    model: DiTConfig
+    model: ModelConfig
     codec: CodecConfig
     schedule: ScheduleConfig = LinearConfig()
     data: DataConfig
@@ -78,6 +72,10 @@ class TrainConfig(BaseSettings):
     )
     carry_over: bool = Field(
         default=True, description="coded: rule out tokens that contradict visible digits (nelbo always does)"
+    )
+    weighted: bool = Field(
+        default=True,
+        description="coded: weight noise times as the loss does; false: all alike, as published for images",
     )
     steps: int = Field(
         default=1_000_000, ge=1, description="optimiser steps in all; a run can be resumed with more"
@@ -97,6 +95,9 @@ class TrainConfig(BaseSettings):
     ema_decay: float = Field(
         default=0.9999, ge=0, lt=1, description="decay of the averaged weights, which are served"
     )
+    ema_warmup: bool = Field(
+        default=True, description="after n updates the decay is at most (1 + n) / (10 + n)"
+    )
     eps: float = Field(default=1e-3, ge=0, lt=1, description="smallest noise time that is drawn")
     seed: int = Field(
         default=1, ge=0, lt=2**63, description="of weights, data order, masks, times and dropout"
@@ -111,11 +112,29 @@ class TrainConfig(BaseSettings):
     log_every: int = Field(default=10, ge=1, description="steps between lines of metrics.jsonl")
     eval_every: int = Field(default=1000, ge=1, description="steps between held-out evaluations")
     eval_rows: int = Field(default=64, ge=1, description="held-out rows that are evaluated")
+    preview: int = Field(
+        default=16,
+        ge=0,
+        description="images: samples in preview.png, drawn at each evaluation; 0: no preview",
+    )
+    preview_steps: int = Field(default=64, ge=1, description="steps of the sampler that draws preview.png")
     save_every: int = Field(default=500, ge=1, description="steps between saves")
     save_every_s: float = Field(default=600.0, gt=0, description="and at least this often, in seconds")
     checkpoint_dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="of the weights in checkpoint/"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_kinds(cls, values: Any) -> Any:
+        """Files and flags that name no kind mean a text model."""
+        if not isinstance(values, dict):
+            return values
+        kinds = {"model": "dit", "data": "text"}
+        groups = {
+            name: {"kind": kind} | values[name] for name, kind in kinds.items() if _is_group(values, name)
+        }
+        return values | groups
 
     @model_validator(mode="after")
     def _check_batches(self) -> Self:
@@ -125,6 +144,27 @@ class TrainConfig(BaseSettings):
                 f"({self.micro_batch_size})"
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_loss(self) -> Self:
+        if self.objective == "nelbo" and not self.weighted:
+            raise ValueError("objective 'nelbo' is a bound only with its weights: set weighted to true")
+        return self
+
+    @model_validator(mode="after")
+    def _check_data(self) -> Self:
+        needed = {"text": "dit", "images": "unet", "toy2d": "dit"}[self.data.kind]
+        if self.model.kind != needed:
+            raise ValueError(
+                f"model.kind is {self.model.kind!r}, but data.kind {self.data.kind!r} needs {needed!r}"
+            )
+        if self.data.kind == "toy2d" and self.model.length != 2:
+            raise ValueError(f"model.length is {self.model.length}: a row of data.kind 'toy2d' has 2 tokens")
+        return self
+
+
+def _is_group(values: dict[str, Any], name: str) -> bool:
+    return isinstance(values.get(name), dict)
 
 
 def load_train_config(arguments: Sequence[str] | None = None) -> TrainConfig:

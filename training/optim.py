@@ -31,16 +31,19 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 class ExponentialMovingAverage:
     """Average of the weights: shadow <- shadow + (1 - d) (weight - shadow).
 
-    d = min(decay, (1 + n) / (10 + n)): young averages forget faster.
+    d = min(decay, (1 + n) / (10 + n)) with warm-up: young averages forget faster. Without it d = decay.
 
     Attributes:
         shadow: the averaged parameters by name, float32.
         num_updates: n.
     """
 
-    def __init__(self, parameters: Iterable[tuple[str, Tensor]], decay: float) -> None:
+    def __init__(
+        self, parameters: Iterable[tuple[str, Tensor]], decay: float, *, warmup: bool = True
+    ) -> None:
         """Start from the current weights; ``decay`` is in [0, 1)."""
         self.decay = decay
+        self.warmup = warmup
         self.num_updates = 0
         self.shadow = {name: p.detach().clone() for name, p in parameters}
 
@@ -48,6 +51,7 @@ class ExponentialMovingAverage:
     def update(self, parameters: Iterable[tuple[str, Tensor]]) -> None:
         """Take in the weights after one optimiser step."""
         self.num_updates += 1
-        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        young = (1 + self.num_updates) / (10 + self.num_updates)
+        decay = min(self.decay, young) if self.warmup else self.decay
         for name, parameter in parameters:
             self.shadow[name].lerp_(parameter.detach(), 1 - decay)

@@ -1,25 +1,125 @@
-"""What a run is set up from: its tokenizer, token shards and codec permutation."""
+"""What a run is set up from: rows to learn from and to hold out, their tokenizer or labels, the codec's permutation."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from prime_core.config import UNetConfig
+from prime_core.pixels import PixelCodec
 from prime_core.tokenizer import Tokenizer, load_tokenizer
 from training.config import TrainConfig
 from training.data.corpus import CorpusOptions, list_sources
 from training.data.dataset import TokenDataset
+from training.data.images import ImageSet, open_images
+from training.data.rows import ImageRows, Labels, RowSource, TextRows
 from training.data.shards import build_shards
+from training.data_config import ImageData, TextData
 
 
-def text_tokenizer(config: TrainConfig) -> Tokenizer:
+@dataclass(frozen=True)
+class RunData:
+    """The data of a run, whatever its kind.
+
+    Attributes:
+        train: rows that are learned.
+        heldout: rows that are evaluated and never learned; None without them.
+        labels: where the network's labels come from.
+        label_names: names of the data's labels, for a network that takes them.
+        tokenizer_file: the rank file that goes into the checkpoint; None if there is none.
+        num_dimensions: pixel values (height x width x channels) of a row, for bits per dimension; None for
+            rows that are no images.
+        entropy: nats per row of the distribution that the rows are drawn from, where it is known.
+    """
+
+    train: RowSource
+    heldout: RowSource | None
+    labels: Labels = field(default_factory=Labels)
+    label_names: tuple[str, ...] = ()
+    tokenizer_file: Path | None = None
+    num_dimensions: int | None = None
+    entropy: float | None = None
+
+
+def open_data(config: TrainConfig, *, progress: bool = True) -> RunData:
+    """Open the data of a run.
+
+    Args:
+        config: the run.
+        progress: show a progress bar while data is converted.
+
+    Raises:
+        ValueError: the data cannot be read, or does not fit the network or the codec.
+        FileNotFoundError: a tokenizer file is missing.
+    """
+    return _OPENERS[config.data.kind](config, progress)
+
+
+def _open_text(config: TrainConfig, progress: bool) -> RunData:
+    data, length = config.data, config.model.length
+    assert isinstance(data, TextData), "the table of openers goes by kind"
+    train, heldout = open_datasets(config, data, text_tokenizer(config, data), progress=progress)
+    return RunData(
+        train=TextRows(train, length),
+        heldout=None if heldout is None else TextRows(heldout, length),
+        tokenizer_file=None if data.tokenizer.file is None else data.tokenizer_folder / data.tokenizer.file,
+    )
+
+
+def _open_images(config: TrainConfig, progress: bool) -> RunData:
+    data, model = config.data, config.model
+    assert isinstance(data, ImageData) and isinstance(model, UNetConfig), "checked by the settings"
+    codec = PixelCodec(model)
+    train = open_images(data.dataset, data.path, "train", data.cache)
+    heldout = open_images(data.dataset, data.path, "heldout", data.cache)
+    _check_pixel_values(config, train)
+    _check_labels(model, train)
+    height, width, channels = codec.picture_shape
+    return RunData(
+        train=ImageRows(train, codec, flip=data.flip),
+        heldout=ImageRows(heldout, codec),
+        labels=Labels(model.labels, model.num_labels),
+        label_names=train.label_names if model.labels == "class" else (),
+        num_dimensions=height * width * channels,
+    )
+
+
+def _check_pixel_values(config: TrainConfig, images: ImageSet) -> None:
+    """Refuse a codec without room for all values of a pixel, before it fails on some image in the middle."""
+    needed = 4096 if isinstance(config.model, UNetConfig) and config.model.packing == "rgb24" else 256
+    if config.codec.vocab_size != needed:
+        raise ValueError(
+            f"codec.vocab_size is {config.codec.vocab_size}, but the tokens of {images.name} are "
+            f"0..{needed - 1}; set codec.vocab_size to {needed}"
+        )
+
+
+def _check_labels(model: UNetConfig, images: ImageSet) -> None:
+    if model.labels != "class":
+        return
+    if images.labels is None:
+        raise ValueError(
+            f"model.labels is 'class', but {images.name} has no labels; set it to none or uniform"
+        )
+    if model.num_labels != len(images.label_names):
+        raise ValueError(
+            f"model.num_labels is {model.num_labels}, but {images.name} has {len(images.label_names)} labels; "
+            "make them equal"
+        )
+
+
+def text_tokenizer(config: TrainConfig, data: TextData) -> Tokenizer:
     """Load the tokenizer of a run.
 
     Raises:
         ValueError: there is none, a file is broken, or it has more tokens than the codec.
         FileNotFoundError: a file is missing.
     """
-    tokenizer = load_tokenizer(config.data.tokenizer, config.data.tokenizer_folder)
+    tokenizer = load_tokenizer(data.tokenizer, data.tokenizer_folder)
     if tokenizer is None:
         raise ValueError("data.tokenizer.kind is 'none': text needs a tokenizer")
     if tokenizer.vocab_size > config.codec.vocab_size:
@@ -31,14 +131,13 @@ def text_tokenizer(config: TrainConfig) -> Tokenizer:
 
 
 def open_datasets(
-    config: TrainConfig, tokenizer: Tokenizer, *, progress: bool = True
+    config: TrainConfig, data: TextData, tokenizer: Tokenizer, *, progress: bool = True
 ) -> tuple[TokenDataset, TokenDataset | None]:
     """Build the token shards if need be and open them: training text, and held-out text if there is any.
 
     Raises:
         ValueError: the corpus cannot be read, holds less than one row, or held-out files are trained on.
     """
-    data = config.data
     if data.heldout:
         trained = {source.resolve() for source in list_sources(data.train)}
         for source in list_sources(data.heldout):
@@ -65,3 +164,6 @@ def codec_permutation(config: TrainConfig) -> Tensor | None:
     if not config.codec.permuted:
         return None
     return torch.randperm(config.codec.vocab_size, generator=torch.Generator().manual_seed(config.seed))
+
+
+_OPENERS: dict[str, Callable[[TrainConfig, bool], RunData]] = {"text": _open_text, "images": _open_images}

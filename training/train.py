@@ -1,4 +1,4 @@
-"""`prime-train`: from a corpus to a checkpoint the server loads; stops, resumes and reports.
+"""`prime-train`: from text or images to a checkpoint the server loads; stops, resumes and reports.
 
 prime-train --config training/configs/X.toml [--key value ...]
 """
@@ -25,6 +25,7 @@ from training.state import StateError, exclusive_run
 from training.trainer import CHECKPOINT_NAME, Trainer
 
 METRICS_NAME = "metrics.jsonl"
+_SHOWN = ("loss", "heldout_nelbo", "heldout_bpd")  # in the progress bar
 _STOPPED = 130  # what shells show for a program that Ctrl-C ended
 
 
@@ -47,7 +48,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> Trainer:
         torch.set_num_threads(config.num_threads)
     with exclusive_run(config.output):
         trainer = Trainer(config, progress=progress)
-        with _stop_on_signal() as stopped, _Report(config, trainer.step, progress) as report:
+        with _stop_on_signal() as stopped, _Report(trainer, progress) as report:
             saved_at = time.monotonic()
             while trainer.step < config.steps and not stopped:
                 started = time.monotonic()
@@ -88,8 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 class _Report:
     """The progress bar and metrics.jsonl, one JSON object a line."""
 
-    def __init__(self, config: TrainConfig, step: int, progress: bool) -> None:
-        self._tokens_per_step = config.batch_size * config.model.length
+    def __init__(self, trainer: Trainer, progress: bool) -> None:
+        config, step = trainer.config, trainer.step
+        self._per_step = {"tokens_per_s": config.batch_size * config.model.length}
+        if trainer.data.num_dimensions is not None:
+            self._per_step["images_per_s"] = config.batch_size
         self._steps, self._seconds = 0, 0.0  # since the last line
         self._path = config.output / METRICS_NAME
         with _full_disk_named(self._path):
@@ -111,13 +115,14 @@ class _Report:
 
     def write(self, step: int, record: Mapping[str, float]) -> None:
         """Append a line and show its main figures."""
-        rate = self._steps * self._tokens_per_step / self._seconds
+        rates = {name: self._steps * amount / self._seconds for name, amount in self._per_step.items()}
         self._steps, self._seconds = 0, 0.0
         with _full_disk_named(self._path):
-            self._file.write(json.dumps({"step": step, "tokens_per_s": rate, **record}) + "\n")
+            self._file.write(json.dumps({"step": step, **rates, **record}) + "\n")
             self._file.flush()
-        shown = {key: f"{record[key]:.3f}" for key in ("loss", "heldout_nelbo") if key in record}
-        self._bar.set_postfix({**shown, "tokens/s": f"{rate:.0f}"})
+        shown = {key: f"{record[key]:.3f}" for key in _SHOWN if key in record}
+        speed = {name.replace("_per_", "/"): f"{rate:.0f}" for name, rate in rates.items()}
+        self._bar.set_postfix({**shown, **speed})
 
     def sync(self) -> None:
         """Flush the lines to disk, so that they are no older than the state that is saved next."""

@@ -21,17 +21,19 @@ from prime_core.codec import SubtokenCodec
 from prime_core.config import Config
 from prime_core.corruption import antithetic_times
 from prime_core.device import choose_device
-from prime_core.likelihood import estimate_likelihood
-from prime_core.models.dit import DiT
+from prime_core.likelihood import Likelihood, estimate_likelihood
+from prime_core.models.build import build_denoiser
 from prime_core.objectives import training_loss
 from prime_core.schedule import Schedule
 from training.config import TrainConfig
 from training.data.dataset import BlockOrder
+from training.data.rows import RowSource, stack_rows
 from training.optim import ExponentialMovingAverage, build_optimizer, learning_rate
-from training.setup import codec_permutation, open_datasets, text_tokenizer
+from training.setup import RunData, codec_permutation, open_data
 from training.state import load_state, save_state
 
 CHECKPOINT_NAME = "checkpoint"
+_EVAL_BATCH = 64  # rows, each with two masks, in memory at a time
 # Settings that may change when a run is resumed: how long it goes on, and what changes no weight.
 _FREE_SETTINGS = {
     "steps",
@@ -40,6 +42,8 @@ _FREE_SETTINGS = {
     "log_every",
     "eval_every",
     "eval_rows",
+    "preview",
+    "preview_steps",
     "save_every",
     "save_every_s",
     "checkpoint_dtype",
@@ -53,6 +57,7 @@ class Trainer:
 
     Attributes:
         config: its settings.
+        data: what it learns from.
         model: the network, with the weights of the last step.
         optimizer: AdamW.
         ema: the averaged weights.
@@ -62,31 +67,33 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig, *, progress: bool = True) -> None:
-        """Build or open the token shards, build the network, and resume if the output folder holds a state.
+        """Open the data, build the network, and resume if the output folder holds a state.
 
         Args:
             config: the run.
-            progress: show a progress bar while text is tokenized.
+            progress: show a progress bar while data is converted.
 
         Raises:
-            ValueError: the corpus, tokenizer or codec do not fit, or the folder holds another run.
+            ValueError: the data, tokenizer or codec do not fit, or the folder holds another run.
             FileNotFoundError: a tokenizer file is missing.
         """
         self.config = config
         self.device = choose_device(config.device)
         self.codec: SubtokenCodec = config.codec.build(codec_permutation(config))
         self.schedule: Schedule = config.schedule.build()
-        # Before the corpus: a network that cannot be is reported at once.
+        # Before the data: a network that cannot be is reported at once.
         self._model_config = Config(
             model=config.model, codec=config.codec, schedule=config.schedule, tokenizer=config.data.tokenizer
         )
-        self.tokenizer = text_tokenizer(config)
-        self.train_data, self.heldout_data = open_datasets(config, self.tokenizer, progress=progress)
-        self.order = BlockOrder(self.train_data.num_blocks(config.model.length), config.seed)
+        self.data: RunData = open_data(config, progress=progress)
+        self._model_config = self._model_config.model_copy(update={"label_names": self.data.label_names})
+        self.order = BlockOrder(self.data.train.num_rows, config.seed)
         with _seeded(config.seed, self.device):
-            self.model = DiT(config.model, config.codec, self.schedule).to(self.device)
+            self.model = build_denoiser(self._model_config).to(self.device)
         self.optimizer = build_optimizer(config, self.model)
-        self.ema = ExponentialMovingAverage(self.model.named_parameters(), config.ema_decay)
+        self.ema = ExponentialMovingAverage(
+            self.model.named_parameters(), config.ema_decay, warmup=config.ema_warmup
+        )
         self.run = json.dumps(config.model_dump(mode="json", exclude=_FREE_SETTINGS), sort_keys=True)
         resumed = load_state(config.output, self.model, self.optimizer, self.ema, self.run)
         self.step = 0 if resumed is None else resumed
@@ -109,16 +116,21 @@ class Trainer:
         """
         config = self.config
         generator = torch.Generator().manual_seed(_step_seed(config.seed, self.step))
-        x_0 = self._rows()
+        rows = self._rows()
+        x_0 = stack_rows(self.data.train, rows)
         t = antithetic_times(config.batch_size, generator, config.eps)
         uniforms = torch.rand(*x_0.shape, config.codec.target_length, generator=generator)
+        labels = self.data.labels.of(self.data.train, rows, generator)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         # Rows go to micro-batches in turn, so that each holds an even spread of noise times.
         num_parts = config.batch_size // config.micro_batch_size
         parts = [slice(first, None, num_parts) for first in range(num_parts)]
         with _seeded(_step_seed(config.seed + 1, self.step), self.device):  # dropout
-            loss = sum(self._backward(x_0[part], t[part], uniforms[part]) for part in parts)
+            loss = sum(
+                self._backward(x_0[part], t[part], uniforms[part], None if labels is None else labels[part])
+                for part in parts
+            )
         grad_norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip))
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise FloatingPointError(
@@ -134,28 +146,30 @@ class Trainer:
         return {"loss": loss, "grad_norm": grad_norm, "learning_rate": rate}
 
     def evaluate(self) -> dict[str, float]:
-        """Estimate the averaged weights' bound and coded loss on held-out rows, in nats per token."""
-        if self.heldout_data is None:
+        """Estimate the averaged weights' bound and coded loss on held-out rows.
+
+        Returns:
+            heldout_nelbo and heldout_coded_loss in nats per token; heldout_bpd, the bound in bits per pixel value,
+            for images; heldout_entropy in nats per token, below which no bound can be, where it is known. Empty
+            without held-out rows.
+        """
+        heldout = self.data.heldout
+        if heldout is None:
             return {}
-        length = self.config.model.length
-        num_blocks = self.heldout_data.num_blocks(length)
-        blocks = np.linspace(0, num_blocks - 1, min(self.config.eval_rows, num_blocks)).astype(int)
-        rows = np.stack([self.heldout_data.block(int(i), length) for i in blocks])
+        rows = np.linspace(0, heldout.num_rows - 1, min(self.config.eval_rows, heldout.num_rows)).astype(int)
+        generator = torch.Generator().manual_seed(0)
         with self._averaged_weights(), self._autocast():
             self.model.eval()
-            result = estimate_likelihood(
-                self.model,
-                self.codec,
-                self.schedule,
-                torch.from_numpy(rows).to(self.device),
-                generator=torch.Generator().manual_seed(0),
-                num_draws=2,
-                chunk_rows=self.config.chunk_rows,
-            )
-        return {
-            "heldout_nelbo": float(result.nelbo.mean()) / length,
-            "heldout_coded_loss": float(result.coded_loss.mean()) / length,
-        }
+            batches = [rows[first : first + _EVAL_BATCH] for first in range(0, len(rows), _EVAL_BATCH)]
+            results = [self._likelihood(heldout, batch.tolist(), generator) for batch in batches]
+        nelbo, coded_loss = (float(torch.cat(parts).mean()) for parts in zip(*results, strict=True))
+        length, dimensions = self.config.model.length, self.data.num_dimensions
+        figures = {"heldout_nelbo": nelbo / length, "heldout_coded_loss": coded_loss / length}
+        if dimensions is not None:
+            figures["heldout_bpd"] = nelbo / dimensions / math.log(2)
+        if self.data.entropy is not None:
+            figures["heldout_entropy"] = self.data.entropy / length
+        return figures
 
     def save(self) -> None:
         """Save the state of the run, then the checkpoint that is served (averaged weights).
@@ -180,24 +194,36 @@ class Trainer:
             "weights": "ema",
             "training": json.loads(self.run),
         }
-        file = config.data.tokenizer.file
         save_checkpoint(
             config.output / CHECKPOINT_NAME,
             self._model_config.model_copy(update={"provenance": provenance}),
             self.ema.shadow,
             permutation=self.codec.permutation,
-            tokenizer_file=None if file is None else config.data.tokenizer_folder / file,
+            tokenizer_file=self.data.tokenizer_file,
             dtype=getattr(torch, config.checkpoint_dtype),
         )
         self.exported_step = self.step
 
-    def _rows(self) -> Tensor:
-        """Return the rows of this step: x_0 (batch_size, L) int64."""
-        first, length = self.step * self.config.batch_size, self.config.model.length
-        blocks = [self.order.index(first + row) for row in range(self.config.batch_size)]
-        return torch.from_numpy(np.stack([self.train_data.block(block, length) for block in blocks]))
+    def _rows(self) -> list[int]:
+        """Return the numbers of the rows of this step."""
+        first = self.step * self.config.batch_size
+        return [self.order.index(first + row) for row in range(self.config.batch_size)]
 
-    def _backward(self, x_0: Tensor, t: Tensor, uniforms: Tensor) -> float:
+    def _likelihood(self, source: RowSource, rows: list[int], generator: torch.Generator) -> Likelihood:
+        """Estimate nelbo and coded loss of some rows; a bound too for labels that are drawn (Jensen)."""
+        labels = self.data.labels.of(source, rows, generator)
+        return estimate_likelihood(
+            self.model,
+            self.codec,
+            self.schedule,
+            stack_rows(source, rows).to(self.device),
+            generator=generator,
+            num_draws=2,
+            chunk_rows=self.config.chunk_rows,
+            labels=None if labels is None else labels.to(self.device),
+        )
+
+    def _backward(self, x_0: Tensor, t: Tensor, uniforms: Tensor, labels: Tensor | None) -> float:
         """Add the gradient of one micro-batch; return its share of the loss."""
         config = self.config
         with self._autocast():
@@ -210,7 +236,9 @@ class Trainer:
                 uniforms.to(self.device),
                 objective=config.objective,
                 carry_over=config.carry_over,
+                weighted=config.weighted,
                 chunk_rows=config.chunk_rows,
+                labels=None if labels is None else labels.to(self.device),
             )
         share = len(x_0) / config.batch_size
         (loss * share).backward()

@@ -85,7 +85,7 @@ def load_run(config: Path, output: Path, *flags: str) -> TrainConfig:
 def metrics_of(output: Path) -> list[dict[str, Any]]:
     """The lines of metrics, without how fast they were."""
     lines = (output / METRICS_NAME).read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_s"} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if not k.endswith("_per_s")} for line in lines]
 
 
 def state_of(output: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:

@@ -33,7 +33,7 @@ def _load(name: str) -> TrainConfig:
 
 def test_every_config_loads_and_describes_a_network() -> None:
     names = {path.stem for path in CONFIGS.glob("*.toml")}
-    assert names == {"tiny", "demo-text", *PUBLISHED.values()}
+    assert names == {"tiny", "demo-text", "demo-images", *PUBLISHED.values()}
     for name in names:
         config = _load(name)
         Config(model=config.model, codec=config.codec, schedule=config.schedule)
@@ -156,7 +156,8 @@ def test_wrong_flags_are_one_line_and_exit_status_2(
     [
         ("stepz = 3\n", "stepz is no setting; did you mean steps?"),
         ("steps = 3\nsteps = 4\n", "is not TOML"),
-        ("[model]\nwidth = 3\n", "model.width is no setting"),
+        ("[model]\nbreadth = 3\n", "model.breadth is no setting"),
+        ("[model]\nwidth = 3\n", "model.width does not go with this model.kind; it belongs to unet"),
         ("[modle]\nnum_blocks = 3\n", "modle is no setting; did you mean model"),
     ],
 )
