@@ -114,21 +114,36 @@ def _reveal(
     # Greedy rows are decided here: exp gives nearly equal scores the same weight. No truncation removes the best.
     greedy = (temperature == 0).nonzero()[:, 0]
     most_probable = scores[greedy].argmax(-1)
-    # The largest score becomes 0 before the division, so that no temperature can overflow.
-    scores.sub_(best[:, None]).div_(torch.where(temperature > 0, temperature, 1.0)[:, None])
-    # exp is slow where it underflows: below exp(-87), next to the smallest normal number, weights become 0
-    # instead.
-    weights = F.threshold(scores.clamp_(min=-87.0).exp_(), 1.7e-38, 0.0, inplace=True)
-    weights = _truncate(weights, top_k, top_p)
-    token = _draw(weights, u)
+    weights = truncate(tempered_weights(scores, best, temperature), top_k, top_p)
+    token = draw_tokens(weights, u)
     token[greedy] = most_probable
     return Revealed(torch.where(due & finite[:, None], digits[token], y), finite)
 
 
-def _truncate(weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """Set the weights (R, V) outside the top k, then outside the top p, to zero, in place.
+def tempered_weights(scores: Tensor, best: Tensor, temperature: Tensor) -> Tensor:
+    """Return exp((scores - best) / temperature), in place of the scores.
+
+    Args:
+        scores: (R, V) float32.
+        best: (R,) float32, the largest score of each row.
+        temperature: (R,) float32; rows at 0 get those of temperature 1: they are decided by their best score.
+    """
+    # The largest score becomes 0 before the division, so that no temperature can overflow.
+    scores.sub_(best[:, None]).div_(torch.where(temperature > 0, temperature, 1.0)[:, None])
+    # exp is slow where it underflows: below exp(-87), next to the smallest normal number, weights become 0
+    # instead.
+    return F.threshold(scores.clamp_(min=-87.0).exp_(), 1.7e-38, 0.0, inplace=True)
+
+
+def truncate(weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """Set the weights outside the top k, then outside the top p, to zero, in place.
 
     The largest weights of a row usually decide; only where they do not is the whole row sorted.
+
+    Args:
+        weights: (R, V) float32, not negative.
+        top_k: (R,) int64, 0 = all.
+        top_p: (R,) float32 in (0, 1].
     """
     vocab_size = weights.shape[-1]
     limit = torch.where(top_k > 0, top_k, vocab_size).clamp(max=vocab_size)
@@ -180,8 +195,16 @@ def _keep_largest(weights: Tensor, floor: Tensor, count: Tensor) -> Tensor:
     return weights * keep
 
 
-def _draw(weights: Tensor, u: Tensor) -> Tensor:
-    """Return the tokens (R,) int64 at the quantiles u (R,) of the unnormalised weights (R, V)."""
+def draw_tokens(weights: Tensor, u: Tensor) -> Tensor:
+    """Return the tokens at given quantiles.
+
+    Args:
+        weights: (R, V) float32, not negative, unnormalised.
+        u: (R,) float64 in (0, 1).
+
+    Returns:
+        (R,) int64.
+    """
     num_rows, vocab_size = weights.shape
     blocks = F.pad(weights, (0, -vocab_size % BLOCK_SIZE)).unflatten(-1, (-1, BLOCK_SIZE))
     mass = blocks.sum(-1, dtype=torch.float64).cumsum(-1)

@@ -6,23 +6,33 @@ depends on no value, so the step can be drawn first (DNDM, arXiv 2312.09193): a 
 = 1 is revealed in step k with probability (alpha_{t_{k+1}} - alpha_{t_k}) / (1 - alpha_1). Steps without a
 reveal do not exist.
 
+A corrector (`prime_core.correctors`) also masks visible sub-tokens again, with probabilities that depend on no value
+either. So the plan then holds the whole history of every sub-token: revealed, masked again, revealed anew. What a
+step masks is visible to that step's call, and masked from the next one on; steps that only mask are not calls.
+
 Shapes: L tokens, S digits a token, E events, P positions of one event, T positions of all events, F free
-sub-tokens.
+sub-tokens, Q sub-tokens masked again before one event, M before all events, N steps of the grid.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from kernels.noise import Purpose, uniform
+from prime_core.correctors import Corrector, StepTables, step_tables
+from prime_core.curves import TimeWarp
 from prime_core.schedule import Schedule
 
 Steps = int | Literal["exact"]
+
+# exp(-64) is far below the smallest uniform number, 2^-53: whoever spends this has surely moved.
+_CERTAIN = 64.0
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -34,12 +44,15 @@ class Event:
         t: noise time at which the denoiser is evaluated.
         positions: (P,) int64, the tokens that change, ascending.
         due: (P, S) bool, their digits that are revealed; at least one each.
+        remasked: (Q,) int64 flat indices position S + digit, ascending: the visible digits that are masked before the
+            call, because a step since the previous event's masked them.
     """
 
     step: int
     t: float
     positions: Tensor
     due: Tensor
+    remasked: Tensor
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -53,6 +66,8 @@ class RevealPlan:
         positions: (T,) int64, the tokens of all events, event by event.
         due: (T, S) bool, their digits that are revealed.
         num_steps: number of steps of the grid.
+        remask_offsets: (E + 1,) int64; event e holds ``remask_offsets[e]:remask_offsets[e + 1]`` of ``remasked``.
+        remasked: (M,) int64, what is masked again before each event, see `Event`.
     """
 
     steps: Tensor
@@ -61,11 +76,18 @@ class RevealPlan:
     positions: Tensor
     due: Tensor
     num_steps: int
+    remask_offsets: Tensor
+    remasked: Tensor
 
     @property
     def nfe(self) -> int:
         """Denoiser calls of this row: the number of function evaluations."""
         return len(self.steps)
+
+    @property
+    def remasks(self) -> bool:
+        """Whether any digit is masked again, so that digits may be drawn more than once."""
+        return len(self.remasked) > 0
 
     @property
     def events(self) -> Iterator[Event]:
@@ -84,57 +106,143 @@ class RevealPlan:
         if not 0 <= index < self.nfe:
             raise IndexError(f"index must be in 0..{self.nfe - 1}, got {index}")
         start, stop = self.offsets[index : index + 2].tolist()
+        masked_from, masked_to = self.remask_offsets[index : index + 2].tolist()
         return Event(
-            int(self.steps[index]), float(self.times[index]), self.positions[start:stop], self.due[start:stop]
+            step=int(self.steps[index]),
+            t=float(self.times[index]),
+            positions=self.positions[start:stop],
+            due=self.due[start:stop],
+            remasked=self.remasked[masked_from:masked_to],
         )
 
 
-def draw_plan(free: Tensor, schedule: Schedule, steps: Steps, seed: int, eps: float = 0.0) -> RevealPlan:
+class Transitions(NamedTuple):
+    """Sub-tokens that change between masked and visible, each in one step.
+
+    Attributes:
+        position: (A,) int64.
+        digit: (A,) int64.
+        step: (A,) int64, the step of each transition.
+    """
+
+    position: Tensor
+    digit: Tensor
+    step: Tensor
+
+
+def draw_plan(
+    free: Tensor,
+    schedule: Schedule,
+    steps: Steps,
+    seed: int,
+    eps: float = 0.0,
+    *,
+    warp: TimeWarp | None = None,
+    corrector: Corrector | None = None,
+) -> RevealPlan:
     """Draw the reveal plan of a row.
 
     Each free sub-token has one uniform number u (purpose PLAN, its position, its digit) and is revealed when
-    alpha reaches alpha_1 + (1 - alpha_1) u.
+    alpha reaches alpha_1 + (1 - alpha_1) u; with a corrector see `draw_histories`.
 
     Args:
-        free: (L, S) bool, the masked sub-tokens.
+        free: (L, S) bool, the masked sub-tokens. No other one is ever touched.
         schedule: noise schedule.
         steps: number of grid steps N >= 1, or "exact" for N -> infinity: one sub-token an event (the
             first-hitting sampler, arXiv 2409.02908).
         seed: 0..2**64-1.
         eps: end of the grid in [0, 1). What is still masked there is revealed in one more event at t = eps.
+        warp: warp of the grid; the leftovers are revealed at its last time.
+        corrector: how visible sub-tokens are masked again; None for plain ancestral sampling.
 
     Raises:
-        ValueError: if ``steps``, ``seed`` or ``eps`` is out of range, or ``eps`` is given for "exact" steps.
+        ValueError: if ``steps``, ``seed`` or ``eps`` is out of range, or ``eps``, ``warp`` or ``corrector`` is given
+            for "exact" steps.
     """
     check_steps(steps)
     position, digit = free.nonzero(as_tuple=True)
-    u = uniform(seed, position, digit, Purpose.PLAN)
-    alpha_final = schedule.alpha_final()
-    alpha = alpha_final + (1 - alpha_final) * u
     if steps == "exact":
-        if eps != 0:
-            raise ValueError("eps must be 0 when steps is 'exact': there is no grid to end early")
+        _check_no_grid(eps, warp, corrector)
+        alpha = _alpha_of_reveal(position, digit, schedule, seed)
         order = alpha.argsort(stable=True)
         step = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
         return gather_events(position, digit, step, free.shape, schedule.inverse(alpha[order]), len(order))
     times = schedule.time_grid(steps, eps)
-    last = steps if eps > 0 else steps - 1  # alpha_0 = 1, but rounding may leave it, or `alpha`, an ulp away
+    if warp is not None:
+        times = warp.apply(times)
+    if corrector is not None:
+        tables = step_tables(schedule, times, corrector)
+        reveals, remasks = draw_histories(position, digit, free.shape[1], tables, seed)
+        return gather_events(*reveals, free.shape, times, steps, remasks)
+    alpha = _alpha_of_reveal(position, digit, schedule, seed)
+    last = (
+        steps if times[-1] > 0 else steps - 1
+    )  # alpha_0 = 1, but rounding may leave it, or `alpha`, an ulp away
     step = (torch.searchsorted(schedule.alpha_t(times), alpha, right=True) - 1).clamp(0, last)
     return gather_events(position, digit, step, free.shape, times, steps)
 
 
-def gather_events(
-    position: Tensor, digit: Tensor, step: Tensor, shape: tuple[int, ...], times: Tensor, num_steps: int
-) -> RevealPlan:
-    """Gather sub-tokens that are revealed in the same step into events.
+def draw_histories(
+    position: Tensor, digit: Tensor, num_digits: int, tables: StepTables, seed: int
+) -> tuple[Transitions, Transitions]:
+    """Draw all transitions of sub-tokens that start masked, each from one uniform number.
+
+    A sub-token that enters its state at the start of step k leaves it in step j with probability (1 - p_k) ...
+    (1 - p_{j-1}) p_j, where p is ``reveal`` or ``remask``. With G_j = -sum_{i<j} log(1 - p_i) that is the first j with
+    G_{j+1} - G_k > -log(1 - u). Transition n of a sub-token has the uniform number of purpose PLAN, its position and
+    index digit + S n; so where the corrector has no strength, the plan is that without corrector.
 
     Args:
         position: (F,) int64.
         digit: (F,) int64.
-        step: (F,) int64, the step that reveals each sub-token.
+        num_digits: S.
+        tables: what can happen in each of N steps.
+        seed: 0..2**64-1.
+
+    Returns:
+        All reveals and all remasks. What is masked after the last step is revealed in step N.
+    """
+    spent = [torch.cat([p.new_zeros(1), (-torch.log1p(-p)).clamp(max=_CERTAIN).cumsum(0)]) for p in tables]
+    num_steps = len(tables.reveal)
+    start = torch.zeros_like(position)
+    reveals: list[Transitions] = []
+    remasks = [Transitions(position[:0], digit[:0], start[:0])]
+    for transition in itertools.count():
+        masked = transition % 2 == 0
+        exhausted = spent[0 if masked else 1]
+        u = uniform(seed, position, digit + num_digits * transition, Purpose.PLAN)
+        step = torch.searchsorted(exhausted, exhausted[start] - torch.log1p(-u), right=True) - 1
+        if masked:
+            reveals.append(Transitions(position, digit, step))
+        moves = step < num_steps
+        position, digit, step = position[moves], digit[moves], step[moves]
+        if not len(position):
+            break
+        if not masked:
+            remasks.append(Transitions(position, digit, step))
+        start = step + 1
+    return _joined(reveals), _joined(remasks)
+
+
+def gather_events(
+    position: Tensor,
+    digit: Tensor,
+    step: Tensor,
+    shape: tuple[int, ...],
+    times: Tensor,
+    num_steps: int,
+    remasks: Transitions | None = None,
+) -> RevealPlan:
+    """Gather sub-tokens that are revealed in the same step into events.
+
+    Args:
+        position: (A,) int64.
+        digit: (A,) int64.
+        step: (A,) int64, the step of each reveal; a sub-token appears once in a step.
         shape: (L, S).
         times: float64, the noise time of every step.
         num_steps: N.
+        remasks: what is masked again, each before its next reveal; None for nothing.
     """
     length, num_digits = shape
     tokens, inverse = torch.unique(step * length + position, return_inverse=True)
@@ -142,10 +250,39 @@ def gather_events(
     due[inverse, digit] = True
     steps, counts = torch.unique_consecutive(tokens // length, return_counts=True)
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    return RevealPlan(steps, times[steps], offsets, tokens % length, due, num_steps)
+    if remasks is None:
+        remask_offsets, remasked = torch.zeros_like(offsets), offsets[:0]
+    else:
+        # The call of a step sees what the step masks, so it belongs to the first event of a later step.
+        event = torch.searchsorted(steps, remasks.step, right=True)
+        assert bool((event < len(steps)).all()), "what is masked again is revealed again"
+        size = length * num_digits
+        flat = (event * size + remasks.position * num_digits + remasks.digit).sort().values
+        counts = torch.bincount(flat // size, minlength=len(steps))
+        remask_offsets, remasked = torch.cat([counts.new_zeros(1), counts.cumsum(0)]), flat % size
+    return RevealPlan(steps, times[steps], offsets, tokens % length, due, num_steps, remask_offsets, remasked)
 
 
 def check_steps(steps: Steps) -> None:
     """Raise ValueError unless ``steps`` is an integer of at least 1 or "exact"."""
     if steps != "exact" and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         raise ValueError("steps must be an integer of at least 1, or 'exact'")
+
+
+def _check_no_grid(eps: float, warp: TimeWarp | None, corrector: Corrector | None) -> None:
+    if eps != 0:
+        raise ValueError("eps must be 0 when steps is 'exact': there is no grid to end early")
+    if warp is not None and not warp.is_identity:
+        raise ValueError("warp must be left out when steps is 'exact': there is no grid to warp")
+    if corrector is not None:
+        raise ValueError("corrector must be left out when steps is 'exact': it acts step by step of a grid")
+
+
+def _alpha_of_reveal(position: Tensor, digit: Tensor, schedule: Schedule, seed: int) -> Tensor:
+    """Return the alpha (F,) at which each sub-token is revealed: uniform between alpha_1 and 1."""
+    alpha_final = schedule.alpha_final()
+    return alpha_final + (1 - alpha_final) * uniform(seed, position, digit, Purpose.PLAN)
+
+
+def _joined(parts: list[Transitions]) -> Transitions:
+    return Transitions(*(torch.cat(part) for part in zip(*parts, strict=True)))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from prime_core.codec import SubtokenCodec
+from prime_core.models.denoiser import filled_size
 from prime_core.schedule import LinearSchedule, Schedule
 from prime_core.tokenizer import Tokenizer
 
@@ -39,8 +40,14 @@ class TableDenoiser:
         self.lengths: list[list[int]] = []
 
     def features(
-        self, y_t: Tensor, lengths: Sequence[int], t: Tensor | None = None, positions: Tensor | None = None
+        self,
+        y_t: Tensor,
+        lengths: Sequence[int],
+        t: Tensor | None = None,
+        positions: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> Tensor:
+        assert labels is None, "the table knows no labels"
         self.calls += 1
         self.lengths.append(list(lengths))
         times = torch.zeros(len(lengths)) if t is None else t
@@ -51,6 +58,11 @@ class TableDenoiser:
 
     def head(self, features: Tensor) -> Tensor:
         return features
+
+    def fill(self, lengths: Sequence[int]) -> list[int]:
+        longest = max(lengths)
+        whole, rest = divmod(filled_size(sum(lengths)) - sum(lengths), longest)
+        return [longest] * whole + [rest] * (rest > 0)
 
     def __call__(self, y_t: Tensor, t: Tensor | None = None) -> Tensor:
         times = torch.zeros(len(y_t)) if t is None else t

@@ -65,12 +65,17 @@ class Hooked(nn.Module):
         self.lengths: list[list[int]] = []
 
     def features(
-        self, y_t: Tensor, lengths: Sequence[int], t: Tensor | None = None, positions: Tensor | None = None
+        self,
+        y_t: Tensor,
+        lengths: Sequence[int],
+        t: Tensor | None = None,
+        positions: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> Tensor:
         self.lengths.append(list(lengths))
         if self.hook is not None:
             self.hook(lengths)
-        features = self.inner.features(y_t, lengths, t, positions).clone()
+        features = self.inner.features(y_t, lengths, t, positions, labels).clone()
         row_of = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
         broken = torch.tensor([length == self.broken_length for length in lengths])[row_of]
         features[broken if positions is None else broken[positions]] = torch.nan
@@ -78,6 +83,9 @@ class Hooked(nn.Module):
 
     def head(self, features: Tensor) -> Tensor:
         return self.inner.head(features)  # type: ignore[no-any-return]
+
+    def fill(self, lengths: Sequence[int]) -> list[int]:
+        return self.inner.fill(lengths)  # type: ignore[no-any-return]
 
     def forward(self, y_t: Tensor, t: Tensor | None = None) -> Tensor:
         return self.inner(y_t, t)  # type: ignore[no-any-return]

@@ -1,0 +1,92 @@
+"""A row: one output while it is sampled, and the plan it follows.
+
+Shapes: L tokens, S digits a token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from prime_core.canvas import Canvas
+from prime_core.correctors import Corrector
+from prime_core.curves import TimeWarp
+from prime_core.plan import Event, RevealPlan, Steps, draw_plan
+from prime_core.schedule import Schedule
+from prime_core.settings import SamplingSettings
+
+
+@dataclass(eq=False, slots=True)
+class Row:
+    """One output while it is sampled.
+
+    Attributes:
+        y: (L, S) int64, the digits so far.
+        plan: its events.
+        settings: how its tokens are drawn.
+        seed: 0..2**64-1.
+        label: what the network is conditioned on; None for networks without labels.
+        next_event: index of the event that comes next.
+        failed: the network gave no finite logits for it; it takes no further step.
+    """
+
+    y: Tensor
+    plan: RevealPlan
+    settings: SamplingSettings
+    seed: int
+    label: int | None = None
+    next_event: int = 0
+    failed: bool = False
+
+    @property
+    def length(self) -> int:
+        """Number of tokens L."""
+        return len(self.y)
+
+    @property
+    def remaining(self) -> int:
+        """Denoiser calls left."""
+        return 0 if self.failed else self.plan.nfe - self.next_event
+
+    @property
+    def done(self) -> bool:
+        """Whether the row takes no further step."""
+        return self.remaining == 0
+
+    @property
+    def event(self) -> Event:
+        """The event that comes next."""
+        return self.plan.event(self.next_event)
+
+
+def new_row(
+    canvas: Canvas,
+    schedule: Schedule,
+    settings: SamplingSettings,
+    steps: Steps,
+    seed: int,
+    eps: float = 0.0,
+    *,
+    label: int | None = None,
+    warp: TimeWarp | None = None,
+    corrector: Corrector | None = None,
+) -> Row:
+    """Return a row at t = 1 with its reveal plan.
+
+    Args:
+        canvas: what is known.
+        schedule: noise schedule.
+        settings: how tokens are drawn; for "marginal" draws the caller has asked `check_draw`.
+        steps: as for `draw_plan`, and so are ``seed``, ``eps``, ``warp`` and ``corrector``.
+        seed: 0..2**64-1.
+        eps: end of the grid.
+        label: what the network is conditioned on; None for networks without labels.
+        warp: warp of the time grid.
+        corrector: how visible digits are masked again.
+
+    Raises:
+        ValueError: if an argument is out of range, see `draw_plan`.
+    """
+    plan = draw_plan(canvas.free, schedule, steps, seed, eps, warp=warp, corrector=corrector)
+    return Row(canvas.y.clone(), plan, settings, seed, label)
