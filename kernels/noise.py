@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     DRAW = 1
     ROW = 2
     MASK = 3
+    LABEL = 4
 
 
 def philox(counter: Tensor, key: Tensor) -> Tensor:

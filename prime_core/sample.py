@@ -1,6 +1,7 @@
 """From a request to samples: the offline loop, and the two ends of it that the server shares.
 
-`prepare_rows` turns a request into rows, the stepper advances them, `finish_row` turns a row into a `Sample`.
+`prepare_rows` turns a request into rows, the stepper advances them, `finish_row` turns a row into a `Sample` or an
+`ImageSample`.
 """
 
 from __future__ import annotations
@@ -9,22 +10,21 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from kernels.noise import row_seed
-from prime_core.canvas import (
-    Canvas,
-    CanvasError,
-    Template,
-    check_stop,
-    digits_canvas,
-    text_canvas,
-)
+from kernels.noise import Purpose, row_seed, uniform
+from prime_core.canvas import Canvas, CanvasError, check_stop, digits_canvas, text_canvas
+from prime_core.config import Config, UNetConfig
+from prime_core.image_canvas import image_canvas
+from prime_core.pixels import PixelCodec
 from prime_core.plan import Steps
 from prime_core.render import render
-from prime_core.stepper import Row, SamplingSettings, Stepper, new_row
+from prime_core.request import ImageRequest, Request, TextRequest, make_request
+from prime_core.settings import SamplingSettings, check_draw
+from prime_core.stepper import Row, Stepper, new_row
 
 if TYPE_CHECKING:
     from prime_core.checkpoint import Checkpoint
@@ -36,7 +36,7 @@ class NonFiniteError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One finished output.
+    """One finished text.
 
     Attributes:
         text: the whole text, fixed parts verbatim; None if the model has no tokenizer.
@@ -46,7 +46,7 @@ class Sample:
         seed: seed that gives this output alone, with n = 1.
         nfe: denoiser calls it took.
         steps: steps of the grid, or "exact".
-        steps_skipped: steps of the grid that changed nothing and cost nothing.
+        steps_skipped: steps of the grid that cost no call.
     """
 
     text: str | None
@@ -60,78 +60,61 @@ class Sample:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class ImageSample:
+    """One finished image.
+
+    Attributes:
+        pixels: (H, W, C) uint8.
+        label: the label it was sampled under, None for models without labels; of no meaning if labels are "uniform".
+        seed: seed that gives this image alone, with n = 1.
+        nfe: denoiser calls it took.
+        steps: steps of the grid, or "exact".
+        steps_skipped: steps of the grid that cost no call.
+    """
+
+    pixels: Tensor
+    label: int | None
+    seed: int
+    nfe: int
+    steps: Steps
+    steps_skipped: int
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class PreparedRows:
     """The rows of one request, ready for a stepper, and what `finish_row` needs to render them."""
 
     rows: tuple[Row, ...]
     canvas: Canvas
-    steps: Steps
-    stop: tuple[str, ...]
+    request: Request
 
 
-def prepare_rows(
-    checkpoint: Checkpoint,
-    *,
-    n: int = 1,
-    steps: Steps = 64,
-    seed: int | None = None,
-    prompt: str | Sequence[int] | None = None,
-    suffix: str | None = None,
-    template: Template | None = None,
-    max_tokens: int | None = None,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    stop: Sequence[str] = (),
-    y: Tensor | None = None,
-) -> PreparedRows:
+def prepare_rows(checkpoint: Checkpoint, request: Request | None = None, **fields: Any) -> PreparedRows:
     """Turn a request into rows with their reveal plans; the network is not called.
 
     Args:
         checkpoint: the model.
-        n: number of outputs, at least 1.
-        steps: grid steps, or "exact".
-        seed: 0..2**64-1; None draws one. Output r uses `row_seed(seed, r)`.
-        prompt: text or token ids before the gap.
-        suffix: text after the gap.
-        template: strings and gaps `{"gap": number_of_tokens}` in order.
-        max_tokens: tokens of the gap; None fills the context.
-        temperature: 0..100.
-        top_p: (0, 1].
-        top_k: 0 keeps all.
-        stop: strings that end the text of a prompt.
-        y: (L, S) known digits with ``codec.mask_index`` where free, in place of prompt, suffix and template.
+        request: what is asked for; None takes the fields.
+        **fields: the fields of a `TextRequest`, or for image models of an `ImageRequest`.
 
     Raises:
-        CanvasError: if the layout is wrong; ``param`` names the field.
-        ValueError: if another argument is out of range.
+        CanvasError: if a field does not fit the model; ``param`` names it.
+        ValueError: if a value is out of range.
     """
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+    if request is None:
+        request = make_request(checkpoint.config, fields)
+    elif fields:
+        raise ValueError("give a request or its fields, not both")
+    if isinstance(request.n, bool) or not isinstance(request.n, int) or request.n < 1:
         raise ValueError("n must be an integer of at least 1")
-    settings = SamplingSettings(temperature, top_p, top_k)
-    if y is None:
-        context = checkpoint.config.model.length
-        canvas = text_canvas(
-            checkpoint.tokenizer,
-            checkpoint.codec,
-            context,
-            prompt=prompt,
-            suffix=suffix,
-            template=template,
-            max_tokens=max_tokens,
-        )
-    else:
-        canvas = _known_digits(
-            checkpoint, y, prompt=prompt, suffix=suffix, template=template, max_tokens=max_tokens
-        )
-    check_stop(canvas, stop, checkpoint.tokenizer)
-    first_seed = secrets.randbits(64) if seed is None else seed
-    seeds = [row_seed(first_seed, row) for row in range(n)]
-    rows = tuple(new_row(canvas, checkpoint.schedule, settings, steps, row) for row in seeds)
-    return PreparedRows(rows, canvas, steps, tuple(stop))
+    first_seed = secrets.randbits(64) if request.seed is None else request.seed
+    seeds = [row_seed(first_seed, row) for row in range(request.n)]
+    if isinstance(request, TextRequest):
+        return _prepare_text(checkpoint, request, seeds)
+    return _prepare_images(checkpoint, request, seeds)
 
 
-def finish_row(checkpoint: Checkpoint, prepared: PreparedRows, row: Row) -> Sample:
+def finish_row(checkpoint: Checkpoint, prepared: PreparedRows, row: Row) -> Sample | ImageSample:
     """Turn a finished row into a sample.
 
     Args:
@@ -145,10 +128,13 @@ def finish_row(checkpoint: Checkpoint, prepared: PreparedRows, row: Row) -> Samp
     if row.failed:
         raise NonFiniteError("the network gave NaN, infinity or no possible token; are its weights sound?")
     assert row.done, "only a finished row can be rendered"
-    rendered = render(
-        prepared.canvas, checkpoint.codec.decode(row.y.cpu()), checkpoint.tokenizer, prepared.stop
-    )
-    nfe = row.plan.nfe
+    request, nfe = prepared.request, row.plan.nfe
+    skipped = 0 if request.steps == "exact" else max(request.steps - nfe, 0)
+    x_0 = checkpoint.codec.decode(row.y.cpu())
+    if isinstance(request, ImageRequest):
+        pixels = PixelCodec(_image_model(checkpoint.config)).decode(x_0)
+        return ImageSample(pixels, row.label, row.seed, nfe, request.steps, skipped)
+    rendered = render(prepared.canvas, x_0, checkpoint.tokenizer, request.stop)
     return Sample(
         text=rendered.text,
         token_ids=rendered.token_ids,
@@ -156,8 +142,8 @@ def finish_row(checkpoint: Checkpoint, prepared: PreparedRows, row: Row) -> Samp
         finish_reason=rendered.finish_reason,
         seed=row.seed,
         nfe=nfe,
-        steps=prepared.steps,
-        steps_skipped=0 if prepared.steps == "exact" else max(prepared.steps - nfe, 0),
+        steps=request.steps,
+        steps_skipped=skipped,
     )
 
 
@@ -197,75 +183,129 @@ def run_rows(
 
 def sample(
     checkpoint: Checkpoint,
+    request: Request | None = None,
     *,
-    n: int = 1,
-    steps: Steps = 64,
-    seed: int | None = None,
-    prompt: str | Sequence[int] | None = None,
-    suffix: str | None = None,
-    template: Template | None = None,
-    max_tokens: int | None = None,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    stop: Sequence[str] = (),
-    y: Tensor | None = None,
     max_rows: int = 64,
     progress: Callable[[int, int], None] | None = None,
-) -> list[Sample]:
-    """Sample from a model; the same arguments give the same text as the server gives.
+    **fields: Any,
+) -> list[Any]:
+    """Sample from a model; the same arguments give the same samples as the server gives.
 
-    The law is that of ancestral sampling on a uniform grid of ``steps`` steps, but only steps that reveal
-    something call the network. Arguments are those of `prepare_rows`, and:
+    The law is that of ancestral sampling on a grid of ``steps`` steps, but only steps that reveal something call
+    the network.
+
+        sample(checkpoint, prompt="In the beginning", n=4, steps=64, seed=1)
+        sample(checkpoint, label="Sneaker", n=16, steps=64, seed=1)
 
     Args:
         checkpoint: the model.
-        n: see `prepare_rows`, as for all arguments up to ``y``.
-        steps: grid steps, or "exact".
-        seed: 0..2**64-1; None draws one.
-        prompt: text or token ids before the gap.
-        suffix: text after the gap.
-        template: strings and gaps `{"gap": number_of_tokens}` in order.
-        max_tokens: tokens of the gap; None fills the context.
-        temperature: 0..100.
-        top_p: (0, 1].
-        top_k: 0 keeps all.
-        stop: strings that end the text of a prompt.
-        y: (L, S) known digits.
+        request: what is asked for; None takes the fields.
         max_rows: most rows in one denoiser call.
         progress: called after every denoiser call with (events done, events in all).
+        **fields: the fields of a `TextRequest`, or for image models of an `ImageRequest` and ``preset``, the name of
+            published settings.
 
     Returns:
-        ``n`` samples, in the order of their row seeds.
+        ``n`` `Sample` of a text model or ``n`` `ImageSample` of an image model, in the order of their row seeds.
 
     Raises:
-        CanvasError: if the layout is wrong; ``param`` names the field.
-        ValueError: if another argument is out of range.
+        CanvasError: if a field does not fit the model; ``param`` names it.
+        ValueError: if a value is out of range.
         NonFiniteError: if the network gave no finite logits for a row.
     """
-    prepared = prepare_rows(
-        checkpoint,
-        n=n,
-        steps=steps,
-        seed=seed,
-        prompt=prompt,
-        suffix=suffix,
-        template=template,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        stop=stop,
-        y=y,
-    )
+    prepared = prepare_rows(checkpoint, request, **fields)
     run_rows(Stepper(checkpoint.denoiser, checkpoint.codec), prepared.rows, max_rows, progress)
     return [finish_row(checkpoint, prepared, row) for row in prepared.rows]
 
 
-def _known_digits(checkpoint: Checkpoint, y: Tensor, **layout: object) -> Canvas:
+def _prepare_text(checkpoint: Checkpoint, request: TextRequest, seeds: Sequence[int]) -> PreparedRows:
+    if isinstance(checkpoint.config.model, UNetConfig):
+        raise ValueError("this is an image model: it takes an ImageRequest")
+    settings = SamplingSettings(request.temperature, request.top_p, request.top_k)
+    if request.y is None:
+        canvas = text_canvas(
+            checkpoint.tokenizer,
+            checkpoint.codec,
+            checkpoint.config.model.length,
+            prompt=request.prompt,
+            suffix=request.suffix,
+            template=request.template,
+            max_tokens=request.max_tokens,
+        )
+    else:
+        canvas = _known_digits(checkpoint, request, request.y)
+    check_stop(canvas, request.stop, checkpoint.tokenizer)
+    rows = tuple(new_row(canvas, checkpoint.schedule, settings, request.steps, seed) for seed in seeds)
+    return PreparedRows(rows, canvas, request)
+
+
+def _prepare_images(checkpoint: Checkpoint, request: ImageRequest, seeds: Sequence[int]) -> PreparedRows:
+    model = _image_model(checkpoint.config)
+    if request.sampler not in ("ancestral", "published"):
+        raise CanvasError("sampler", "sampler must be 'ancestral' or 'published'")
+    draw = "marginal" if request.sampler == "published" else "joint"
+    settings = SamplingSettings(request.temperature, request.top_p, request.top_k, draw)
+    try:
+        check_draw(checkpoint.codec, draw)
+    except ValueError as error:
+        raise CanvasError("sampler", f"sampler 'published': {error}") from None
+    canvas = image_canvas(model, checkpoint.codec, request.known, request.y)
+    label = _label_index(checkpoint.config, model, request.label)
+    rows = tuple(
+        new_row(
+            canvas,
+            checkpoint.schedule,
+            settings,
+            request.steps,
+            seed,
+            label=_row_label(model, label, seed),
+            warp=request.warp,
+            corrector=request.corrector,
+        )
+        for seed in seeds
+    )
+    return PreparedRows(rows, canvas, request)
+
+
+def _image_model(config: Config) -> UNetConfig:
+    if not isinstance(config.model, UNetConfig):
+        raise ValueError("this is a text model: it takes a TextRequest")
+    return config.model
+
+
+def _label_index(config: Config, model: UNetConfig, label: int | str | None) -> int | None:
+    """Return the index of a label that is given as a number or by name.
+
+    Raises:
+        CanvasError: the model has no labels, or no such label.
+    """
+    if label is None:
+        return None
+    if model.labels != "class":
+        raise CanvasError("label", "this model has no labels to choose from; leave label out")
+    last = model.num_labels - 1
+    if isinstance(label, str):
+        if label not in config.label_names:
+            names = ", ".join(config.label_names[:20]) or "none: give a number"
+            raise CanvasError("label", f"label must be a number in 0..{last} or one of its names ({names})")
+        return config.label_names.index(label)
+    if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label <= last:
+        raise CanvasError("label", f"label must be in 0..{last}")
+    return label
+
+
+def _row_label(model: UNetConfig, label: int | None, seed: int) -> int | None:
+    """Return the label of a row: the one that is asked for, or one that is drawn from the row's seed."""
+    if model.labels == "none" or label is not None:
+        return label
+    zero = torch.zeros((), dtype=torch.int64)
+    return int(uniform(seed, zero, zero, Purpose.LABEL) * model.num_labels)
+
+
+def _known_digits(checkpoint: Checkpoint, request: TextRequest, y: Tensor) -> Canvas:
     """Canvas of known digits, which exclude any other layout."""
-    for param, value in layout.items():
-        if value is not None:
+    for param in ("prompt", "suffix", "template", "max_tokens"):
+        if getattr(request, param) is not None:
             raise CanvasError(param, f"{param} and y exclude each other: known digits fix the whole layout")
     context = checkpoint.config.model.length
     canvas = digits_canvas(checkpoint.codec, y)

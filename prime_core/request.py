@@ -1,0 +1,137 @@
+"""What can be asked of a model: the fields of a text request and of an image request, with their defaults."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from torch import Tensor
+
+from prime_core.canvas import CanvasError, Template
+from prime_core.config import Config, UNetConfig
+from prime_core.correctors import Corrector
+from prime_core.curves import TemperatureCurve, TimeWarp
+from prime_core.plan import Steps
+from prime_core.presets import PRESETS
+
+ImageSampler = Literal["ancestral", "published"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TextRequest:
+    """A request for text.
+
+    Attributes:
+        n: number of outputs, at least 1.
+        steps: grid steps, or "exact".
+        seed: 0..2**64-1; None draws one. Output r uses `row_seed(seed, r)`.
+        temperature: 0..100.
+        top_p: (0, 1].
+        top_k: 0 keeps all.
+        prompt: text or token ids before the gap.
+        suffix: text after the gap.
+        template: strings and gaps `{"gap": number_of_tokens}` in order.
+        max_tokens: tokens of the gap; None fills the context.
+        stop: strings that end the text of a prompt.
+        y: (L, S) known digits with ``codec.mask_index`` where free, in place of prompt, suffix and template.
+    """
+
+    n: int = 1
+    steps: Steps = 64
+    seed: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    prompt: str | Sequence[int] | None = None
+    suffix: str | None = None
+    template: Template | None = None
+    max_tokens: int | None = None
+    stop: Sequence[str] = ()
+    y: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageRequest:
+    """A request for images.
+
+    Attributes:
+        n: number of images, at least 1.
+        steps: grid steps, or "exact".
+        seed: 0..2**64-1; None draws one. Image r uses `row_seed(seed, r)`.
+        temperature: 0..100, or a curve over noise time.
+        top_p: (0, 1].
+        top_k: 0 keeps all.
+        label: 0..num_labels-1 or a label's name, for class-conditional models; None draws one uniformly for every
+            image from its seed.
+        sampler: "ancestral" draws one token among those that agree with the visible digits; "published" draws every
+            digit alone, as the published image sampler does. The difference is more than a name: see
+            `prime_core.settings`.
+        corrector: masks digits again, see `Corrector`; None for none.
+        warp: warp of the time grid; None for none.
+        known: (H, W, C) integers: pixel values 0..255, or -1 where free (in-painting).
+        y: (C, H, W, S) known digits with ``codec.mask_index`` where free (imputation), in place of ``known``.
+    """
+
+    n: int = 1
+    steps: Steps = 64
+    seed: int | None = None
+    temperature: float | TemperatureCurve = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    label: int | str | None = None
+    sampler: ImageSampler = "ancestral"
+    corrector: Corrector | None = None
+    warp: TimeWarp | None = None
+    known: Tensor | None = None
+    y: Tensor | None = None
+
+
+Request = TextRequest | ImageRequest
+
+
+def make_request(config: Config, given: Mapping[str, Any]) -> Request:
+    """Return the request that fits a model from its fields.
+
+    Image models also take ``preset``, the name of published settings (`prime_core.presets`); fields that are given
+    beside it come first.
+
+    Args:
+        config: configuration of the model.
+        given: fields by name.
+
+    Raises:
+        CanvasError: a field is unknown to this kind of model, or there is no such preset.
+    """
+    is_text = not isinstance(config.model, UNetConfig)
+    kind = TextRequest if is_text else ImageRequest
+    known = {field.name for field in fields(kind)} | (set() if is_text else {"preset"})
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
+            raise CanvasError(
+                name, f"{name} is no argument of {'a text' if is_text else 'an image'} model; {hint}"
+            )
+    chosen = dict(given)
+    preset = chosen.pop("preset", None)
+    return kind(**(({} if preset is None else preset_fields(preset)) | chosen))
+
+
+def preset_fields(name: str) -> dict[str, Any]:
+    """Return the fields of an image request that published settings fix.
+
+    Raises:
+        CanvasError: there is no such preset; the message lists them.
+    """
+    preset = PRESETS.get(name)
+    if preset is None:
+        raise CanvasError("preset", f"preset must be one of {', '.join(PRESETS)}")
+    return {
+        "steps": preset.steps,
+        "temperature": preset.temperature,
+        "warp": preset.warp,
+        "corrector": preset.corrector,
+        "sampler": "published" if preset.draw == "marginal" else "ancestral",
+    }
