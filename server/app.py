@@ -10,12 +10,14 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from prime_core.checkpoint import Checkpoint
 from prime_core.tokenizer import Tokenizer
 from server.docs_page import docs_router
 from server.engine import Engine
 from server.errors import ApiError, install_error_handlers, internal_error, new_request_id
+from server.request import Service
 from server.routes import native, operations
-from server.schemas import Limits
+from server.schemas.base import Limits
 from server.settings import Settings
 
 access_log = logging.getLogger("prime.access")
@@ -40,24 +42,29 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,  # a redirect is no answer in our shape, and loses a body
     )
-    config, tokenizer = engine.model.checkpoint.config, engine.model.checkpoint.tokenizer
-    max_chars = None if tokenizer is None else config.model.length * _longest_token_bytes(tokenizer)
-    limits = Limits(
+    limits = {name: limits_of(queue.checkpoint, settings) for name, queue in engine.queues.items()}
+    pool = ThreadPoolExecutor(PREPARE_THREADS, thread_name_prefix="prime-prepare")
+    service = Service(engine, limits, pool, settings.receive_timeout_s, settings.max_body_bytes)
+    app.include_router(native.router(service))
+    app.include_router(operations.router(engine, limits))
+    app.include_router(docs_router(app.openapi))
+    install_error_handlers(app)
+    app.add_middleware(RequestId)
+    return app
+
+
+def limits_of(checkpoint: Checkpoint, settings: Settings) -> Limits:
+    """Return the largest values that a request to a model may hold."""
+    config, tokenizer = checkpoint.config, checkpoint.tokenizer
+    return Limits(
         context=config.model.length,
         vocab_size=config.codec.vocab_size,
         max_n=settings.max_n,
         max_steps=settings.max_steps,
         max_work=settings.max_work,
         max_body_bytes=settings.max_body_bytes,
-        max_chars=max_chars,
+        max_chars=None if tokenizer is None else config.model.length * _longest_token_bytes(tokenizer),
     )
-    pool = ThreadPoolExecutor(PREPARE_THREADS, thread_name_prefix="prime-prepare")
-    app.include_router(native.router(engine, limits, settings.receive_timeout_s, pool))
-    app.include_router(operations.router(engine, limits))
-    app.include_router(docs_router(app.openapi))
-    install_error_handlers(app)
-    app.add_middleware(RequestId)
-    return app
 
 
 def _longest_token_bytes(tokenizer: Tokenizer) -> int:

@@ -18,6 +18,7 @@ class Job:
     """The rows of one accepted request, on their way through the engine.
 
     Attributes:
+        model: name of the model that takes its rows on.
         rows: one row per output; the engine writes their digits.
         done: resolved when every row is finished; cancelling it frees the rows within a step.
         submitted_s: `time.monotonic()` of the submission.
@@ -25,6 +26,7 @@ class Job:
         finished_s: of its last.
     """
 
+    model: str
     rows: list[Row]
     submitted_s: float
     started_s: float | None = None
@@ -40,7 +42,7 @@ class Entry(NamedTuple):
 
 
 class Batcher:
-    """Takes turns over jobs, within two caps.
+    """Takes turns over the jobs of one model, within two caps.
 
     The first rows of all jobs come in the order of arrival, then their second rows, and so on, as long as they
     fit; one that does not fit is passed over for this call only. So a job of many rows does not shut out one

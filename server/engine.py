@@ -1,9 +1,9 @@
-"""The engine: one thread that steps the rows of all requests.
+"""The engine: one thread that steps the rows of all requests, of all models.
 
-    admit -> choose rows -> one denoiser call, draws and reveals (`Stepper.step`) -> hand out events
+    admit -> whose turn -> choose rows -> one denoiser call, draws and reveals (`Stepper.step`) -> hand out events
 
-Everything else here keeps that loop honest: it bounds what is held, and no failure of one call, one request
-or one pass of the loop takes the others down.
+Everything else here keeps that loop honest: it bounds what is held, and no failure of one call, one request, one
+turn or one model takes the others down.
 """
 
 from __future__ import annotations
@@ -11,189 +11,188 @@ from __future__ import annotations
 import logging
 import math
 import threading
-import time
-from collections import deque
-from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Literal
 
-from prime_core.checkpoint import Checkpoint
-from prime_core.sample import NonFiniteError, prepare_rows
-from prime_core.stepper import Row, Stepper, StepResult
-from server.batcher import Batcher, Entry, Job
-from server.failures import EngineError, QueueFullError, UnavailableError
+from server.batcher import Batcher, Job
+from server.failures import EngineError, ModelFailedError, QueueFullError, UnavailableError
 from server.metrics import Metrics
-from server.stopwatch import CallStopwatch
+from server.model_queue import LoadedModel, ModelQueue
+from server.room import Room
+from server.turns import Turns
 
 logger = logging.getLogger("prime.engine")
 
-MAX_CRASHES = 3  # of the loop, in a row; then the engine ends
-MAX_FAULTS = 3  # calls that raise, in a row; then the engine tries a request of its own
+MAX_CRASHES = 3  # turns of a model that raise outside its calls, in a row; then it is out of service
+MAX_FAULTS = 3  # calls of a model that raise, in a row; then the engine tries a request of its own
 MAX_RETRY_AFTER_S = 3600
-WARM_UP_TOKENS = 32
 
 EngineState = Literal["warming up", "ready", "stalled", "draining", "stopped"]
 
 
-class LoadedModel(NamedTuple):
-    """A checkpoint and the name it is served under."""
-
-    name: str
-    checkpoint: Checkpoint
-
-
 class Engine:
-    """Runs the rows of all requests through one denoiser. Every public member may be used from any thread.
+    """Runs the rows of all requests. Every public member may be used from any thread.
 
     Attributes:
-        model: what is served.
+        queues: the loaded models by name, in the order they were given.
         metrics: the metrics of this engine and of the app in front of it.
-        batcher: picks the rows of a call; only the engine's thread changes it.
-        max_queue_rows: most rows held at once, waiting and running.
+        max_batch_rows: most rows of a denoiser call.
+        max_batch_tokens: most tokens of a denoiser call.
+        max_queue_rows: most rows held at once, waiting and running, of all models together.
     """
 
     def __init__(
-        self, model: LoadedModel, batcher: Batcher, max_queue_rows: int, metrics: Metrics | None = None
+        self,
+        models: Sequence[LoadedModel],
+        *,
+        max_batch_rows: int,
+        max_batch_tokens: int,
+        max_queue_rows: int,
+        metrics: Metrics | None = None,
     ) -> None:
         """Build the engine; `start` makes it run.
 
         Args:
-            model: what to serve.
-            batcher: picks the rows of a call; its `max_tokens` must hold the model's context.
+            models: what to serve, at least one, each with a name of its own.
+            max_batch_rows: most rows of a denoiser call, at least 1.
+            max_batch_tokens: most tokens of a denoiser call; it must hold every model's context.
             max_queue_rows: most rows held at once, at least 1.
             metrics: where to count; None for new metrics.
 
         Raises:
-            ValueError: if a row as long as the context fits into no call, or there is no room for a row.
+            ValueError: if a row as long as a context fits into no call, there is no room for a row, or there is
+                no model or two of one name.
         """
-        context = model.checkpoint.config.model.length
-        if batcher.max_tokens < context:
-            raise ValueError(
-                f"max_batch_tokens ({batcher.max_tokens}) must be at least the model's context ({context})"
-            )
-        if max_queue_rows < 1:
-            raise ValueError(f"max_queue_rows must be at least 1, got {max_queue_rows}")
-        self.model = model
-        self.max_queue_rows = max_queue_rows
+        names = [model.name for model in models]
+        if not names or len(set(names)) < len(names):
+            raise ValueError("models must be at least one, each with a name of its own")
         self.metrics = Metrics() if metrics is None else metrics
-        self.metrics.watch(lambda: self._num_jobs()[0], lambda: self._num_jobs()[1])
-        self._stepper = Stepper(model.checkpoint.denoiser, model.checkpoint.codec)
-        self.batcher = batcher
-        self._inbox: deque[Job] = deque()
-        self._wake = threading.Condition()  # guards the inbox, the batcher's list and the counts below
-        self._held_rows = 0
+        self.max_batch_rows, self.max_batch_tokens = max_batch_rows, max_batch_tokens
+        self.max_queue_rows = max_queue_rows
+        self._room = Room(max_queue_rows)
+        self.queues: Mapping[str, ModelQueue] = MappingProxyType(
+            {
+                model.name: ModelQueue(
+                    model, Batcher(max_batch_rows, max_batch_tokens), self._room, self.metrics
+                )
+                for model in models
+            }
+        )
+        self._turns = Turns(names)
+        self._wake = self._room.lock
         self._draining = False
         self._stopping = False
         self._warm = False
-        self._faults = 0  # denoiser calls that raised, in a row
-        self._stopwatch = CallStopwatch()
-        self.metrics.model_info.labels(model.name, self.dtype, self.device).set(1)
         self._thread = threading.Thread(target=self._run, name="prime-engine", daemon=True)
 
     # --- the loop -----------------------------------------------------------------------------------------
 
     def step(self) -> bool:
-        """Take every chosen row to its next event; return whether there was any."""
-        self._admit()
-        batch = self.batcher.choose()
-        if not batch:
+        """Take the chosen rows of the model whose turn it is to their next event; return whether there were any."""
+        for queue in self.queues.values():
+            with self._isolated(queue):
+                queue.admit()
+        turn = self._turns.choose(name for name, queue in self.queues.items() if len(queue.batcher))
+        if turn is None:
             return False
-        results = self._call(batch)
-        if results is not None:
-            self._hand_out(batch, results)
+        queue = self.queues[turn]
+        with self._isolated(queue), self._turns.turn_of(turn):
+            batch = queue.choose()
+            results = queue.call(batch)
+            if results is not None:
+                queue.hand_out(batch, results)
         return True
 
-    def _admit(self) -> None:
-        """Move new jobs to the batcher, and forget those whose callers have gone."""
-        with self._wake:
-            arrived = list(self._inbox)
-            while self._inbox:
-                self.batcher.add(self._inbox[0])
-                self._inbox.popleft()  # only now: a job must always be somewhere, for `_fail_all` to find it
-            gone = [job for job in self.batcher.jobs() if job.done.cancelled()]
-        self._finish(gone)
-        self._finish(job for job in arrived if all(row.done for row in job.rows))
-
-    def _call(self, batch: Sequence[Entry]) -> list[StepResult] | None:
-        """One denoiser call; if it raises, its callers fail at once and the result is None."""
-        for entry in batch:
-            if entry.job.started_s is None:
-                entry.job.started_s = time.monotonic()
+    @contextmanager
+    def _isolated(self, queue: ModelQueue) -> Iterator[None]:
+        """What goes wrong in the block stays with the jobs of one model; again and again, and it is given up."""
         try:
-            results = self._step_rows([entry.row for entry in batch])
-        except Exception as error:  # whatever a network raises belongs to the callers of this call
-            logger.error("a denoiser call over %d rows failed", len(batch), exc_info=error)
-            self._finish({entry.job for entry in batch}, EngineError("the denoiser failed"))
-            self._faults += 1
-            return None
-        self._faults = 0
-        return results
+            yield
+        except Exception as error:
+            queue.crashes += 1
+            logger.error(
+                "a turn of model %r failed (%d of %d in a row)",
+                queue.name,
+                queue.crashes,
+                MAX_CRASHES,
+                exc_info=error,
+            )
+            queue.fail_all(EngineError("the engine failed"))
+            if queue.crashes == MAX_CRASHES:
+                self._give_up(queue)
+        if queue.faults == MAX_FAULTS:
+            self._probe(queue)
 
-    def _step_rows(self, rows: Sequence[Row]) -> list[StepResult]:
-        """The one way to the denoiser, under the stopwatch: a hang shows in `state` whoever made the call."""
-        with self._stopwatch.call():
-            results = self._stepper.step(rows)
-        num_tokens = sum(row.length for row in rows)
-        self.metrics.call_done(len(rows), num_tokens, self._stopwatch.last_s)
-        return results
+    def _probe(self, queue: ModelQueue) -> None:
+        """Try a request of our own: is it the requests that make calls raise, or the model?"""
+        try:
+            queue.warm_up()
+        except Exception as error:
+            logger.error("model %r fails on a request of our own", queue.name, exc_info=error)
+            self._give_up(queue)
+        queue.faults = 0
 
-    def _hand_out(self, batch: Sequence[Entry], results: Sequence[StepResult]) -> None:
-        """Resolve the jobs that are finished, and fail those with a row that has no finite logits."""
-        touched = {entry.job for entry in batch}
-        broken = {entry.job for entry, result in zip(batch, results, strict=True) if not result.ok}
-        self._finish(broken, NonFiniteError("the denoiser gave no finite logits"))
-        self._finish(job for job in touched - broken if all(row.done for row in job.rows))
-        with self._wake:
-            self.batcher.drop_finished()
-
-    def _finish(self, jobs: Iterable[Job], error: Exception | None = None) -> None:
-        """Give back the room of some jobs and resolve them, with an error if there is one."""
-        finished = list(jobs)
-        with self._wake:
-            self.batcher.drop(finished)
-            self._held_rows -= sum(len(job.rows) for job in finished)
-        for job in finished:
-            job.finished_s = time.monotonic()
-            if not job.done.set_running_or_notify_cancel():
-                continue
-            if error is None:
-                job.done.set_result(None)
-            else:
-                job.done.set_exception(error)
+    def _give_up(self, queue: ModelQueue) -> None:
+        """Take a model out of service; the thread ends with the last one."""
+        logger.error("model %r is out of service until the server is started again", queue.name)
+        self.metrics.model_up.labels(queue.name).set(0)
+        queue.fail_all(ModelFailedError("the model has failed"), for_good=True)
 
     # --- the door -----------------------------------------------------------------------------------------
 
-    def reserve(self, num_rows: int) -> None:
+    def reserve(self, model: str, num_rows: int) -> None:
         """Take room for rows before any work is done for them; follow with `submit` or `release`.
+
+        Args:
+            model: name of a loaded model.
+            num_rows: how many.
 
         Raises:
             UnavailableError: if the engine is draining or has stopped.
+            ModelFailedError: if the model is out of service.
             QueueFullError: if there is no room.
         """
         with self._wake:
             if self._draining or self._stopping:
                 raise UnavailableError("the engine takes no new requests")
-            excess = self._held_rows + num_rows - self.max_queue_rows
+            if self.queues[model].failed:
+                raise ModelFailedError("the model has failed")
+            excess = self._room.excess(num_rows)
             if excess > 0:
-                calls = self.batcher.calls_until_free(excess, self._inbox)
-                seconds = calls * self._stopwatch.seconds_per_call
+                seconds = self._seconds_until_free(excess)
                 raise QueueFullError(min(max(math.ceil(seconds), 1), MAX_RETRY_AFTER_S))
-            self._held_rows += num_rows
+            self._room.take(num_rows)
+
+    def _seconds_until_free(self, num_rows: int) -> float:
+        """Return about how long it takes until so many rows, of any models, are finished."""
+        busy = [queue for queue in self.queues.values() if queue.num_rows]
+        all_rows = sum(queue.seconds_until_free(queue.num_rows) for queue in busy)
+        # As long as they all are busy, each model gets an equal share of the time.
+        of_one_model = [
+            len(busy) * queue.seconds_until_free(num_rows) for queue in busy if queue.num_rows >= num_rows
+        ]
+        return min([all_rows, *of_one_model])
 
     def release(self, num_rows: int) -> None:
         """Give back reserved room that came to no submission."""
-        with self._wake:
-            self._held_rows -= num_rows
+        self._room.give_back(num_rows)
 
     def submit(self, job: Job) -> None:
         """Hand over a job whose rows have reserved room; `job.done` is resolved by the engine's thread.
 
         Raises:
             UnavailableError: if the engine has stopped; the room stays with the caller.
+            ModelFailedError: if the job's model is out of service; the same.
         """
         with self._wake:
             if self._stopping:
                 raise UnavailableError("the engine has stopped")
-            self._inbox.append(job)
+            queue = self.queues[job.model]
+            if queue.failed:
+                raise ModelFailedError("the model has failed")
+            queue.inbox.append(job)
             self._wake.notify_all()
 
     def drain(self) -> None:
@@ -202,19 +201,9 @@ class Engine:
             self._draining = True
 
     @property
-    def device(self) -> str:
-        """Where the denoiser runs."""
-        return str(self._stepper.device)
-
-    @property
-    def dtype(self) -> str:
-        """Number type of the weights: "float32" or "bfloat16"."""
-        return str(self.model.checkpoint.dtype).removeprefix("torch.")
-
-    @property
     def held_rows(self) -> int:
         """Rows that were accepted and are not finished."""
-        return self._held_rows
+        return self._room.held
 
     @property
     def alive(self) -> bool:
@@ -230,19 +219,12 @@ class Engine:
             return "draining"
         if not self._warm:
             return "warming up"
-        return "stalled" if self._stopwatch.stalled else "ready"
-
-    def _num_jobs(self) -> tuple[int, int]:
-        """Return the numbers of jobs that have run and that wait for their first call."""
-        with self._wake:
-            jobs = self.batcher.jobs()
-            running = sum(job.started_s is not None for job in jobs)
-            return running, len(jobs) - running + len(self._inbox)
+        return "stalled" if any(queue.stopwatch.stalled for queue in self.queues.values()) else "ready"
 
     # --- the thread ---------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the thread; it warms up with one real denoiser call."""
+        """Start the thread; it warms up with one real denoiser call of each model."""
         self._thread.start()
 
     def stop(self, timeout_s: float = 5.0) -> None:
@@ -255,50 +237,23 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            self._warm_up()
-            self._loop()
+            for queue in self.queues.values():
+                queue.warm_up()  # a model that cannot even start ends the process: that is a wrong deployment
+            self._warm = True
+            while not self._stopping:
+                if self.step():
+                    continue
+                if all(queue.failed for queue in self.queues.values()):
+                    raise RuntimeError("no model is left in service")
+                self._wait()
         except Exception as error:  # the process ends on a dead engine; its log must say why
             logger.error("the engine has died", exc_info=error)
         finally:
             with self._wake:
                 self._stopping = True
-            self._fail_all(UnavailableError("the engine has stopped"))
-
-    def _warm_up(self) -> None:
-        """One real call, which allocates and compiles what the first request should not wait for."""
-        checkpoint = self.model.checkpoint
-        num_tokens = min(WARM_UP_TOKENS, checkpoint.config.model.length)
-        rows = prepare_rows(checkpoint, n=1, steps=1, seed=0, max_tokens=num_tokens).rows
-        if not all(result.ok for result in self._step_rows(rows)):
-            raise RuntimeError("the model gives logits that are not finite")
-        self._warm = True
-
-    def _loop(self) -> None:
-        crashes = 0
-        while not self._stopping:
-            if self._faults == MAX_FAULTS:
-                self._warm_up()  # is it the requests, or the device? If this raises, the engine ends
-                self._faults = 0
-            try:
-                if self.step():
-                    crashes = 0
-                else:
-                    self._wait()
-            except Exception as error:
-                crashes += 1
-                logger.error(
-                    "the engine loop failed (%d of %d in a row)", crashes, MAX_CRASHES, exc_info=error
-                )
-                self._fail_all(EngineError("the engine failed"))
-                if crashes == MAX_CRASHES:
-                    raise
+            for queue in self.queues.values():
+                queue.fail_all(UnavailableError("the engine has stopped"))
 
     def _wait(self) -> None:
         with self._wake:
-            self._wake.wait_for(lambda: self._inbox or self._stopping)
-
-    def _fail_all(self, error: Exception) -> None:
-        with self._wake:
-            jobs = dict.fromkeys([*self._inbox, *self.batcher.jobs()])
-            self._inbox.clear()
-        self._finish(jobs, error)
+            self._wake.wait_for(lambda: self._stopping or any(queue.inbox for queue in self.queues.values()))

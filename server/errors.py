@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from server.schemas import ErrorBody, ErrorInfo
+from server.schemas.base import ErrorBody, ErrorInfo
 
 logger = logging.getLogger("prime.server")
 

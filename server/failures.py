@@ -11,6 +11,10 @@ class UnavailableError(RuntimeError):
     """The engine takes no requests: it is draining or has died."""
 
 
+class ModelFailedError(UnavailableError):
+    """One model takes no requests: it failed again and again; the others go on."""
+
+
 class QueueFullError(RuntimeError):
     """There is no room for the rows of a request; `retry_after_s` is when to expect some."""
 

@@ -1,4 +1,4 @@
-"""`prime-serve`: load a model, start the engine, listen, and end cleanly.
+"""`prime-serve`: load the models, start the engine, listen, and end cleanly.
 
 SIGTERM or Ctrl-C drains: /ready turns 503, new requests are refused, accepted ones finish, exit status 0.
 A second signal ends the process at once.
@@ -22,8 +22,8 @@ import uvicorn
 from prime_core.checkpoint import load_checkpoint
 from prime_core.device import choose_device
 from server.app import MAX_HEADER_BYTES, create_app
-from server.batcher import Batcher
-from server.engine import Engine, LoadedModel
+from server.engine import Engine
+from server.model_queue import LoadedModel, ModelQueue
 from server.protocol import DeadlineProtocol
 from server.settings import Settings, SettingsError, load_settings
 
@@ -112,17 +112,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_engine(settings: Settings) -> Engine:
-    """Load the model and put an engine around it.
+    """Load the models and put an engine around them.
 
     Raises:
-        ValueError: if the checkpoint or a setting does not fit; the message names it.
+        ValueError: if a checkpoint or a setting does not fit; the message names it.
     """
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
     device = choose_device(settings.device)
-    checkpoint = load_checkpoint(settings.model, device=device, dtype=settings.dtype)
-    batcher = Batcher(settings.max_batch_rows, settings.max_batch_tokens)
-    return Engine(LoadedModel(settings.model_name, checkpoint), batcher, settings.max_queue_rows)
+    models = [
+        LoadedModel(name, load_checkpoint(path, device=device, dtype=settings.dtype))
+        for name, path in settings.models
+    ]
+    return Engine(
+        models,
+        max_batch_rows=settings.max_batch_rows,
+        max_batch_tokens=settings.max_batch_tokens,
+        max_queue_rows=settings.max_queue_rows,
+    )
 
 
 def http_config(engine: Engine, settings: Settings) -> uvicorn.Config:
@@ -183,13 +190,14 @@ def _announce(banner: str) -> None:
 
 def _banner(engine: Engine, listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
-    name, checkpoint = engine.model
-    size = sum(p.numel() for p in checkpoint.denoiser.parameters())
     shown = f"[{host}]" if ":" in host else host
-    return (
-        f"prime-serve: http://{shown}:{port} is ready; model {name}, {size / 1e6:.1f}M parameters, "
-        f"{engine.dtype} on {engine.device}"
-    )
+    models = "; ".join(_describe(queue) for queue in engine.queues.values())
+    return f"prime-serve: http://{shown}:{port} is ready; {models}"
+
+
+def _describe(queue: ModelQueue) -> str:
+    size = sum(p.numel() for p in queue.checkpoint.denoiser.parameters())
+    return f"model {queue.name}, {size / 1e6:.1f}M parameters, {queue.dtype} on {queue.device}"
 
 
 if __name__ == "__main__":

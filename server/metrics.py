@@ -1,20 +1,21 @@
 """Prometheus metrics of one server, in a registry of their own.
 
-Label sets are closed: nothing a client sends becomes a label, so the number of series never grows.
+Label sets are closed: nothing a client sends becomes a label, so the number of series never grows. The label
+`model` is the name of a loaded model; it is empty where a request was refused before its model was known.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from prime_core.models.denoiser import filled_size
-
-Rejection = Literal["invalid", "queue_full", "draining", "unavailable"]
-Failure = Literal["engine_error", "non_finite", "cancelled", "unavailable"]
+Rejection = Literal["invalid", "queue_full", "draining", "unavailable", "model_failed"]
+Failure = Literal["engine_error", "non_finite", "cancelled", "unavailable", "model_failed"]
+Finish = Literal["stop", "length", "complete"]
+FINISHES: dict[str, tuple[Finish, ...]] = {"text": ("stop", "length"), "images": ("complete",)}
 
 _LATENCY_S = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 _STEP_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
@@ -29,24 +30,21 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._build_request_metrics()
         self._build_engine_metrics()
-        for finish in ("stop", "length"):
-            self.success.labels(finish)
-        for rejection in get_args(Rejection):
-            self.rejected.labels(rejection)
-        for failure in get_args(Failure):
-            self.failed.labels(failure)
+        self._create_rejections("")
 
     def _build_request_metrics(self) -> None:
-        gauge = partial(Gauge, registry=self.registry)
+        gauge = partial(Gauge, registry=self.registry, labelnames=["model"])
         counter = partial(Counter, registry=self.registry)
-        histogram = partial(Histogram, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry, labelnames=["model"])
         self.running = gauge("prime_num_requests_running", "Requests with a row that has run")
         self.waiting = gauge("prime_num_requests_waiting", "Requests that wait for a call")
         self.success = counter(
-            "prime_request_success", "Requests answered, by why their outputs end", ["finished_reason"]
+            "prime_request_success",
+            "Requests answered, by why their outputs end",
+            ["model", "finished_reason"],
         )
-        self.rejected = counter("prime_rejected", "Requests refused before any work", ["reason"])
-        self.failed = counter("prime_request_failure", "Accepted requests that failed", ["reason"])
+        self.rejected = counter("prime_rejected", "Requests refused before any work", ["model", "reason"])
+        self.failed = counter("prime_request_failure", "Accepted requests that failed", ["model", "reason"])
         self.latency_s = histogram(
             "prime_e2e_request_latency_seconds", "Arrival to answer", buckets=_LATENCY_S
         )
@@ -54,12 +52,13 @@ class Metrics:
             "prime_request_queue_time_seconds", "Arrival to first denoiser call", buckets=_LATENCY_S
         )
         self.nfe = histogram("prime_request_nfe", "Denoiser calls of a row", buckets=_POWERS)
-        self.prompt_tokens = counter("prime_prompt_tokens", "Fixed tokens of requests")
-        self.tokens = counter("prime_generation_tokens", "Generated tokens")
+        self.prompt_tokens = counter("prime_prompt_tokens", "Fixed tokens of text requests", ["model"])
+        self.tokens = counter("prime_generation_tokens", "Generated tokens of text", ["model"])
+        self.images = counter("prime_images", "Generated images", ["model"])
 
     def _build_engine_metrics(self) -> None:
-        counter = partial(Counter, registry=self.registry)
-        histogram = partial(Histogram, registry=self.registry)
+        counter = partial(Counter, registry=self.registry, labelnames=["model"])
+        histogram = partial(Histogram, registry=self.registry, labelnames=["model"])
         self.calls = counter("prime_denoiser_calls", "Calls of the denoiser")
         self.row_steps = counter("prime_row_steps", "Rows times calls")
         self.row_steps_skipped = counter("prime_row_steps_skipped", "Steps of rows that cost no call")
@@ -70,30 +69,89 @@ class Metrics:
         self.padding_ratio = histogram(
             "prime_batch_padding_ratio", "Share of a call's tokens that only fill it up", buckets=_SHARES
         )
+        self.model_up = Gauge(
+            "prime_model_up", "1 in service, 0 given up after failures", ["model"], registry=self.registry
+        )
         self.model_info = Gauge(
-            "prime_model_info", "The loaded model", ["model", "dtype", "device"], registry=self.registry
+            "prime_model_info",
+            "A loaded model",
+            ["model", "kind", "dtype", "device"],
+            registry=self.registry,
         )
 
-    def watch(self, num_running: Callable[[], float], num_waiting: Callable[[], float]) -> None:
-        """Read the two gauges of requests from the engine whenever they are asked for."""
-        self.running.set_function(num_running)
-        self.waiting.set_function(num_waiting)
+    def add_model(
+        self, name: str, kind: str, dtype: str, device: str, num_jobs: Callable[[], tuple[int, int]]
+    ) -> None:
+        """Create every series of a model.
 
-    def call_done(self, num_rows: int, num_tokens: int, seconds: float) -> None:
-        """Count one denoiser call over rows that hold ``num_tokens`` tokens together."""
-        self.calls.inc()
-        self.row_steps.inc(num_rows)
-        self.batch_rows.observe(num_rows)
-        self.padding_ratio.observe(1 - num_tokens / filled_size(num_tokens))
-        self.step_s.observe(seconds)
+        Args:
+            name: of the model.
+            kind: "text" or "images".
+            dtype: of its weights.
+            device: where it runs.
+            num_jobs: gives the requests that run and that wait, whenever they are asked for.
+        """
+        self.model_info.labels(name, kind, dtype, device).set(1)
+        self.model_up.labels(name).set(1)
+        self.running.labels(name).set_function(lambda: num_jobs()[0])
+        self.waiting.labels(name).set_function(lambda: num_jobs()[1])
+        for finish in FINISHES[kind]:
+            self.success.labels(name, finish)
+        for failure in get_args(Failure):
+            self.failed.labels(name, failure)
+        self._create_rejections(name)
+        of_kind = [self.images] if kind == "images" else [self.prompt_tokens, self.tokens]
+        for counter in [self.calls, self.row_steps, self.row_steps_skipped, *of_kind]:
+            counter.labels(name)
+        histograms = [
+            self.latency_s,
+            self.queue_s,
+            self.nfe,
+            self.step_s,
+            self.batch_rows,
+            self.padding_ratio,
+        ]
+        for histogram in histograms:
+            histogram.labels(name)
 
-    def reject(self, reason: Rejection) -> None:
-        """Count a request that was refused before any work."""
-        self.rejected.labels(reason).inc()
+    def _create_rejections(self, name: str) -> None:
+        for rejection in get_args(Rejection):
+            self.rejected.labels(name, rejection)
 
-    def fail(self, reason: Failure) -> None:
+    def call_done(self, model: str, num_rows: int, num_tokens: int, num_filling: int, seconds: float) -> None:
+        """Count one denoiser call over rows of ``num_tokens`` tokens together, filled up with ``num_filling``."""
+        self.calls.labels(model).inc()
+        self.row_steps.labels(model).inc(num_rows)
+        self.batch_rows.labels(model).observe(num_rows)
+        self.padding_ratio.labels(model).observe(num_filling / (num_tokens + num_filling))
+        self.step_s.labels(model).observe(seconds)
+
+    def request_done(
+        self, model: str, finish: Finish, total_s: float, queue_s: float, rows: Sequence[tuple[int, int]]
+    ) -> None:
+        """Count a request that was answered.
+
+        Args:
+            model: which made the answer.
+            finish: why its outputs end.
+            total_s: arrival to answer.
+            queue_s: arrival to the first denoiser call.
+            rows: denoiser calls and skipped steps of each output.
+        """
+        self.success.labels(model, finish).inc()
+        self.latency_s.labels(model).observe(total_s)
+        self.queue_s.labels(model).observe(queue_s)
+        for nfe, skipped in rows:
+            self.nfe.labels(model).observe(nfe)
+            self.row_steps_skipped.labels(model).inc(skipped)
+
+    def reject(self, model: str, reason: Rejection) -> None:
+        """Count a request that was refused before any work; the model is "" if it was not known yet."""
+        self.rejected.labels(model, reason).inc()
+
+    def fail(self, model: str, reason: Failure) -> None:
         """Count an accepted request that got no answer."""
-        self.failed.labels(reason).inc()
+        self.failed.labels(model, reason).inc()
 
     def render(self) -> bytes:
         """Return the Prometheus text format."""

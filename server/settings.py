@@ -11,19 +11,21 @@ import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
 
+from server.model_sources import MAX_NAME_CHARS, ModelSource, demo_models, parse_models
+
 # Variables of the other programs, which check them on their own.
 OTHER_PROGRAMS = ("PRIME_TRAIN_", "PRIME_EVAL_", "PRIME_SAMPLE_", "PRIME_BENCH_")
-DEMO_MODEL = Path(__file__).resolve().parent / "demo" / "text"
 
 
 class SettingsError(ValueError):
@@ -37,12 +39,16 @@ class Settings(BaseSettings):
         env_prefix="PRIME_", env_ignore_empty=True, frozen=True, extra="forbid", allow_inf_nan=False
     )
 
-    model: Path = Field(default=DEMO_MODEL, description="checkpoint: a folder or one .safetensors file")
+    model: Annotated[tuple[ModelSource, ...], NoDecode] = Field(
+        default_factory=demo_models,
+        description="checkpoint, a folder or one .safetensors file: PATH or NAME=PATH; repeat it to serve several "
+        "(as a variable: a JSON list, or between commas); default: the bundled demos",
+    )
     served_model_name: str | None = Field(
         default=None,
         min_length=1,
-        max_length=128,
-        description="name in requests and answers; default: the file's",
+        max_length=MAX_NAME_CHARS,
+        description="name of the only model in requests and answers; default: the file's",
     )
     host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 picks a free one")
@@ -94,6 +100,18 @@ class Settings(BaseSettings):
             raise ValueError("no setting is a boolean")
         return value
 
+    @field_validator("model", mode="before")
+    @classmethod
+    def _parse_models(cls, value: Any) -> tuple[ModelSource, ...]:
+        return parse_models(value)
+
+    @field_validator("served_model_name")
+    @classmethod
+    def _name_one_model(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and len(info.data.get("model", [1])) > 1:
+            raise ValueError("there is more than one model; name each in --model NAME=PATH")
+        return value
+
     @field_validator("max_queue_rows")
     @classmethod
     def _hold_a_batch(cls, value: int, info: ValidationInfo) -> int:
@@ -113,10 +131,11 @@ class Settings(BaseSettings):
         return value
 
     @property
-    def model_name(self) -> str:
-        """The name of the model in requests and answers."""
-        name = self.model.resolve().name.removesuffix(".safetensors")
-        return name if self.served_model_name is None else self.served_model_name
+    def models(self) -> tuple[ModelSource, ...]:
+        """What to serve, under the names to be used."""
+        if self.served_model_name is None:
+            return self.model
+        return (ModelSource(self.served_model_name, self.model[0].path),)
 
 
 def load_settings(argv: Sequence[str] | None = None) -> Settings:
@@ -148,8 +167,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", metavar="FILE", help="TOML file with any of these settings")
     for name, field in Settings.model_fields.items():
-        shown = "" if field.default is None else f" (default: {field.default})"
-        parser.add_argument(f"--{name.replace('_', '-')}", metavar="X", help=f"{field.description}{shown}")
+        shown = "" if field.default is None or field.default_factory else f" (default: {field.default})"
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            metavar="X",
+            action="append" if name == "model" else "store",
+            help=f"{field.description}{shown}",
+        )
     return parser
 
 

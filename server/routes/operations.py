@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,14 +11,23 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from prime_core.config import UNetConfig
+from prime_core.pixels import PixelCodec
 from server.engine import Engine
-from server.schemas import Limits, Status
+from server.model_queue import ModelQueue
+from server.schemas.base import Limits, Status
 
 
-def router(engine: Engine, limits: Limits) -> APIRouter:
-    """Return the operational routes of an engine."""
+def router(engine: Engine, limits: Mapping[str, Limits]) -> APIRouter:
+    """Return the operational routes of an engine.
+
+    Args:
+        engine: what is asked about.
+        limits: largest values of a request, by the name of the model.
+    """
     routes = APIRouter()
-    info = describe(engine, limits)
+    models = {name: describe_model(queue, limits[name]) for name, queue in engine.queues.items()}
+    process = describe_process(engine, next(iter(limits.values())))
 
     @routes.get("/health", response_model=Status, summary="The process answers")
     async def get_health() -> Response:
@@ -33,7 +42,8 @@ def router(engine: Engine, limits: Limits) -> APIRouter:
 
     @routes.get("/info", summary="What is loaded, and the limits of requests")
     async def get_info() -> dict[str, Any]:
-        return info
+        shown = [{**models[name], "in_service": not queue.failed} for name, queue in engine.queues.items()]
+        return {"models": shown, **process}
 
     @routes.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def get_metrics() -> Response:
@@ -42,24 +52,42 @@ def router(engine: Engine, limits: Limits) -> APIRouter:
     return routes
 
 
-def describe(engine: Engine, limits: Limits) -> dict[str, Any]:
-    """Return what /info says: the model, where it runs, versions and limits. No path of the machine."""
-    name, checkpoint = engine.model
+def describe_model(queue: ModelQueue, limits: Limits) -> dict[str, Any]:
+    """Return what /info says of one model. No path of the machine."""
+    checkpoint = queue.checkpoint
     config = checkpoint.config
-    return {
-        "model": name,
-        "context": config.model.length,
+    described = {
+        "name": queue.name,
+        "kind": queue.kind,
         "num_parameters": sum(p.numel() for p in checkpoint.denoiser.parameters()),
         "network": config.model.model_dump(),
         "codec": {**config.codec.model_dump(), "base": config.codec.base},
         "schedule": config.schedule.model_dump(),
-        "tokenizer": config.tokenizer.kind,
-        "dtype": engine.dtype,
-        "device": engine.device,
+        "dtype": queue.dtype,
+        "device": queue.device,
+        "limits": {"context": limits.context, "vocab_size": limits.vocab_size, "max_chars": limits.max_chars},
+    }
+    if not isinstance(config.model, UNetConfig):
+        return {**described, "tokenizer": config.tokenizer.kind}
+    return {
+        **described,
+        "picture_shape": PixelCodec(config.model).picture_shape,
+        "labels": config.model.labels,
+        "num_labels": config.model.num_labels if config.model.labels != "none" else 0,
+        "label_names": config.label_names,
+    }
+
+
+def describe_process(engine: Engine, limits: Limits) -> dict[str, Any]:
+    """Return what /info says of the process: limits that all models share, and versions."""
+    return {
         "limits": {
-            **dataclasses.asdict(limits),
-            "max_batch_rows": engine.batcher.max_rows,
-            "max_batch_tokens": engine.batcher.max_tokens,
+            "max_n": limits.max_n,
+            "max_steps": limits.max_steps,
+            "max_work": limits.max_work,
+            "max_body_bytes": limits.max_body_bytes,
+            "max_batch_rows": engine.max_batch_rows,
+            "max_batch_tokens": engine.max_batch_tokens,
             "max_queue_rows": engine.max_queue_rows,
         },
         "versions": {"python": platform.python_version(), "torch": torch.__version__},

@@ -21,9 +21,10 @@ from prime_core.config import CodecConfig, Config, DiTConfig
 from prime_core.models.dit import DiT
 from prime_core.rank_files import write_rank_file
 from prime_core.tokenizer import TokenizerSpec
-from server.batcher import Batcher
-from server.engine import Engine, LoadedModel
+from server.engine import Engine
 from server.main import http_config
+from server.model_queue import LoadedModel
+from server.model_sources import ModelSource
 from server.settings import Settings
 
 CONTEXT = 64
@@ -81,7 +82,7 @@ class Hooked(nn.Module):
         features[broken if positions is None else broken[positions]] = torch.nan
         return features
 
-    def head(self, features: Tensor) -> Tensor:
+    def head(self, features: Any) -> Tensor:
         return self.inner.head(features)  # type: ignore[no-any-return]
 
     def fill(self, lengths: Sequence[int]) -> list[int]:
@@ -109,33 +110,56 @@ class Running:
 
     url: str
     engine: Engine
-    denoiser: Hooked
     settings: Settings
     client: httpx.Client
+
+    @property
+    def denoiser(self) -> Hooked:
+        """The network of the first model."""
+        return self.denoiser_of(next(iter(self.engine.queues)))
+
+    def denoiser_of(self, name: str) -> Hooked:
+        denoiser: Any = self.engine.queues[name].checkpoint.denoiser
+        assert isinstance(denoiser, Hooked)
+        return denoiser
 
     def post(self, **body: object) -> httpx.Response:
         return self.client.post("/generate", json=body)
 
     def metric(self, name: str, **labels: str) -> float:
+        """The value of a series; of the first model if no model is given."""
+        labels = {"model": next(iter(self.engine.queues)), **labels}
         value = self.engine.metrics.registry.get_sample_value(name, labels)
         assert value is not None, name
         return value
 
 
-def make_engine(path: Path, settings: Settings) -> tuple[Engine, Hooked]:
-    checkpoint: Any = load_checkpoint(path, dtype="float32")
-    denoiser = Hooked(checkpoint.denoiser)
-    checkpoint = dataclasses.replace(checkpoint, denoiser=denoiser)
-    assert isinstance(checkpoint, Checkpoint)
-    batcher = Batcher(settings.max_batch_rows, settings.max_batch_tokens)
-    return Engine(LoadedModel(NAME, checkpoint), batcher, settings.max_queue_rows), denoiser
+def make_engine(settings: Settings) -> tuple[Engine, Hooked]:
+    """An engine of hooked models, and the network of the first."""
+    models = [
+        LoadedModel(name, hooked(load_checkpoint(path, dtype="float32"))) for name, path in settings.models
+    ]
+    engine = Engine(
+        models,
+        max_batch_rows=settings.max_batch_rows,
+        max_batch_tokens=settings.max_batch_tokens,
+        max_queue_rows=settings.max_queue_rows,
+    )
+    denoiser: Any = models[0].checkpoint.denoiser
+    return engine, denoiser
+
+
+def hooked(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with hooks in its network."""
+    denoiser: Any = Hooked(checkpoint.denoiser)
+    return dataclasses.replace(checkpoint, denoiser=denoiser)
 
 
 @contextlib.contextmanager
-def serving(path: Path, **changes: object) -> Iterator[Running]:
-    """Serve a checkpoint on a free port of the loopback interface with settings changed."""
-    settings = Settings.model_validate({"model": path, "max_n": 16, **changes})
-    engine, denoiser = make_engine(path, settings)
+def serving(*models: Path | ModelSource, **changes: object) -> Iterator[Running]:
+    """Serve checkpoints on a free port of the loopback interface with settings changed."""
+    settings = Settings.model_validate({"model": models, "max_n": 16, **changes})
+    engine, _ = make_engine(settings)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     server = uvicorn.Server(http_config(engine, settings))
@@ -146,7 +170,7 @@ def serving(path: Path, **changes: object) -> Iterator[Running]:
         wait_until(lambda: server.started and engine.state == "ready")
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         with httpx.Client(base_url=url, timeout=60) as client:
-            yield Running(url, engine, denoiser, settings, client)
+            yield Running(url, engine, settings, client)
     finally:
         server.should_exit = True
         thread.join(60)

@@ -18,8 +18,9 @@ import server.stopwatch as stopwatch
 from prime_core.sample import prepare_rows
 from server.batcher import Job
 from server.failures import EngineError, UnavailableError
+from server.model_queue import WARM_UP_TOKENS
 from server.settings import Settings
-from tests.server.running import Gate, Running, assert_error, make_engine, serving, wait_until
+from tests.server.running import NAME, Gate, Running, assert_error, make_engine, serving, wait_until
 
 
 @pytest.fixture
@@ -122,16 +123,17 @@ def test_a_full_queue_refuses_with_an_honest_retry_after(server: Running, backgr
 @pytest.mark.parametrize("admitted", [True, False])
 def test_retry_after_grows_with_the_queue(model_path: Path, admitted: bool) -> None:
     settings = Settings(model=model_path, max_batch_rows=2, max_queue_rows=4, max_n=4)
-    engine, _ = make_engine(model_path, settings)
-    engine._stopwatch.seconds_per_call = 0.5
-    prepared = prepare_rows(engine.model.checkpoint, n=4, steps="exact", max_tokens=10, seed=0)
-    engine.reserve(4)
-    engine.submit(Job(list(prepared.rows), 0.0))
+    engine, _ = make_engine(settings)
+    queue = engine.queues[NAME]
+    queue.stopwatch.seconds_per_call = 0.5
+    prepared = prepare_rows(queue.checkpoint, n=4, steps="exact", max_tokens=10, seed=0)
+    engine.reserve(NAME, 4)
+    engine.submit(Job(NAME, list(prepared.rows), 0.0))
     if admitted:  # or still in the inbox, while a call runs
-        engine._admit()
+        queue.admit()
     for num_rows, calls in [(1, 20), (4, 40)]:
         with pytest.raises(engine_module.QueueFullError) as caught:
-            engine.reserve(num_rows)
+            engine.reserve(NAME, num_rows)
         assert caught.value.retry_after_s == calls * 0.5
 
 
@@ -245,9 +247,9 @@ def test_a_dead_thread_is_noticed_and_fails_its_callers(model_path: Path) -> Non
 
 
 def submit(engine: engine_module.Engine, num_tokens: int) -> Job:
-    rows = prepare_rows(engine.model.checkpoint, max_tokens=num_tokens, steps=3, seed=0).rows
-    engine.reserve(len(rows))
-    job = Job(list(rows), time.monotonic())
+    rows = prepare_rows(engine.queues[NAME].checkpoint, max_tokens=num_tokens, steps=3, seed=0).rows
+    engine.reserve(NAME, len(rows))
+    job = Job(NAME, list(rows), time.monotonic())
     engine.submit(job)
     return job
 
@@ -255,18 +257,19 @@ def submit(engine: engine_module.Engine, num_tokens: int) -> Job:
 def test_crashes_of_the_loop_fail_the_callers_and_end_the_engine_when_repeated(
     model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, _ = make_engine(model_path, Settings(model=model_path))
+    engine, _ = make_engine(Settings(model=model_path))
     engine.start()
     wait_until(lambda: engine.state == "ready")
-    choose = engine.batcher.choose
+    batcher = engine.queues[NAME].batcher
+    choose = batcher.choose
     for _ in range(engine_module.MAX_CRASHES - 1):
-        monkeypatch.setattr(engine.batcher, "choose", lambda: 1 / 0 if len(engine.batcher) else [])
+        monkeypatch.setattr(batcher, "choose", lambda: 1 / 0)
         with pytest.raises(EngineError):
             submit(engine, 4).done.result(60)
         assert engine.alive
-    monkeypatch.setattr(engine.batcher, "choose", choose)
+    monkeypatch.setattr(batcher, "choose", choose)
     submit(engine, 4).done.result(60)  # a success in between starts the count again
-    monkeypatch.setattr(engine.batcher, "choose", lambda: 1 / 0 if len(engine.batcher) else [])
+    monkeypatch.setattr(batcher, "choose", lambda: 1 / 0)
     for _ in range(engine_module.MAX_CRASHES):
         assert engine.held_rows == 0
         with pytest.raises(EngineError):
@@ -278,7 +281,7 @@ def test_crashes_of_the_loop_fail_the_callers_and_end_the_engine_when_repeated(
 
 
 def test_a_denoiser_that_always_raises_ends_the_engine(model_path: Path) -> None:
-    engine, denoiser = make_engine(model_path, Settings(model=model_path))
+    engine, denoiser = make_engine(Settings(model=model_path))
     engine.start()
     wait_until(lambda: engine.state == "ready")
 
@@ -306,7 +309,7 @@ def test_a_denoiser_that_always_raises_ends_the_engine(model_path: Path) -> None
 def test_a_hang_of_the_engines_own_request_is_not_ready(
     model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, denoiser = make_engine(model_path, Settings(model=model_path))
+    engine, denoiser = make_engine(Settings(model=model_path))
     engine.start()
     wait_until(lambda: engine.state == "ready")
     monkeypatch.setattr(stopwatch, "MIN_STALL_S", 0.2)
@@ -332,7 +335,7 @@ def test_a_hang_of_the_engines_own_request_is_not_ready(
 
 
 def test_stop_fails_who_still_waits(model_path: Path) -> None:
-    engine, denoiser = make_engine(model_path, Settings(model=model_path))
+    engine, denoiser = make_engine(Settings(model=model_path))
     engine.start()
     wait_until(lambda: engine.state == "ready")
     gate = denoiser.hook = Gate()
@@ -346,7 +349,7 @@ def test_stop_fails_who_still_waits(model_path: Path) -> None:
 
 
 def test_not_ready_before_the_first_real_call(model_path: Path) -> None:
-    engine, denoiser = make_engine(model_path, Settings(model=model_path))
+    engine, denoiser = make_engine(Settings(model=model_path))
     gate = denoiser.hook = Gate()
     assert engine.state == "warming up"
     engine.start()
@@ -358,8 +361,8 @@ def test_not_ready_before_the_first_real_call(model_path: Path) -> None:
 
 
 def test_a_model_that_cannot_warm_up_stops_the_engine(model_path: Path) -> None:
-    engine, denoiser = make_engine(model_path, Settings(model=model_path))
-    denoiser.broken_length = engine_module.WARM_UP_TOKENS
+    engine, denoiser = make_engine(Settings(model=model_path))
+    denoiser.broken_length = WARM_UP_TOKENS
     engine.start()
     wait_until(lambda: not engine.alive)
     assert engine.state == "stopped"

@@ -58,7 +58,7 @@ def test_answer_is_what_the_python_door_gives(server: Running) -> None:
         "top_k": 40,
         "temperature": 0.7,
     }
-    checkpoint = load_checkpoint(server.settings.model, dtype="float32")
+    checkpoint = load_checkpoint(server.settings.model[0].path, dtype="float32")
     expected = sample(checkpoint, **request)
     assert [row["text"] for row in outputs(server.post(**request))] == [item.text for item in expected]
 

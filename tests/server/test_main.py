@@ -41,9 +41,9 @@ hold = sys.argv.pop(1)
 step = Engine.step
 def wait_first(engine):
     while os.path.exists(hold):
-        if engine._inbox:
-            engine._admit()
-            for entry in engine.batcher.choose():
+        for queue in engine.queues.values():
+            queue.admit()
+            for entry in queue.choose():
                 entry.job.started_s = time.monotonic()
         time.sleep(0.01)
     return step(engine)
@@ -99,7 +99,7 @@ LONG = {"template": ["a", {"gap": 60}], "steps": 100_000, "n": 16}
 
 def in_flight(process: Process) -> bool:
     metrics = httpx.get(f"{process.url}/metrics").text
-    return "prime_num_requests_running 1.0" in metrics
+    return 'prime_num_requests_running{model="tiny"} 1.0' in metrics
 
 
 def test_sigterm_drains_after_what_was_accepted(process: Process, model_path: Path) -> None:
@@ -142,8 +142,9 @@ from server.engine import Engine
 
 step = Engine.step
 def crash_on_rows(engine):
-    if engine._inbox:
-        engine._inbox[0].rows[0].plan = None  # a broken hand-off, as a defect would make it
+    inbox = engine.queues["tiny"].inbox
+    if inbox:
+        inbox[0].rows[0].plan = None  # a broken hand-off, as a defect would make it
     return step(engine)
 Engine.step = crash_on_rows
 sys.exit(main.main())
@@ -205,7 +206,7 @@ def test_a_watcher_that_fails_ends_the_server(
     model_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = Settings(model=model_path)
-    engine, _ = make_engine(model_path, settings)
+    engine, _ = make_engine(settings)
     server = Server(http_config(engine, settings), engine, drain_timeout_s=1.0)
     # The watcher is the only one to ask; a defect there must not leave a server that no signal can end.
     monkeypatch.setattr(Engine, "alive", property(lambda self: 1 / 0))

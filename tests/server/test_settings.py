@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from server.main import main
-from server.settings import DEMO_MODEL, OTHER_PROGRAMS, Settings, SettingsError, load_settings
+from server.model_sources import DEMO_FOLDER, ModelSource
+from server.settings import OTHER_PROGRAMS, Settings, SettingsError, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -19,8 +20,9 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_defaults_are_loopback_and_the_demo() -> None:
     settings = load_settings([])
-    assert (settings.host, settings.port, settings.model) == ("127.0.0.1", 8000, DEMO_MODEL)
-    assert settings.model_name == "text"
+    assert (settings.host, settings.port) == ("127.0.0.1", 8000)
+    bundled = [ModelSource(name, DEMO_FOLDER / name) for name in ("text", "images")]
+    assert settings.models == tuple(demo for demo in bundled if demo.path.exists())
 
 
 def test_flag_beats_environment_beats_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -30,7 +32,7 @@ def test_flag_beats_environment_beats_file(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setenv("PRIME_PORT", "2")
     settings = load_settings(["--config", str(file), "--port", "3"])
     assert (settings.max_n, settings.max_steps, settings.port) == (1, 2, 3)
-    assert (settings.model, settings.model_name) == (Path("a"), "b")
+    assert settings.models == (ModelSource("b", Path("a")),)
     monkeypatch.setenv("PRIME_CONFIG", str(file))
     assert load_settings([]).max_n == 1
 

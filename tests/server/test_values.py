@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from prime_core.tokenizer import Tokenizer
+from server.checking import checked_request
 from server.errors import ApiError
-from server.routes.native import checked_request
-from server.schemas import Limits, request_model
+from server.schemas.base import Limits
+from server.schemas.text import text_request
 from tests.server.running import CONTEXT, Running, assert_error, serving
 
 CANARY = "canary7461"
@@ -121,7 +122,7 @@ def test_unknown_keys_are_refused_without_naming_them(server: Running) -> None:
 def test_parts_of_many_keys_cost_no_time_of_the_event_loop(server: Running) -> None:
     described = 0
 
-    class Counting(request_model(LIMITS)):  # type: ignore[misc]
+    class Counting(text_request(LIMITS)):  # type: ignore[misc]
         @classmethod
         def model_validate(cls, *arguments: Any, **options: Any) -> Any:
             nonlocal described
@@ -146,7 +147,7 @@ def test_big_bad_strings_are_not_repeated(server: Running) -> None:
 
 
 def test_work_of_a_request_is_capped(server: Running) -> None:
-    with serving(server.settings.model, max_work=2000, max_steps=100) as small:
+    with serving(server.settings.model[0], max_work=2000, max_steps=100) as small:
         assert small.post(n=2, max_tokens=10, steps=100).status_code == 200  # 2 * 10 * at most 20 sub-tokens
         for body in [
             {"n": 2, "max_tokens": 40, "steps": 26},
@@ -160,10 +161,13 @@ def test_work_of_a_request_is_capped(server: Running) -> None:
 
 def test_refusals_are_counted_and_cost_no_call(server: Running) -> None:
     before = server.metric("prime_rejected_total", reason="invalid")
+    unknown = server.metric("prime_rejected_total", reason="invalid", model="")
     calls = server.metric("prime_denoiser_calls_total")
     for _ in range(3):
         server.post(n=0)
     server.post(prompt="a" * 1000)
+    server.post(model="other")
+    assert server.metric("prime_rejected_total", reason="invalid", model="") == unknown + 1
     assert server.metric("prime_rejected_total", reason="invalid") == before + 4
     assert server.metric("prime_denoiser_calls_total") == calls
     assert server.engine.held_rows == 0

@@ -1,0 +1,201 @@
+"""One model inside the engine: its network, the rows that wait for it, and how its calls have gone.
+
+The engine's thread calls, in this order: `admit`, `choose`, `call`, `hand_out`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple
+
+from prime_core.checkpoint import Checkpoint
+from prime_core.sample import NonFiniteError, prepare_rows
+from prime_core.stepper import Row, Stepper, StepResult
+from server.batcher import Batcher, Entry, Job
+from server.failures import EngineError
+from server.metrics import Metrics
+from server.room import Room
+from server.stopwatch import CallStopwatch
+
+logger = logging.getLogger("prime.engine")
+
+WARM_UP_TOKENS = 32
+
+Kind = Literal["text", "images"]
+
+
+class LoadedModel(NamedTuple):
+    """A checkpoint and the name it is served under."""
+
+    name: str
+    checkpoint: Checkpoint
+
+
+class ModelQueue:
+    """What the engine holds for one model.
+
+    Attributes:
+        name: in requests and answers.
+        checkpoint: what is served.
+        kind: what it makes: "text" or "images".
+        batcher: picks the rows of a call; only the engine's thread changes it.
+        inbox: jobs that were submitted and are not in the batcher yet.
+        stopwatch: times the calls.
+        faults: calls that raised, in a row.
+        crashes: turns that raised outside a call, in a row.
+        failed: the model is out of service until the process starts again.
+    """
+
+    def __init__(self, model: LoadedModel, batcher: Batcher, room: Room, metrics: Metrics) -> None:
+        """Put a queue in front of a model.
+
+        Args:
+            model: what to serve.
+            batcher: of this model alone; its `max_tokens` must hold the model's context.
+            room: where its rows are counted, and the lock around its lists.
+            metrics: where to count.
+
+        Raises:
+            ValueError: if a row as long as the context fits into no call.
+        """
+        self.name, self.checkpoint = model
+        context = self.checkpoint.config.model.length
+        if batcher.max_tokens < context:
+            raise ValueError(
+                f"max_batch_tokens ({batcher.max_tokens}) must be at least the context of model "
+                f"{self.name!r} ({context})"
+            )
+        self.kind: Kind = "images" if self.checkpoint.config.model.kind == "unet" else "text"
+        self.batcher = batcher
+        self.inbox: deque[Job] = deque()
+        self.stopwatch = CallStopwatch()
+        self.faults = 0
+        self.crashes = 0
+        self.failed = False
+        self._room = room
+        self._stepper = Stepper(self.checkpoint.denoiser, self.checkpoint.codec)
+        self._metrics = metrics
+        metrics.add_model(self.name, self.kind, self.dtype, self.device, self._num_jobs)
+
+    # --- the turn of a model ------------------------------------------------------------------------------
+
+    def admit(self) -> None:
+        """Move new jobs to the batcher, and forget those whose callers have gone."""
+        with self._room.lock:
+            arrived = list(self.inbox)
+            while self.inbox:
+                self.batcher.add(self.inbox[0])
+                self.inbox.popleft()  # only now: a job must always be somewhere, for `fail_all` to find it
+            gone = [job for job in self.batcher.jobs() if job.done.cancelled()]
+        self._finish(gone)
+        self._finish(job for job in arrived if all(row.done for row in job.rows))
+
+    def choose(self) -> list[Entry]:
+        """Return the rows of the next call."""
+        return self.batcher.choose()
+
+    def call(self, batch: Sequence[Entry]) -> list[StepResult] | None:
+        """One denoiser call; if it raises, its callers fail at once and the result is None."""
+        for entry in batch:
+            if entry.job.started_s is None:
+                entry.job.started_s = time.monotonic()
+        try:
+            results = self._step([entry.row for entry in batch])
+        except Exception as error:  # whatever a network raises belongs to the callers of this call
+            logger.error("a call of model %r over %d rows failed", self.name, len(batch), exc_info=error)
+            self._finish({entry.job for entry in batch}, EngineError("the denoiser failed"))
+            self.faults += 1
+            return None
+        self.faults = 0
+        return results
+
+    def hand_out(self, batch: Sequence[Entry], results: Sequence[StepResult]) -> None:
+        """Resolve the jobs that are finished, and fail those with a row that has no finite logits."""
+        touched = {entry.job for entry in batch}
+        broken = {entry.job for entry, result in zip(batch, results, strict=True) if not result.ok}
+        self._finish(broken, NonFiniteError("the denoiser gave no finite logits"))
+        self._finish(job for job in touched - broken if all(row.done for row in job.rows))
+        with self._room.lock:
+            self.batcher.drop_finished()
+        self.crashes = 0
+
+    def warm_up(self) -> None:
+        """One real call, which allocates and compiles what the first request should not wait for.
+
+        Raises:
+            RuntimeError: if the logits are not finite.
+        """
+        layout = {"max_tokens": min(WARM_UP_TOKENS, self.checkpoint.config.model.length)}
+        fields: dict[str, Any] = layout if self.kind == "text" else {}
+        rows = prepare_rows(self.checkpoint, n=1, steps=1, seed=0, **fields).rows
+        if not all(result.ok for result in self._step(rows)):
+            raise RuntimeError(f"model {self.name!r} gives logits that are not finite")
+
+    def _step(self, rows: Sequence[Row]) -> list[StepResult]:
+        """The one way to the denoiser, under the stopwatch: a hang shows in `Engine.state` whoever made the call."""
+        with self.stopwatch.call():
+            results = self._stepper.step(rows)
+        lengths = [row.length for row in rows]
+        num_filling = sum(self.checkpoint.denoiser.fill(lengths))
+        self._metrics.call_done(self.name, len(rows), sum(lengths), num_filling, self.stopwatch.last_s)
+        return results
+
+    def _finish(self, jobs: Iterable[Job], error: Exception | None = None) -> None:
+        """Give back the room of some jobs and resolve them, with an error if there is one."""
+        finished = list(jobs)
+        with self._room.lock:
+            self.batcher.drop(finished)
+            self._room.give_back(sum(len(job.rows) for job in finished))
+        for job in finished:
+            job.finished_s = time.monotonic()
+            if not job.done.set_running_or_notify_cancel():
+                continue
+            if error is None:
+                job.done.set_result(None)
+            else:
+                job.done.set_exception(error)
+
+    # --- what the engine asks -----------------------------------------------------------------------------
+
+    def fail_all(self, error: Exception, *, for_good: bool = False) -> None:
+        """Fail every job of the model; with ``for_good`` it takes no more of them."""
+        with self._room.lock:
+            self.failed = self.failed or for_good
+            jobs = self._jobs()
+            self.inbox.clear()
+        self._finish(jobs, error)
+
+    def seconds_until_free(self, num_rows: int) -> float:
+        """Return about how long the model's calls alone take until `num_rows` of its rows are finished."""
+        with self._room.lock:
+            calls = self.batcher.calls_until_free(num_rows, self.inbox)
+        return calls * self.stopwatch.seconds_per_call
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that were submitted and are not finished."""
+        with self._room.lock:
+            return len(self.batcher) + sum(len(job.rows) for job in self.inbox)
+
+    @property
+    def device(self) -> str:
+        """Where the denoiser runs."""
+        return str(self._stepper.device)
+
+    @property
+    def dtype(self) -> str:
+        """Number type of the weights: "float32" or "bfloat16"."""
+        return str(self.checkpoint.dtype).removeprefix("torch.")
+
+    def _jobs(self) -> list[Job]:
+        return list(dict.fromkeys([*self.batcher.jobs(), *self.inbox]))
+
+    def _num_jobs(self) -> tuple[int, int]:
+        """Return the numbers of jobs that have run and that wait for their first call."""
+        with self._room.lock:
+            jobs = self._jobs()
+            running = sum(job.started_s is not None for job in jobs)
+            return running, len(jobs) - running

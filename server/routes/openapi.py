@@ -1,0 +1,46 @@
+"""How routes that sample are described in /openapi.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from server.engine import Engine
+from server.model_queue import Kind
+from server.schemas.base import Asked, ErrorBody, inlined_schema
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody} for status in (400, 404, 408, 413, 415, 422, 429, 500, 503)
+}
+
+
+def models_of(engine: Engine, kind: Kind) -> list[str]:
+    """Return the names of the models of a kind; the first answers requests that name none."""
+    return [queue.name for queue in engine.queues.values() if queue.kind == kind]
+
+
+def body_schema(kinds: Mapping[str, type[Asked]]) -> dict[str, Any]:
+    """Return the part of an operation that describes its body.
+
+    Args:
+        kinds: class of the request of each model; with more than one, the body is a request to any of them.
+    """
+    schemas: list[dict[str, Any]] = []
+    for name, kind in kinds.items():
+        schema = inlined_schema(kind)
+        rule = schema["properties"]["model"]
+        first = not schemas
+        schema["properties"]["model"] = {**_only(name, or_null=first), "description": rule["description"]}
+        if first:
+            schema["properties"]["model"]["default"] = None
+        else:
+            schema["required"] = ["model"]
+        if len(kinds) > 1:
+            schema["title"] += f" to model {name}"
+        schemas.append(schema)
+    schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _only(name: str, *, or_null: bool) -> dict[str, Any]:
+    return {"anyOf": [{"type": "string", "const": name}, {"type": "null"}]} if or_null else {"const": name}

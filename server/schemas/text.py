@@ -1,0 +1,136 @@
+"""POST /generate: what a request and an answer hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, StringConstraints, create_model
+
+from server.schemas.base import MAX_TEMPERATURE, Asked, Limits, Rule, Strict, Timings, bounded, shared_rules
+
+MAX_STOPS = 8
+MAX_STOP_CHARS = 256
+MAX_TEMPLATE_PARTS = 1024
+
+StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_CHARS)]
+
+
+class Gap(Strict):
+    """Part of a template: tokens for the model to write."""
+
+    gap: int = Field(ge=1)
+
+
+class GenerateRequest(Asked):
+    """Body of POST /generate, before the bounds of `text_request`."""
+
+    prompt: str | list[int] | None = None
+    suffix: str | None = None
+    template: list[str | Gap] | None = None
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    stop: list[StopString] = Field(default=[])
+    stream: bool = False
+
+    @classmethod
+    def odd_field(cls, body: Mapping[str, object]) -> str | None:
+        """Return "template" if it holds an object with other keys than "gap", of which there may be many."""
+        template = body.get("template")
+        parts = template if isinstance(template, list) else []
+        odd = any(isinstance(part, dict) and part.keys() != {"gap"} for part in parts)
+        return "template" if odd else None
+
+
+def _must_be_false(value: bool) -> bool:
+    # A Literal[False] would let 0 pass.
+    if value:
+        raise ValueError("must be false")
+    return value
+
+
+def text_request(limits: Limits) -> type[GenerateRequest]:
+    """Return `GenerateRequest` with the bounds of a loaded model and their rules filled in."""
+    rules = {**shared_rules(limits), **_layout_rules(limits), **_text_rules()}
+    return bounded(GenerateRequest, rules)
+
+
+def _layout_rules(limits: Limits) -> dict[str, Rule]:
+    """Where the model writes: the fixed text and the gaps."""
+    context, top_token = limits.context, limits.vocab_size - 1
+    token_id = Annotated[int, Field(ge=0, le=top_token)]
+    gap: Any = create_model("Gap", __base__=Gap, gap=(int, Field(ge=1, le=context)))
+    return {
+        "prompt": (
+            str | Annotated[list[token_id], Field(max_length=context)] | None,
+            f"Unicode text, or a list of at most {context} token ids from 0 to {top_token}, or null",
+            {},
+        ),
+        "suffix": (str | None, "Unicode text, or null", {}),
+        "template": (
+            list[str | gap] | None,
+            f"null or a list of 1 to {MAX_TEMPLATE_PARTS} parts, each Unicode text or "
+            f'{{"gap": number of tokens from 1 to {context}}}',
+            {"min_length": 1, "max_length": MAX_TEMPLATE_PARTS},
+        ),
+        "max_tokens": (
+            int | None,
+            f"an integer from 1 to {context} (the context), or null to fill the context",
+            {"ge": 1, "le": context},
+        ),
+    }
+
+
+def _text_rules() -> dict[str, Rule]:
+    """How text is drawn, and where it ends."""
+    return {
+        "temperature": (
+            float,
+            f"a finite number from 0 (greedy) to {MAX_TEMPERATURE}",
+            {"ge": 0, "le": MAX_TEMPERATURE},
+        ),
+        "stop": (
+            list[StopString],
+            f"a list of at most {MAX_STOPS} strings of 1 to {MAX_STOP_CHARS} characters",
+            {"max_length": MAX_STOPS},
+        ),
+        "stream": (
+            Annotated[bool, AfterValidator(_must_be_false)],
+            "false: streaming is not supported yet",
+            {},
+        ),
+    }
+
+
+class Output(Strict):
+    """One generated row."""
+
+    text: str | None = Field(
+        description="fixed text and generated text; null for a model without a tokenizer"
+    )
+    gaps: list[str] = Field(description="the generated text of each gap, in order")
+    token_ids: list[int] = Field(description="tokens of the text, fixed and generated")
+    finish_reason: Literal["stop", "length"] = Field(description="stop: an end or a stop string was met")
+    seed: int = Field(description="with n=1 and the same request, this seed gives this output again")
+    nfe: int = Field(description="denoiser calls that this row took part in")
+    steps: int | Literal["exact"] = Field(description="steps asked for")
+    steps_skipped: int = Field(description="steps that would have changed nothing, and so cost nothing")
+
+
+class Usage(Strict):
+    """Tokens of a request: a prompt counts once, generated tokens over all outputs."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    denoiser_calls: int = Field(description="sum of nfe over the outputs")
+
+
+class GenerateResponse(Strict):
+    """Answer of POST /generate."""
+
+    id: str
+    model: str
+    outputs: list[Output]
+    usage: Usage
+    timings: Timings
