@@ -1,11 +1,10 @@
 """Laws of samplers on tiny models, by exact enumeration: the yardstick of the sampler's tests.
 
-`dense_ancestral_law` is written from the per-step reveal probabilities of ancestral sampling on a grid and
-knows nothing of plans; `planned_law` sums over all reveal plans. Nothing here shares code with
-`kernels.reveal`: probabilities are summed token by token in Python floats. A law is a map from a row's tokens
-to a probability.
+`dense_ancestral_law` and `dense_chain_law` are written from the probabilities of every single step and know nothing
+of plans; `planned_law` sums over all plans (`exact_histories` does so where digits are masked again). Probabilities
+of one token come from `exact_tokens`. A law is a map from a row's tokens to a probability.
 
-Shapes: L tokens, S digits a token, M = L S digits; keep M at 6 or below and grids short.
+Shapes: L tokens, S digits a token, M = L S digits, N steps; keep M at 6 or below and grids short.
 """
 
 from __future__ import annotations
@@ -20,13 +19,15 @@ from torch import Tensor
 
 from prime_core.canvas import Canvas
 from prime_core.codec import SubtokenCodec
+from prime_core.correctors import StepTables
+from prime_core.curves import TemperatureCurve
+from prime_core.exact_tokens import Digits, agrees, reveal_law, step_law
 from prime_core.models.denoiser import Denoiser
 from prime_core.plan import RevealPlan, gather_events
 from prime_core.schedule import Schedule
-from prime_core.stepper import SamplingSettings
+from prime_core.settings import SamplingSettings
 
-# The digits of one token, the digits of a row, and probabilities of rows and of a row's tokens.
-Digits = tuple[int, ...]
+# The digits of a row, and probabilities of rows and of a row's tokens.
 State = tuple[Digits, ...]
 StateLaw = Mapping[State, float]
 TokenLaw = dict[tuple[int, ...], float]
@@ -66,11 +67,48 @@ def dense_ancestral_law(
     Returns:
         Probability of every row of tokens (L integers) that can occur.
     """
+    alphas = schedule.alpha_t(grid)
+    reveal = alphas.diff() / (1 - alphas[:-1])
+    return dense_chain_law(model, codec, grid, StepTables(reveal, 0 * reveal), canvas, settings)
+
+
+def dense_chain_law(
+    model: Denoiser,
+    codec: SubtokenCodec,
+    times: Tensor,
+    tables: StepTables,
+    canvas: Canvas,
+    settings: SamplingSettings = _PLAIN,
+) -> TokenLaw:
+    """Return the law of the sampler that calls the network in every step, and reveals and masks digit by digit.
+
+    A digit that is masked at the start of step k is revealed in it with probability ``tables.reveal[k]``, a free one
+    that is visible is masked with probability ``tables.remask[k]``, each independently. What is masked at the end is
+    revealed there.
+
+    Args:
+        model: the network.
+        codec: tokens to digits.
+        times: (N + 1,) float64, the times of the grid.
+        tables: what can happen in each of N steps.
+        canvas: what is known, and is never masked.
+        settings: how tokens are drawn.
+
+    Returns:
+        Probability of every row of tokens (L integers) that can occur.
+    """
     law: StateLaw = {_state(canvas.y): 1.0}
-    alphas = schedule.alpha_t(grid).tolist()
-    for t, alpha_t, alpha_s in zip(grid.tolist(), alphas, alphas[1:], strict=False):
-        law = _dense_step(model, codec, law, t, (alpha_s - alpha_t) / (1 - alpha_t), settings)
-    law = _dense_step(model, codec, law, float(grid[-1]), 1.0, settings)
+    chances = [*zip(tables.reveal.tolist(), tables.remask.tolist(), strict=True), (1.0, 0.0)]
+    for t, chance in zip(times.tolist(), chances, strict=True):
+        result: defaultdict[State, float] = defaultdict(float)
+        for state, probability, logits in _evaluate(model, codec, law, t):
+            tokens = zip(state, logits, canvas.free.tolist(), strict=True)
+            outcomes = [
+                step_law(codec, token_logits, digits, free, chance, settings, t)
+                for digits, token_logits, free in tokens
+            ]
+            _add_products(result, probability, outcomes)
+        law = result
     return _tokens_of(codec, law)
 
 
@@ -113,11 +151,14 @@ def plan_law(
     """Return the law of the sampler that follows one given plan."""
     law: StateLaw = {_state(canvas.y): 1.0}
     for event in plan.events:
+        law = _masked_again(law, event.remasked.tolist(), codec)
         due = {int(position): d.tolist() for position, d in zip(event.positions, event.due, strict=True)}
         result: defaultdict[State, float] = defaultdict(float)
         for state, probability, logits in _evaluate(model, codec, law, event.t):
             outcomes = [
-                _reveal(codec, token_logits, digits, due[index], settings) if index in due else {digits: 1.0}
+                reveal_law(codec, token_logits, digits, due[index], settings, event.t)
+                if index in due
+                else {digits: 1.0}
                 for index, (digits, token_logits) in enumerate(zip(state, logits, strict=True))
             ]
             _add_products(result, probability, outcomes)
@@ -128,14 +169,18 @@ def plan_law(
 def first_hitting_law(
     model: Denoiser, codec: SubtokenCodec, canvas: Canvas, settings: SamplingSettings = _PLAIN
 ) -> TokenLaw:
-    """Return the law of "exact" steps for a time-free model: one masked digit at a time, in uniform order."""
+    """Return the law of "exact" steps for a time-free model: one masked digit at a time, in uniform order.
+
+    The temperature must be a number: a curve would need the times, which are continuous here.
+    """
+    assert not isinstance(settings.temperature, TemperatureCurve)
     law: StateLaw = {_state(canvas.y): 1.0}
     for num_masked in range(int(canvas.free.sum()), 0, -1):
         result: defaultdict[State, float] = defaultdict(float)
         for state, probability, logits in _evaluate(model, codec, law, 0.5):
             for index, digits in enumerate(state):
                 for due in _single_digits(digits, codec.mask_index):
-                    outcome = _reveal(codec, logits[index], digits, due, settings)
+                    outcome = reveal_law(codec, logits[index], digits, due, settings)
                     outcomes = [outcome if other == index else {d: 1.0} for other, d in enumerate(state)]
                     _add_products(result, probability / num_masked, outcomes)
         law = result
@@ -156,85 +201,6 @@ def sequence_nll(law: TokenLaw, x_0: Tensor) -> float:
 def total_variation(first: TokenLaw, second: TokenLaw) -> float:
     """Return half the sum of absolute differences of two laws."""
     return 0.5 * sum(abs(first.get(key, 0.0) - second.get(key, 0.0)) for key in first.keys() | second.keys())
-
-
-def token_law(
-    codec: SubtokenCodec, logits: list[float], visible: Digits, settings: SamplingSettings
-) -> list[float]:
-    """Return the probability of every token: temperature, carry-over filter, top k, top p, renormalised.
-
-    Args:
-        codec: tokens to digits.
-        logits: V numbers.
-        visible: S digits, ``mask_index`` where masked.
-        settings: how tokens are drawn.
-    """
-    digits = codec.digits.tolist()
-    allowed = [x for x in range(codec.vocab_size) if _agrees(digits[x], visible, codec.mask_index)]
-    order = sorted(allowed, key=lambda x: -logits[x])  # stable: of equals the lowest id comes first
-    if settings.temperature == 0:
-        return [float(x == order[0]) for x in range(codec.vocab_size)]
-    weights = {x: math.exp((logits[x] - logits[order[0]]) / settings.temperature) for x in order}
-    if settings.top_k > 0:
-        order = order[: settings.top_k]
-    if settings.top_p < 1:
-        limit = settings.top_p * sum(weights[x] for x in order)
-        before = itertools.accumulate((weights[x] for x in order), initial=0.0)
-        order = [x for x, mass in zip(order, before, strict=False) if mass < limit]
-    total = sum(weights[x] for x in order)
-    law = [0.0] * codec.vocab_size
-    for x in order:
-        law[x] = weights[x] / total
-    return law
-
-
-def _dense_step(
-    model: Denoiser, codec: SubtokenCodec, law: StateLaw, t: float, reveal: float, settings: SamplingSettings
-) -> StateLaw:
-    """One step of ancestral sampling, in which every masked digit is revealed with probability ``reveal``."""
-    result: defaultdict[State, float] = defaultdict(float)
-    for state, probability, logits in _evaluate(model, codec, law, t):
-        outcomes = [
-            _dense_token(codec, token_logits, digits, reveal, settings)
-            for digits, token_logits in zip(state, logits, strict=True)
-        ]
-        _add_products(result, probability, outcomes)
-    return result
-
-
-def _dense_token(
-    codec: SubtokenCodec, logits: list[float], digits: Digits, reveal: float, settings: SamplingSettings
-) -> dict[Digits, float]:
-    """Law of one token's digits after a dense step: draw the token, then decide digit by digit what shows."""
-    if codec.mask_index not in digits:
-        return {digits: 1.0}
-    result: defaultdict[Digits, float] = defaultdict(float)
-    full = codec.digits.tolist()
-    for x, probability in enumerate(token_law(codec, logits, digits, settings)):
-        if probability == 0:
-            continue
-        choices = [
-            [(old, 1.0)] if old != codec.mask_index else [(old, 1 - reveal), (new, reveal)]
-            for old, new in zip(digits, full[x], strict=True)
-        ]
-        for choice in itertools.product(*choices):
-            weight = math.prod(share for _, share in choice)
-            if weight > 0:
-                result[tuple(digit for digit, _ in choice)] += probability * weight
-    return result
-
-
-def _reveal(
-    codec: SubtokenCodec, logits: list[float], digits: Digits, due: list[bool], settings: SamplingSettings
-) -> dict[Digits, float]:
-    """Law of one token's digits after ONE draw of the token writes the digits that are due."""
-    result: defaultdict[Digits, float] = defaultdict(float)
-    full = codec.digits.tolist()
-    for x, probability in enumerate(token_law(codec, logits, digits, settings)):
-        if probability > 0:
-            written = tuple(new if d else old for old, new, d in zip(digits, full[x], due, strict=True))
-            result[written] += probability
-    return result
 
 
 def _evaluate(
@@ -258,6 +224,17 @@ def _tokens_of(codec: SubtokenCodec, law: StateLaw) -> TokenLaw:
     return {tuple(codec.decode(torch.tensor(state)).tolist()): p for state, p in law.items() if p > 0}
 
 
+def _masked_again(law: StateLaw, flat: list[int], codec: SubtokenCodec) -> StateLaw:
+    """Law of rows after masking some digits, given by position S + digit."""
+    result: defaultdict[State, float] = defaultdict(float)
+    for state, probability in law.items():
+        digits = [list(token) for token in state]
+        for index in flat:
+            digits[index // codec.target_length][index % codec.target_length] = codec.mask_index
+        result[tuple(tuple(token) for token in digits)] += probability
+    return result
+
+
 def _state(y: Tensor) -> State:
     return tuple(tuple(digits) for digits in y.tolist())
 
@@ -269,8 +246,4 @@ def _single_digits(digits: Digits, mask_index: int) -> Iterator[list[bool]]:
 
 
 def _consistent(codec: SubtokenCodec, digits: Digits) -> bool:
-    return any(_agrees(full, digits, codec.mask_index) for full in codec.digits.tolist())
-
-
-def _agrees(full: list[int], visible: Digits, mask_index: int) -> bool:
-    return all(old in (mask_index, new) for old, new in zip(visible, full, strict=True))
+    return any(agrees(full, digits, codec.mask_index) for full in codec.digits.tolist())

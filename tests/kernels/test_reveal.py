@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from kernels.carry_over import contradicts
 from kernels.noise import Purpose, uniform
-from kernels.reveal import NUM_CANDIDATES, Revealed, contradicts, reveal_tokens
+from kernels.reveal import NUM_CANDIDATES, Revealed, reveal_tokens
 from prime_core.codec import SubtokenCodec
-from prime_core.exact import token_law
+from prime_core.exact_tokens import token_law
 from prime_core.stepper import SamplingSettings
 from tests.chi_square import p_value
 
@@ -39,7 +40,7 @@ def reveal(
         y == codec.mask_index if due is None else due,
         codec.digits,
         u,
-        ones * settings.temperature,
+        ones * settings.temperature_at(1.0),
         torch.full((len(y),), settings.top_k),
         ones * settings.top_p,
         mask_index=codec.mask_index,

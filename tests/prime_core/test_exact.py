@@ -16,9 +16,9 @@ from prime_core.exact import (
     first_hitting_law,
     planned_law,
     sequence_nll,
-    token_law,
     total_variation,
 )
+from prime_core.exact_tokens import token_law
 from prime_core.schedule import LinearSchedule
 from prime_core.stepper import SamplingSettings
 from tests.stubs import TableDenoiser

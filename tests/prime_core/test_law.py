@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from prime_core import exact
-from prime_core.canvas import digits_canvas
+from prime_core.canvas import Canvas, digits_canvas
 from prime_core.codec import SubtokenCodec
 from prime_core.exact import (
-    Digits,
     TokenLaw,
     dense_ancestral_law,
     first_hitting_law,
@@ -22,6 +21,7 @@ from prime_core.exact import (
     planned_law,
     total_variation,
 )
+from prime_core.exact_tokens import Digits, reveal_law
 from prime_core.plan import Steps, draw_plan
 from prime_core.sample import run_rows
 from prime_core.schedule import CosineSchedule, LinearSchedule, PolynomialSchedule, Schedule
@@ -44,7 +44,7 @@ class Case(NamedTuple):
     schedule: Schedule = LinearSchedule()
     permuted: bool = False
 
-    def build(self) -> tuple[TableDenoiser, SubtokenCodec, exact.Canvas]:
+    def build(self) -> tuple[TableDenoiser, SubtokenCodec, Canvas]:
         generator = torch.Generator().manual_seed(5)
         permutation = torch.randperm(self.vocab_size, generator=generator) if self.permuted else None
         codec = SubtokenCodec(self.vocab_size, len(self.y[0]), permutation)
@@ -132,14 +132,19 @@ def test_drawn_plans_average_to_the_law(steps: Steps) -> None:
 
 
 def _independent_digits(
-    codec: SubtokenCodec, logits: list[float], digits: Digits, due: list[bool], settings: SamplingSettings
+    codec: SubtokenCodec,
+    logits: list[float],
+    digits: Digits,
+    due: list[bool],
+    settings: SamplingSettings,
+    t: float,
 ) -> dict[Digits, float]:
     """The mutation: every digit that is due has a draw of the token of its own."""
     marginals = []
     for index, old in enumerate(digits):
         alone = [index == other and is_due for other, is_due in enumerate(due)]
         law: defaultdict[int, float] = defaultdict(float)
-        for written, probability in _ONE_DRAW(codec, logits, digits, alone, settings).items():
+        for written, probability in _ONE_DRAW(codec, logits, digits, alone, settings, t).items():
             law[written[index]] += probability
         marginals.append(law if due[index] else {old: 1.0})
     return {
@@ -148,7 +153,7 @@ def _independent_digits(
     }
 
 
-_ONE_DRAW = exact._reveal
+_ONE_DRAW = reveal_law
 
 
 def test_independent_draws_for_the_digits_of_a_token_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +162,7 @@ def test_independent_draws_for_the_digits_of_a_token_are_told_apart(monkeypatch:
     )  # 9 = 3 * 3: every pair of digits is a token, so nothing crashes
     dense, draws = case.dense(), case.draws(2000, 2)
     assert p_value(draws, dense) > 1e-4
-    monkeypatch.setattr(exact, "_reveal", _independent_digits)
+    monkeypatch.setattr(exact, "reveal_law", _independent_digits)
     mutated = case.planned()
     assert sum(mutated.values()) == pytest.approx(1, abs=1e-12)
     assert total_variation(dense, mutated) > 0.01
