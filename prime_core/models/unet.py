@@ -84,7 +84,7 @@ class Conditioning(nn.Module):
 
     def forward(self, labels: Tensor, time: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return scale and shift, each (B, dim, 1, 1)."""
-        embedded = self.embedding_table[labels]
+        embedded = F.embedding(labels, self.embedding_table)
         if self.linear is not None:
             embedded = embedded + self.linear(time)
         scale, shift = embedded[..., None, None].chunk(2, 1)
@@ -244,7 +244,8 @@ class UNet(nn.Module):
         """Run the whole network.
 
         Args:
-            y_t: (B, C, H, W, S) integers in 0..b, b = masked.
+            y_t: (B, C, H, W, S) integers in 0..b, b = masked. Nothing in the network has the size of a picture, so
+                other sizes than the configuration's are computed too; samplers use the configuration's.
             t: (B,) noise times in [0, 1]; needed by time-conditioned models only.
             labels: (B,) int64; needed by models with labels only.
 
@@ -270,7 +271,7 @@ class UNet(nn.Module):
 
     def _trunk(self, y_t: Tensor, labels: Tensor, time: Tensor | None) -> Tensor:
         """Map digits (B, C, H, W, S) to the last features (B, F, H, W)."""
-        h = self.pixel_embedding(y_t).to(self.out.get_parameter("2.weight").dtype)
+        h = self.pixel_embedding(y_t).to(_compute_dtype(self.out.get_parameter("2.weight")))
         skips = []
         for stage in self.input_blocks:
             h = stage(h, labels, time)
@@ -315,8 +316,16 @@ class UNet(nn.Module):
             if labels is not None:
                 raise ValueError("this model has no labels")
             return torch.zeros(len(y_t), dtype=torch.int64, device=y_t.device)
+        num_labels = self.config.num_labels
         if labels is None:
-            raise ValueError(f"this model needs labels in 0..{self.config.num_labels - 1}")
+            raise ValueError(f"this model needs labels in 0..{num_labels - 1}")
+        if labels.shape != (len(y_t),) or labels.dtype != torch.int64:
+            raise ValueError(
+                f"labels must be ({len(y_t)},) int64, one an image, got {tuple(labels.shape)} {labels.dtype}"
+            )
+        # Looking at labels on a GPU would wait for it; there the lookup itself stops at a wrong one.
+        if labels.device.type == "cpu" and not 0 <= int(labels.min()) <= int(labels.max()) < num_labels:
+            raise ValueError(f"labels must be in 0..{num_labels - 1}")
         return labels.to(y_t.device)
 
     def _time(self, t: Tensor | None) -> Tensor | None:
@@ -333,15 +342,26 @@ class UNet(nn.Module):
 
     def _check_digits(self, y_t: Tensor) -> None:
         config, base = self.config, self.codec.base
-        shape = (config.channels, config.height, config.width, self.codec.target_length)
-        if y_t.ndim != 5 or y_t.shape[1:] != shape or y_t.numel() == 0:
+        rate = 2 ** (len(config.channel_mult) - 1)
+        height, width = y_t.shape[2:4] if y_t.ndim == 5 else (0, 0)
+        shape = (config.channels, height, width, self.codec.target_length)
+        if y_t.shape[1:] != shape or y_t.numel() == 0 or height % rate or width % rate:
             raise ValueError(
-                f"y_t must be (images, {', '.join(map(str, shape))}) digits, got {tuple(y_t.shape)}"
+                f"y_t must be (images, {config.channels}, height, width, {self.codec.target_length}) digits, height "
+                f"and width multiples of {rate}, got {tuple(y_t.shape)}"
             )
         if y_t.is_floating_point() or y_t.dtype == torch.bool:
             raise ValueError(f"y_t must hold integers, got {y_t.dtype}")
         if not (int(y_t.min()) >= 0 and int(y_t.max()) <= base):
             raise ValueError(f"y_t must hold digits 0..{base - 1}, or {base} where masked")
+
+
+def _compute_dtype(weight: Tensor) -> torch.dtype:
+    """The number type of convolutions: the residual stream has it too, or every layer would widen and narrow it."""
+    device_type = weight.device.type
+    if torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return weight.dtype
 
 
 def _layers(config: UNetConfig, level: int, dim_in: int, dim: int) -> list[nn.Module]:
