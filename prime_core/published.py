@@ -1,43 +1,34 @@
-"""Imports published text networks: training checkpoints (`.ckpt`) and bare `backbone.*` safetensors files.
+"""Imports published networks: training checkpoints of text (`.ckpt`) and images (`.pth`), and safetensors files.
 
-A checkpoint keeps the raw weights in `state_dict` and their exponential moving average (EMA) in
-`ema.shadow_params`, a list in parameter order: the order of `state_dict` without the buffers. The average is
-what is served.
+The file is opened and its network found by `published_source`; what the network is, `published_layout` (text) and
+`published_image_layout` infer from the shapes of its tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from prime_core.checkpoint import load_checkpoint, save_checkpoint
 from prime_core.checkpoint_format import check_tensors
-from prime_core.config import Config
-from prime_core.published_archive import open_archive
-from prime_core.published_layout import (
-    HEAD,
-    PREFIX,
-    ROTARY,
-    Facts,
-    check_rotary,
-    facts_of_metadata,
-    facts_of_record,
-    infer_config,
-    look_up,
-)
-from prime_core.published_unpickler import ArchiveTensor
+from prime_core.config import Config, ScheduleConfig, UNetConfig
+from prime_core.published_image_check import find_head_channels, read_recorded, recorded_size
+from prime_core.published_image_facts import ImageFacts
+from prime_core.published_image_layout import HEAD as IMAGE_HEAD
+from prime_core.published_image_layout import infer_image_config
+from prime_core.published_layout import HEAD, ROTARY, Facts, check_rotary, infer_config
+from prime_core.published_source import Source, open_source
+from prime_core.published_tensors import Readable
 from prime_core.rank_files import read_rank_file
 from prime_core.tokenizer import END_OF_TEXT, GPT2_NUM_RANKS, TokenizerSpec, load_tokenizer
-from prime_core.weights import CheckpointError, TensorEntry, WeightsFile, open_weights
+from prime_core.weights import CheckpointError, TensorEntry
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_IMAGE_MARKS = ("pixel_embedding.", "unet.", "model.pixel_embedding.", "model.unet.")
 
 
 @dataclass(frozen=True)
@@ -47,10 +38,14 @@ class ImportOptions:
     Attributes:
         raw: take the raw weights instead of the moving average.
         dtype: of the written weights.
-        num_heads: attention heads, where the file does not tell; cross-checked where it does.
-        length: context in tokens; None takes what the file says.
-        eps: noise schedule alpha_t = 1 - (1 - eps) t; None takes what the file says, 1e-3 if nothing.
-        tokenizer: "auto" (GPT-2 if V fits and its files are here), "gpt2", "none", or a rank file's path.
+        num_heads: text: attention heads, where the file does not tell; cross-checked where it does.
+        length: text: context in tokens; None takes what the file says.
+        eps: text: noise schedule alpha_t = 1 - (1 - eps) t; None takes what the file says, 1e-3 if nothing.
+        tokenizer: text: "auto" (GPT-2 if V fits and its files are here), "gpt2", "none", or a rank file's path.
+        size: images: (height, width) of the pictures; None takes what the file says, 32 x 32 if nothing.
+        head_channels: images: width of an attention head; None takes what the file says; if nothing, what its
+            recorded outputs tell; if there are none, 64 where that divides the widths with attention, else 32.
+        schedule: images: the noise schedule; None takes what the file says, alpha_t = (1 - t)^3 if nothing.
         overwrite: replace a checkpoint that is in the output folder.
     """
 
@@ -60,7 +55,27 @@ class ImportOptions:
     length: int | None = None
     eps: float | None = None
     tokenizer: str = "auto"
+    size: tuple[int, int] | None = None
+    head_channels: int | None = None
+    schedule: ScheduleConfig | None = None
     overwrite: bool = False
+
+    def of_text(self) -> dict[str, object]:
+        """Return the options that only text networks have, by flag; None where not given."""
+        return {
+            "--num-heads": self.num_heads,
+            "--length": self.length,
+            "--eps": self.eps,
+            "--tokenizer": self.tokenizer if self.tokenizer not in ("auto", "none") else None,
+        }
+
+    def of_images(self) -> dict[str, object]:
+        """Return the options that only image networks have, by flag; None where not given."""
+        return {
+            "--size": self.size,
+            "--head-channels": self.head_channels,
+            "--schedule": self.schedule,
+        }
 
 
 class Imported(NamedTuple):
@@ -71,55 +86,28 @@ class Imported(NamedTuple):
     notes: tuple[str, ...]
 
 
-class _Readable(Protocol):
-    """A tensor in a file."""
+class _Converted(NamedTuple):
+    """A network in our layout, in the written dtype."""
 
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def dtype(self) -> torch.dtype: ...
-    def read(self) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class _FileTensor:
-    weights: WeightsFile
-    name: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.weights.tensors[self.name].shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.weights.tensors[self.name].dtype
-
-    def read(self) -> Tensor:
-        return self.weights.read(self.name)
-
-
-@dataclass(frozen=True)
-class _Source:
-    """The network inside a foreign file: tensors (names without `backbone.`), facts and origin."""
-
-    tensors: dict[str, _Readable]
-    facts: Facts
-    provenance: dict[str, Any]
+    config: Config
+    state: dict[str, Tensor]
     notes: tuple[str, ...]
 
 
 def import_published(
     source: str | Path, output: str | Path, options: ImportOptions | None = None
 ) -> Imported:
-    """Convert a published text network to a checkpoint folder and verify the result by loading it.
+    """Convert a published network to a checkpoint folder and verify the result by loading it.
 
     Args:
-        source: `.ckpt` (PyTorch zip archive) or `.safetensors` with `backbone.*` tensors.
+        source: `.ckpt` or `.pth` (PyTorch zip archives), or `.safetensors` with `backbone.*` (text) or `model.*`
+            (images) tensors.
         output: folder to write; must be empty or missing unless ``options.overwrite``.
         options: see `ImportOptions`; None for the defaults.
 
     Raises:
-        CheckpointError: the file is not such a network or damaged; an option is missing or contradicts it.
+        CheckpointError: the file is not such a network or damaged; an option is missing, contradicts it, or is
+            for networks of the other kind.
         OSError: the output cannot be written.
     """
     source, output = Path(source), Path(output)
@@ -127,19 +115,30 @@ def import_published(
     is_free = not output.exists() or (output.is_dir() and not any(output.iterdir()))
     if not (is_free or options.overwrite):
         raise CheckpointError(f"{output}: exists already; choose another folder or pass --overwrite")
-    with _open_source(source, options.raw) as found:
-        config, state = _convert(source, found, options)
-        notes = list(found.notes)
-    spec, rank_file, note = _choose_tokenizer(options.tokenizer, config.codec.vocab_size, output)
-    config = config.model_copy(update={"tokenizer": spec})
+    with open_source(source, options.raw) as found:
+        if isinstance(found.facts, ImageFacts):
+            _refuse(source, "an image", options.of_text())
+            config, state, notes = _convert_image(source, found, found.facts, options)
+        else:
+            _refuse(source, "a text", options.of_images())
+            config, state, notes = _convert_text(source, found, found.facts, options)
+        notes = (*found.notes, *notes)
+    rank_file = None
+    if config.model.kind == "dit":
+        spec, rank_file, note = _choose_tokenizer(options.tokenizer, config.codec.vocab_size, output)
+        config = config.model_copy(update={"tokenizer": spec})
+        notes = notes if note is None else (*notes, note)
     save_checkpoint(output, config, state, tokenizer_file=rank_file)
     _verify(output, state)
-    return Imported(config, sum(t.numel() for t in state.values()), (*notes, *([note] if note else [])))
+    return Imported(config, sum(t.numel() for t in state.values()), notes)
 
 
-def _convert(source: Path, found: _Source, options: ImportOptions) -> tuple[Config, dict[str, Tensor]]:
-    """Return the configuration and the weights in the written dtype."""
-    facts = found.facts
+def _refuse(source: Path, kind: str, others: Mapping[str, object]) -> None:
+    if given := [flag for flag, value in others.items() if value is not None]:
+        raise CheckpointError(f"{source}: this is {kind} network, which has no {given[0]}; leave it out")
+
+
+def _convert_text(source: Path, found: Source, facts: Facts, options: ImportOptions) -> _Converted:
     facts = replace(
         facts,
         num_heads=facts.num_heads if options.num_heads is None else options.num_heads,
@@ -151,103 +150,65 @@ def _convert(source: Path, found: _Source, options: ImportOptions) -> tuple[Conf
     if ROTARY in found.tensors:
         check_rotary(str(source), found.tensors[ROTARY].read())
     parameters = {name: tensor for name, tensor in found.tensors.items() if name != ROTARY}
-    entries = {name: TensorEntry(torch.float32, tensor.shape, 0, 0) for name, tensor in parameters.items()}
-    for name in HEAD:  # without the output for the mask
-        if shapes[name][0] == shapes[HEAD[0]][0]:
-            entries[name] = entries[name]._replace(shape=(config.codec.vocab_size, *shapes[name][1:]))
+    state = _read(source, config, parameters, HEAD, 1, shapes[HEAD[0]][0], options)
+    return _Converted(config, state, ())
+
+
+def _convert_image(source: Path, found: Source, facts: ImageFacts, options: ImportOptions) -> _Converted:
+    size = recorded_size(found.others) if facts.size is None else facts.size
+    facts = replace(
+        facts,
+        size=size if options.size is None else options.size,
+        head_channels=facts.head_channels if options.head_channels is None else options.head_channels,
+        schedule=facts.schedule if options.schedule is None else options.schedule,
+    )
+    shapes = {name: tensor.shape for name, tensor in found.tensors.items()}
+    layout = infer_image_config(str(source), shapes, facts)
+    config = layout.config.model_copy(update={"provenance": found.provenance})
+    model, notes = config.model, list(layout.notes)
+    assert isinstance(model, UNetConfig)
+    state = _read(source, config, found.tensors, IMAGE_HEAD, model.channels, layout.num_outputs, options)
+    is_known = facts.head_channels is not None
+    if (recorded := read_recorded(found.others, config)) is not None:
+        config, note = find_head_channels(config, state, recorded, is_known=is_known)
+        notes.append(note)
+    elif not is_known:
+        notes.append(
+            f"the file does not tell the width of attention heads: {model.head_channels}; "
+            "--head-channels sets another"
+        )
+    return _Converted(config, state, tuple(notes))
+
+
+def _read(
+    source: Path,
+    config: Config,
+    tensors: Mapping[str, Readable],
+    head: tuple[str, ...],
+    num_planes: int,
+    num_outputs: int,
+    options: ImportOptions,
+) -> dict[str, Tensor]:
+    """Check the tensors against the configuration, then read them in the written dtype.
+
+    The head has ``num_planes`` times ``num_outputs`` rows; of each plane the first vocab_size are kept, so an output
+    for the mask goes.
+    """
+    vocab_size = config.codec.vocab_size
+    entries = {name: TensorEntry(torch.float32, tensor.shape, 0, 0) for name, tensor in tensors.items()}
+    for name in head:
+        if entries[name].shape[:1] == (num_planes * num_outputs,):
+            entries[name] = entries[name]._replace(shape=(num_planes * vocab_size, *entries[name].shape[1:]))
     check_tensors(source, entries, config)
     state = {}
-    for name, tensor in parameters.items():
+    for name, tensor in tensors.items():
         if not tensor.dtype.is_floating_point:
-            raise CheckpointError(f"{source}: tensor {PREFIX}{name} is {tensor.dtype}, not floating point")
-        state[name] = tensor.read()[: entries[name].shape[0]].to(_DTYPES[options.dtype])
-    return config, state
-
-
-@contextmanager
-def _open_source(path: Path, raw: bool) -> Iterator[_Source]:
-    """Open either format, told apart by the first bytes."""
-    try:
-        with path.open("rb") as file:
-            is_zip = file.read(2) == b"PK" or path.suffix != ".safetensors"
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-    if is_zip:
-        with open_archive(path) as content:
-            yield _archive_source(path, content, raw)
-    else:
-        with open_weights(path) as weights:
-            if raw:
-                raise CheckpointError(f"{path}: has one set of weights only; leave --raw out")
-            yield _weights_source(path, weights)
-
-
-def _weights_source(path: Path, weights: WeightsFile) -> _Source:
-    tensors: dict[str, _Readable] = {name: _FileTensor(weights, name) for name in weights.tensors}
-    network, others = _split(path, tensors)
-    notes = (f"ignored {len(others)} other tensors: {', '.join(others[:8])}",) if others else ()
-    return _Source(network, facts_of_metadata(weights.metadata), {"imported_from": path.name}, notes)
-
-
-def _archive_source(path: Path, content: Mapping[Any, Any], raw: bool) -> _Source:
-    if "state_dict" not in content and {"model", "args"} <= content.keys():
-        raise CheckpointError(f"{path}: this is a published image checkpoint, which is not supported yet")
-    state = content.get("state_dict")
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: no state_dict inside; not a published text checkpoint")
-    network, others = _split(path, {str(name): tensor for name, tensor in state.items()})
-    notes = [f"ignored {len(others)} other tensors: {', '.join(others[:8])}"] if others else []
-    provenance: dict[str, Any] = {"imported_from": path.name, "weights": "raw" if raw else "ema"}
-    for key, value in (
-        ("global_step", content.get("global_step")),
-        ("ema_decay", look_up(content, "ema", "decay")),
-        ("ema_num_updates", look_up(content, "ema", "num_updates")),
-        ("carry_over_in_training", look_up(content, "hyper_parameters", "config", "prime", "carry_over")),
-    ):
-        if type(value) in (bool, int, float):
-            provenance[key] = value
-    if not raw:
-        network = _averaged(path, network, look_up(content, "ema", "shadow_params"))
-    facts = facts_of_record(look_up(content, "hyper_parameters", "config"))
-    return _Source(network, facts, provenance, tuple(notes))
-
-
-def _split(path: Path, tensors: Mapping[str, _Readable]) -> tuple[dict[str, _Readable], list[str]]:
-    """Return the tensors of the network, in order and without prefix, and the names of the others."""
-    network = {name[len(PREFIX) :]: tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
-    if not network:
-        is_image = any(name.startswith(_IMAGE_MARKS) for name in tensors)
-        what = (
-            "a published image network, which is not supported yet"
-            if is_image
-            else "no published text network"
-        )
-        raise CheckpointError(f"{path}: this is {what} (no tensor is named {PREFIX}*)")
-    for name, tensor in network.items():
-        if not isinstance(tensor, (ArchiveTensor, _FileTensor)):
-            raise CheckpointError(f"{path}: {PREFIX}{name} is not a plain dense tensor")
-    return network, [name for name in tensors if not name.startswith(PREFIX)]
-
-
-def _averaged(path: Path, network: Mapping[str, _Readable], shadow: Any) -> dict[str, _Readable]:
-    """Put the moving average in place of the parameters, by position; buffers stay."""
-    if not isinstance(shadow, list):
-        raise CheckpointError(
-            f"{path}: no moving average inside (ema.shadow_params); pass --raw for raw weights"
-        )
-    names = [name for name in network if name != ROTARY]
-    if len(shadow) != len(names):
-        raise CheckpointError(
-            f"{path}: {len(shadow)} averaged tensors for {len(names)} parameters; pass --raw for raw weights"
-        )
-    result = dict(network)
-    for name, tensor in zip(names, shadow, strict=True):
-        if not isinstance(tensor, ArchiveTensor) or tensor.shape != network[name].shape:
-            raise CheckpointError(
-                f"{path}: the averaged tensor in the place of {PREFIX}{name} does not fit it"
-            )
-        result[name] = tensor
-    return result
+            raise CheckpointError(f"{source}: tensor {name} is {tensor.dtype}, not floating point")
+        value = tensor.read()
+        if name in head:
+            value = value.unflatten(0, (num_planes, -1))[:, :vocab_size].flatten(0, 1)
+        state[name] = value.to(_DTYPES[options.dtype])
+    return state
 
 
 def _choose_tokenizer(
