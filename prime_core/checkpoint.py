@@ -52,7 +52,7 @@ from prime_core.weights import (
     write_weights,
 )
 
-__all__ = ["Checkpoint", "CheckpointError", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "CheckpointError", "load_checkpoint", "read_config", "save_checkpoint"]
 
 _log = logging.getLogger(__name__)
 
@@ -116,6 +116,20 @@ def load_checkpoint(
         except ValueError as error:
             raise CheckpointError(f"{weights_path}: {PERMUTATION_NAME}: {error}") from None
     return Checkpoint(path, config, codec, denoiser.schedule, tokenizer, denoiser, target)
+
+
+def read_config(path: str | Path) -> Config:
+    """Read what `load_checkpoint` would load, without the weights.
+
+    Args:
+        path: the folder or file.
+
+    Raises:
+        CheckpointError: as `load_checkpoint` does, as far as the configuration goes.
+    """
+    path = Path(path)
+    with open_weights(path / WEIGHTS_NAME if path.is_dir() else path) as weights:
+        return _read_config(path, weights) if path.is_dir() else _embedded_config(weights)
 
 
 def save_checkpoint(

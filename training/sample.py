@@ -1,5 +1,7 @@
 """`prime-sample`: samples as JSON lines, one object each, in order; a run that was cut short is continued.
 
+Image models are sampled by `sample_images`.
+
 Row i of a request depends only on (settings, seed, i), so a file that was cut short and continued equals one
 that was not, and asking for more samples adds to the file.
 """
@@ -7,14 +9,10 @@ that was not, and asking for more samples adds to the file.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
-import hashlib
 import json
 import os
-import secrets
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -24,23 +22,32 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from tqdm import tqdm
 
 from kernels.noise import row_seed
-from prime_core.atomic import atomic_write
 from prime_core.checkpoint import Checkpoint, load_checkpoint
 from prime_core.device import choose_device
-from prime_core.sample import NonFiniteError, PreparedRows, Sample, finish_row, prepare_rows
-from prime_core.stepper import Row, Stepper
+from prime_core.sample import NonFiniteError, PreparedRows, Sample, prepare_rows
+from prime_core.stepper import Row
+from training import sample_images
 from training.command_line import load_settings
+from training.image_sampler import check_steps
+from training.model_kind import makes_images
+from training.row_loop import finished_rows
+from training.sample_request import (
+    SampleFileError,
+    exclusive_file,
+    new_request,
+    same_request,
+    weights_digest,
+)
 
 # They change when and where rows are computed, not what is asked for.
 _FREE_SETTINGS = {"output", "n", "max_rows", "overwrite", "device", "num_threads", "seed"}
 
 
-class SampleFileError(ValueError):
-    """The output file cannot be written or continued; the message names it and the remedy."""
-
-
 class SampleConfig(BaseSettings):
-    """Write samples of a checkpoint to a file of JSON lines."""
+    """Write samples of a checkpoint to a file of JSON lines.
+
+    Of an image model: to a folder of pictures; with its --checkpoint, --help lists the settings of images.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix="PRIME_SAMPLE_",
@@ -84,11 +91,7 @@ class SampleConfig(BaseSettings):
     @field_validator("steps", mode="before")
     @classmethod
     def _check_steps(cls, value: Any) -> Any:
-        if isinstance(value, str) and value.strip().isdecimal():
-            value = int(value)
-        if value != "exact" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError("must be an integer of at least 1, or exact")
-        return value
+        return check_steps(value)
 
 
 def write_samples(config: SampleConfig, *, progress: bool = True) -> int:
@@ -110,7 +113,7 @@ def write_samples(config: SampleConfig, *, progress: bool = True) -> int:
         torch.set_num_threads(config.num_threads)
     checkpoint = load_checkpoint(config.checkpoint, device=choose_device(config.device), dtype=config.dtype)
     _prepare(config, checkpoint, 0)  # refuses what does not fit before any file is touched
-    with _exclusive_file(config.output) as file:
+    with exclusive_file(config.output) as file:
         seed, done = _continue_request(config, checkpoint, file)
         rows = _finished_rows(config, checkpoint, seed, done, progress)
         for index, sample in rows:
@@ -140,14 +143,9 @@ def _prepare(config: SampleConfig, checkpoint: Checkpoint, seed: int) -> Prepare
 def _finished_rows(
     config: SampleConfig, checkpoint: Checkpoint, seed: int, first: int, progress: bool
 ) -> Iterator[tuple[int, Sample]]:
-    """Sample rows first..n-1, each at its own next step, and yield them in order.
-
-    Reveal plans are drawn when a row's turn comes: a long request is never in memory as a whole.
-    """
-    stepper = Stepper(checkpoint.denoiser, checkpoint.codec)
-    running: dict[int, tuple[PreparedRows, Row]] = {}
+    """Sample rows first..n-1 and yield them in order."""
     finished: dict[int, Sample] = {}
-    next_row = next_line = first
+    next_line = first
     num_free = int(_prepare(config, checkpoint, seed).canvas.free.sum())
     with tqdm(
         total=config.n * num_free,
@@ -155,33 +153,20 @@ def _finished_rows(
         unit="sub-token",
         disable=not progress,
     ) as bar:
-        while next_line < config.n:
-            while next_row < config.n and len(running) < config.max_rows:
-                prepared = _prepare(config, checkpoint, row_seed(seed, next_row))
-                running[next_row] = (prepared, prepared.rows[0])
-                next_row += 1
-            stepping = [row for _, row in running.values() if not row.done]
-            revealed = sum(int(row.event.due.sum()) for row in stepping)
-            stepper.step(stepping)
-            for index in [index for index, (_, row) in running.items() if row.done]:
-                finished[index] = finish_row(checkpoint, *running.pop(index))
-            bar.update(revealed)
+
+        def count(rows: Sequence[Row]) -> None:
+            bar.update(sum(int(row.event.due.sum()) for row in rows))
+
+        def prepare(index: int) -> PreparedRows:
+            return _prepare(config, checkpoint, row_seed(seed, index))
+
+        rows = finished_rows(checkpoint, prepare, range(first, config.n), config.max_rows, count)
+        for index, sample in rows:
+            assert isinstance(sample, Sample), "a text model makes text"
+            finished[index] = sample
             while next_line in finished:
                 yield next_line, finished.pop(next_line)
                 next_line += 1
-
-
-@contextmanager
-def _exclusive_file(path: Path) -> Iterator[BinaryIO]:
-    """Open the output for appending; one process at a time."""
-    if not path.parent.is_dir():
-        raise SampleFileError(f"--output: the folder {path.parent} does not exist; make it first")
-    with path.open("ab+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SampleFileError(f"{path}: another program is writing here; choose another file") from None
-        yield file
 
 
 def _continue_request(config: SampleConfig, checkpoint: Checkpoint, file: BinaryIO) -> tuple[int, int]:
@@ -193,39 +178,14 @@ def _continue_request(config: SampleConfig, checkpoint: Checkpoint, file: Binary
     request_path = config.output.with_name(config.output.name + ".request.json")
     request: dict[str, Any] = {
         **config.model_dump(mode="json", exclude=_FREE_SETTINGS),
-        "checkpoint": _fingerprint(checkpoint.path),
+        "checkpoint": weights_digest(checkpoint.path),
     }
     size = file.seek(0, os.SEEK_END)
     if config.overwrite or (size == 0 and not request_path.exists()):
         file.truncate(0)
-        seed = secrets.randbits(64) if config.seed is None else config.seed
-        content = json.dumps({**request, "seed": seed}, indent=2, ensure_ascii=False) + "\n"
-        atomic_write(request_path, content.encode())
-        return seed, 0
-    saved = _read_request(config.output, request_path)
-    seed = int(saved.pop("seed"))
-    differing = [key for key in sorted({*saved, *request}) if saved.get(key) != request.get(key)]
-    if config.seed is not None and config.seed != seed:
-        differing.append("seed")
-    if differing:
-        raise SampleFileError(
-            f"{config.output} holds samples of another request (other {', '.join(differing)}); "
-            "choose another file, or replace it with --overwrite"
-        )
+        return new_request(request_path, request, config.seed), 0
+    seed = same_request(request_path, config.output, request, config.seed)
     return seed, _count_lines(config.output, file)
-
-
-def _read_request(output: Path, request_path: Path) -> dict[str, Any]:
-    try:
-        saved = json.loads(request_path.read_text("utf-8"))
-        int(saved["seed"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise SampleFileError(
-            f"{output} exists, but {request_path.name}, which tells what it holds, is missing or damaged; "
-            "choose another file, or replace it with --overwrite"
-        ) from None
-    assert isinstance(saved, dict)
-    return saved
 
 
 def _count_lines(output: Path, file: BinaryIO) -> int:
@@ -249,19 +209,14 @@ def _count_lines(output: Path, file: BinaryIO) -> int:
     return count
 
 
-def _fingerprint(path: Path) -> str:
-    """Return the SHA-256 of the weights: two checkpoints of one name are told apart."""
-    with (path / "model.safetensors" if path.is_dir() else path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: ``prime-sample --checkpoint DIR --output FILE.jsonl -n N``; 0, or 2 after an error."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    given = sys.argv[1:] if argv is None else argv
+    arguments = ["--n" if argument == "-n" else argument for argument in given]
+    if makes_images(arguments, "PRIME_SAMPLE_"):
+        return sample_images.main(arguments)
     try:
-        config = load_settings(
-            SampleConfig, "prime-sample", ["--n" if argument == "-n" else argument for argument in arguments]
-        )
+        config = load_settings(SampleConfig, "prime-sample", arguments)
         written = write_samples(config)
     except (ValueError, OSError, NonFiniteError) as error:
         print(f"prime-sample: {' '.join(str(error).split())}", file=sys.stderr)

@@ -82,7 +82,7 @@ def test_more_samples_are_added(checkpoint: Path, tmp_path: Path) -> None:
 def test_an_interruption_leaves_whole_lines_and_is_continued(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from training import sample as module
+    from training import row_loop as module
 
     output = tmp_path / "out.jsonl"
     finish, calls = module.finish_row, [0]
@@ -164,10 +164,10 @@ def test_a_file_that_was_edited_is_refused(checkpoint: Path, tmp_path: Path) -> 
 
 
 def test_two_programs_do_not_write_one_file(checkpoint: Path, tmp_path: Path) -> None:
-    from training.sample import _exclusive_file
+    from training.sample_request import exclusive_file
 
     output = tmp_path / "out.jsonl"
-    with _exclusive_file(output), pytest.raises(ValueError, match="another program is writing here"):
+    with exclusive_file(output), pytest.raises(ValueError, match="another program is writing here"):
         _write(checkpoint, output)
 
 

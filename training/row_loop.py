@@ -1,0 +1,49 @@
+"""Samples many outputs, each at its own next step, without holding more plans than rows in use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from prime_core.checkpoint import Checkpoint
+from prime_core.sample import ImageSample, PreparedRows, Sample, finish_row
+from prime_core.stepper import Row, Stepper
+
+
+def finished_rows(
+    checkpoint: Checkpoint,
+    prepare: Callable[[int], PreparedRows],
+    indices: Iterable[int],
+    max_rows: int,
+    on_step: Callable[[Sequence[Row]], None],
+) -> Iterator[tuple[int, Sample | ImageSample]]:
+    """Sample outputs and yield each as soon as it is done.
+
+    Reveal plans are drawn when a row's turn comes: a long request is never in memory as a whole.
+
+    Args:
+        checkpoint: the model.
+        prepare: the request of one output, by its index.
+        indices: outputs to make.
+        max_rows: most rows in one denoiser call.
+        on_step: called before every denoiser call with the rows that take part.
+
+    Yields:
+        index and output, in the order in which they finish.
+
+    Raises:
+        NonFiniteError: the network gave no finite logits for a row.
+    """
+    stepper = Stepper(checkpoint.denoiser, checkpoint.codec)
+    waiting = iter(indices)
+    running: dict[int, tuple[PreparedRows, Row]] = {}
+    while True:
+        while len(running) < max_rows and (index := next(waiting, None)) is not None:
+            prepared = prepare(index)
+            running[index] = (prepared, prepared.rows[0])
+        if not running:
+            return
+        stepping = [row for _, row in running.values() if not row.done]
+        on_step(stepping)
+        stepper.step(stepping)
+        for index in [index for index, (_, row) in running.items() if row.done]:
+            yield index, finish_row(checkpoint, *running.pop(index))
