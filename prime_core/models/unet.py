@@ -5,7 +5,7 @@ B L tokens of all images laid end to end, S digits a token, F features at full r
 V vocab_size.
 
 Every image has the same length, so packed rows are a plain batch. The last convolution is the output head: it
-runs only where logits are asked for.
+runs only where logits are asked for. The blocks are in `unet_layers`.
 """
 
 from __future__ import annotations
@@ -13,19 +13,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernels.embed import embed_subtokens
 from prime_core.config import CodecConfig, UNetConfig
+from prime_core.models.unet_layers import (
+    NUM_GROUPS,
+    AttentionBlock,
+    PixelEmbedding,
+    ResidualBlock,
+    Stage,
+    stage_layers,
+    zeroed,
+)
 from prime_core.schedule import Schedule
 
-_M = TypeVar("_M", bound=nn.Module)
-
-NUM_GROUPS = 32
 # So many positions that fill half of their images are computed as a convolution over whole images. A sampler asks
 # for fewer at a time, so that the path, and with it the last bit of a row, never depends on the row's neighbours.
 MIN_DENSE_POSITIONS = 1024
@@ -61,96 +66,6 @@ class PixelFeatures:
         return [PixelFeatures(self.map, part) for part in self.positions.split(split_size)]
 
 
-class PixelEmbedding(nn.Module):
-    """Digit planes -> features: every digit is embedded, the planes are concatenated channel-wise."""
-
-    def __init__(self, base: int, dim: int) -> None:
-        super().__init__()
-        self.embedding_table = nn.Embedding(base + 1, dim)
-
-    def forward(self, y_t: Tensor) -> Tensor:
-        """Map y_t (B, C, H, W, S) to (B, F, H, W); plane c S + s holds digit s of channel c."""
-        embedded = embed_subtokens(y_t.permute(0, 2, 3, 1, 4).flatten(-2), self.embedding_table.weight)
-        return embedded.permute(0, 3, 1, 2).contiguous()
-
-
-class Conditioning(nn.Module):
-    """A block's scale and shift: a learned row per label, plus a linear map of the time embedding if there is one."""
-
-    def __init__(self, config: UNetConfig, dim: int) -> None:
-        super().__init__()
-        self.embedding_table = nn.Parameter(torch.zeros(config.num_labels, 2 * dim))
-        self.linear = nn.Linear(4 * config.model_channels, 2 * dim) if config.time_conditioned else None
-
-    def forward(self, labels: Tensor, time: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return scale and shift, each (B, dim, 1, 1)."""
-        embedded = F.embedding(labels, self.embedding_table)
-        if self.linear is not None:
-            embedded = embedded + self.linear(time)
-        scale, shift = embedded[..., None, None].chunk(2, 1)
-        return scale, shift
-
-
-class ResidualBlock(nn.Module):
-    """Two convolutions; the second norm is scaled and shifted by the conditioning."""
-
-    def __init__(self, config: UNetConfig, dim_in: int, dim: int) -> None:
-        super().__init__()
-        self.in_layers = nn.Sequential(
-            nn.GroupNorm(NUM_GROUPS, dim_in), nn.SiLU(), nn.Conv2d(dim_in, dim, 3, padding=1)
-        )
-        self.emb_layers = Conditioning(config, dim)
-        self.out_layers = nn.Sequential(
-            nn.GroupNorm(NUM_GROUPS, dim),
-            nn.SiLU(),
-            nn.Dropout(config.dropout),
-            _zeroed(nn.Conv2d(dim, dim, 3, padding=1)),
-        )
-        self.skip_connection = nn.Identity() if dim_in == dim else nn.Conv2d(dim_in, dim, 1)
-
-    def forward(self, x: Tensor, labels: Tensor, time: Tensor | None) -> Tensor:
-        """Map x (B, dim_in, H, W) to (B, dim, H, W)."""
-        norm, *rest = self.out_layers
-        scale, shift = self.emb_layers(labels, time)
-        h = norm(self.in_layers(x))
-        h = torch.addcmul(shift.to(h.dtype), h, (1 + scale).to(h.dtype))
-        for layer in rest:
-            h = layer(h)
-        return self.skip_connection(x) + h  # type: ignore[no-any-return]
-
-
-class AttentionBlock(nn.Module):
-    """Full self-attention over the pixels of an image."""
-
-    def __init__(self, dim: int, head_channels: int) -> None:
-        super().__init__()
-        self.num_heads = dim // head_channels
-        self.norm = nn.GroupNorm(NUM_GROUPS, dim)
-        self.qkv = nn.Conv1d(dim, 3 * dim, 1)
-        self.proj_out = _zeroed(nn.Conv1d(dim, dim, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x (B, dim, H, W) to the same shape."""
-        flat = x.flatten(2)
-        # The split into q, k and v comes before the split into heads; each (B, heads, H W, head_channels).
-        parts = self.qkv(self.norm(flat)).unflatten(1, (3, self.num_heads, -1)).unbind(1)
-        q, k, v = (part.transpose(-1, -2) for part in parts)
-        h = _attention(q, k, v).transpose(-1, -2).flatten(1, 2)
-        out: Tensor = flat + self.proj_out(h)
-        return out.view_as(x)
-
-
-class Stage(nn.Sequential):
-    """Layers between two skip connections."""
-
-    def forward(self, x: Tensor, labels: Tensor, time: Tensor | None) -> Tensor:  # type: ignore[override]
-        """Map x (B, dim_in, H, W) to (B, dim, H', W')."""
-        h = x
-        for layer in self:
-            h = layer(h, labels, time) if isinstance(layer, ResidualBlock) else layer(h)
-        return h
-
-
 class UNet(nn.Module):
     """The image denoiser: partly masked digits -> logits of p_theta(x_i | y_t) over whole tokens."""
 
@@ -170,7 +85,7 @@ class UNet(nn.Module):
         skips, dim = [widths[0]], widths[0]
         for level, width in enumerate(widths):
             for _ in range(config.num_res_blocks):
-                self.input_blocks.append(Stage(*_layers(config, level, dim, width)))
+                self.input_blocks.append(Stage(*stage_layers(config, level, dim, width)))
                 dim = width
                 skips.append(dim)
             if level < len(widths) - 1:
@@ -184,7 +99,7 @@ class UNet(nn.Module):
         self.output_blocks = nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
             for index in range(config.num_res_blocks + 1):
-                layers = _layers(config, level, dim + skips.pop(), width)
+                layers = stage_layers(config, level, dim + skips.pop(), width)
                 dim = width
                 if level and index == config.num_res_blocks:
                     layers.append(nn.Upsample(scale_factor=2, mode="nearest"))
@@ -192,7 +107,7 @@ class UNet(nn.Module):
         self.out = nn.Sequential(
             nn.GroupNorm(NUM_GROUPS, dim),
             nn.SiLU(),
-            _zeroed(nn.Conv2d(dim, config.channels * codec.vocab_size, 3, padding=1)),
+            zeroed(nn.Conv2d(dim, config.channels * codec.vocab_size, 3, padding=1)),
         )
 
     def features(
@@ -364,28 +279,5 @@ def _compute_dtype(weight: Tensor) -> torch.dtype:
     return weight.dtype
 
 
-def _layers(config: UNetConfig, level: int, dim_in: int, dim: int) -> list[nn.Module]:
-    """A residual block, and attention at the rates that have it."""
-    layers: list[nn.Module] = [ResidualBlock(config, dim_in, dim)]
-    if 2**level in config.attention_rates:
-        layers.append(AttentionBlock(dim, config.head_channels))
-    return layers
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Full attention with a float32 softmax; q, k and v (B, heads, H W, head_channels)."""
-    if q.device.type == "cpu":
-        # The fused kernel's backward pass on a CPU is many times slower than these two products.
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-        return torch.softmax(scores.float(), -1).to(v.dtype) @ v
-    return F.scaled_dot_product_attention(q, k, v)
-
-
 def _time_embed(dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dim, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, 4 * dim))
-
-
-def _zeroed(module: _M) -> _M:
-    for parameter in module.parameters():
-        nn.init.zeros_(parameter)
-    return module
