@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _MAX_DIMENSIONS = 4
-_NUMERIC_TYPE = re.compile(r"[biuf][1248]")
+_NUMERIC_TYPE = re.compile(r"b1|[iu][1248]|f[248]")
 _NAMES = {
     ("numpy", "ndarray"): "ndarray",
     ("numpy", "dtype"): "dtype",

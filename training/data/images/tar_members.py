@@ -13,13 +13,19 @@ from training.data.images.image_set import DataError
 
 MAX_MEMBERS = 64
 MAX_ARCHIVE_BYTES = 256 * 2**20
+_MAX_READS_AT_END = 16
 
 
 class _BoundedStream:
-    """A decompressed stream that ends in an error after so many bytes, whatever a tar header announces."""
+    """A decompressed stream that ends in an error after so many bytes, whatever a tar header announces.
+
+    To pass over a member tarfile reads until it has seen the announced size, also when nothing is left, which
+    for a size of 2**90 takes for ever. So reading on and on at the end is an error as well.
+    """
 
     def __init__(self, path: Path, source: IO[bytes]) -> None:
         self._path, self._source, self._left = path, source, MAX_ARCHIVE_BYTES
+        self._reads_at_end = 0
 
     def read(self, size: int) -> bytes:
         content = self._source.read(min(size, self._left + 1))
@@ -29,6 +35,10 @@ class _BoundedStream:
                 f"{self._path}: unpacks to more than {MAX_ARCHIVE_BYTES} bytes, which no known archive does; "
                 "fetch it again"
             )
+        if not content:
+            self._reads_at_end += 1
+            if self._reads_at_end > _MAX_READS_AT_END:
+                raise EOFError("a member is announced larger than the archive")
         return content
 
 

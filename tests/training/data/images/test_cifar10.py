@@ -159,6 +159,16 @@ def test_a_bomb_is_unpacked_only_to_the_limit(
         read_cifar10(tmp_path / "a.tar.gz", "heldout", verify=False)
 
 
+def test_an_endless_member_is_refused_at_once(tmp_path: Path) -> None:
+    """tarfile alone would read at the end of the file until 2**62 bytes have been seen."""
+    member = tarfile.TarInfo("endless")
+    member.size = 2**62
+    with gzip.open(tmp_path / "a.tar.gz", "wb") as file:
+        file.write(member.tobuf(tarfile.GNU_FORMAT) + bytes(2**12))
+    with pytest.raises(DataError, match="a member is announced larger than the archive"):
+        read_cifar10(tmp_path / "a.tar.gz", "heldout", verify=False)
+
+
 def test_too_many_members_are_refused(tmp_path: Path) -> None:
     make_tar(tmp_path / "a.tar.gz", {f"file-{number}": b"" for number in range(100)})
     with pytest.raises(DataError, match="member 64: an impossible size, or over 64 members"):
