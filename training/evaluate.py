@@ -2,6 +2,8 @@
 
 `nelbo` and `grid_nelbo` are bounds of the negative log-likelihood and may be called so; `coded_loss`, the
 published training loss, is not a bound for more than one digit a token and is labelled accordingly.
+
+Images are measured by `evaluate_images`.
 """
 
 from __future__ import annotations
@@ -23,10 +25,12 @@ from tqdm import tqdm
 from prime_core.checkpoint import Checkpoint, load_checkpoint
 from prime_core.device import choose_device
 from prime_core.likelihood import estimate_grid_nelbo, estimate_likelihood
+from training import evaluate_images
 from training.baselines import unigram_nats, xz_bits_per_byte
 from training.command_line import load_settings
 from training.data.corpus import CorpusOptions
 from training.heldout import HeldoutText, cut_rows, mean_over_rows, read_documents
+from training.model_kind import makes_images
 
 BOUND = "likelihood bound"
 NOT_A_BOUND = "not a bound for target_length > 1"
@@ -34,7 +38,10 @@ EXACT = "exact code length"
 
 
 class EvalConfig(BaseSettings):
-    """Measure held-out text under a checkpoint: nelbo and coded_loss per token and in bits per byte."""
+    """Measure held-out text under a checkpoint: nelbo and coded_loss per token and in bits per byte.
+
+    Of an image model: held-out images and samples; with its --checkpoint, --help lists the settings of images.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix="PRIME_EVAL_",
@@ -211,10 +218,11 @@ def _cell(value: float | None, error: float | None) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: ``prime-eval --checkpoint DIR --data FILE ...``; returns 0, or 2 after an error."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if makes_images(arguments, "PRIME_EVAL_"):
+        return evaluate_images.main(arguments)
     try:
-        config = load_settings(
-            EvalConfig, "prime-eval", sys.argv[1:] if argv is None else argv, synonyms={"json": "as_json"}
-        )
+        config = load_settings(EvalConfig, "prime-eval", arguments, synonyms={"json": "as_json"})
         report = evaluate(config)
     except (ValueError, OSError) as error:
         print(f"prime-eval: {' '.join(str(error).split())}", file=sys.stderr)

@@ -1,0 +1,225 @@
+"""prime-eval of images: bits per dimension of known models, labels of every kind, and samples with their floor."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prime_core.checkpoint import load_checkpoint
+from prime_core.likelihood import estimate_likelihood
+from prime_core.pixels import PixelCodec
+from tests.training.picture_models import write_image_model
+from tests.training.picture_sets import write_fashion_files
+from training import evaluate_images as module
+from training.data.images import open_images
+from training.evaluate import main
+from training.evaluate_images import ImageEvalConfig, evaluate_images
+from training.image_report import BOUNDS, NOT_A_BOUND
+from training.inception import STANDARD_DIGEST, Inception
+from training.sample_images import ImageSampleConfig, Shard, write_images
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_fashion_files(folder, 256, 60)
+    return folder
+
+
+def _model(tmp_path: Path, data: Path, labels: Any = "class", **settings: Any) -> Path:
+    trained = {"kind": "images", "dataset": "fashion-mnist", "path": str(data), "cache": str(data / "cache")}
+    provenance = {"step": 7, "training": {"data": trained}}
+    return write_image_model(
+        tmp_path, labels, num_labels=10, size=28, provenance=provenance, **{"scale": 0.2, **settings}
+    )
+
+
+def _evaluate(checkpoint: Path, **settings: Any) -> dict[str, Any]:
+    settings = {"rows": 6, "num_draws": 2, "batch_rows": 4, "device": "cpu", **settings}
+    return evaluate_images(ImageEvalConfig(checkpoint=checkpoint, **settings), progress=False)
+
+
+def test_a_model_that_knows_nothing_pays_eight_bits_a_dimension(tmp_path: Path, data: Path) -> None:
+    report = _evaluate(_model(tmp_path, data, "none", scale=0.0), grid_steps=5)
+    assert (report["num_rows"], report["num_dimensions"], report["step"]) == (6, 784, 7)
+    for name in ("nelbo", "coded_loss"):
+        figures = report["estimates"][name]
+        # Each mask's estimate is exact for nelbo: n masked digits at log 16, weighted M / n.
+        if name == "nelbo":
+            assert figures["bits_per_dimension"] == pytest.approx(8, rel=1e-5)
+            assert figures["nats_per_image"] == pytest.approx(784 * 8 * math.log(2), rel=1e-5)
+            assert figures["bits_per_dimension_standard_error"] < 1e-4
+        else:
+            assert figures["bits_per_dimension"] < 8  # tokens with two masked digits pay once: no bound
+    assert report["estimates"]["grid_nelbo"]["bits_per_dimension"] == pytest.approx(8, rel=0.1)
+
+
+@pytest.mark.parametrize("labels", ["none", "class", "uniform"])
+def test_only_bounds_are_called_so_and_what_they_bound_is_said(
+    labels: str, tmp_path: Path, data: Path
+) -> None:
+    report = _evaluate(_model(tmp_path, data, labels), rows=2, grid_steps=3)
+    label = {name: figures["label"] for name, figures in report["estimates"].items()}
+    assert label == {"nelbo": BOUNDS[labels], "grid_nelbo": BOUNDS[labels], "coded_loss": NOT_A_BOUND}
+    assert report["estimates"]["grid_nelbo"]["steps"] == 3
+    assert len(set(BOUNDS.values())) == 3
+
+
+def test_the_bound_is_the_library_s_with_the_labels_of_the_data(tmp_path: Path, data: Path) -> None:
+    path = _model(tmp_path, data)
+    report = _evaluate(path, rows=4, num_draws=1, seed=5)
+    checkpoint = load_checkpoint(path)
+    heldout = open_images("fashion-mnist", data, "heldout", data)
+    assert heldout.labels is not None
+    rows = [0, 19, 39, 59]
+    x_0 = PixelCodec(checkpoint.config.model).encode(torch.from_numpy(heldout.pixels[rows]))
+
+    def bits(labels: torch.Tensor) -> float:
+        generator = torch.Generator().manual_seed(5)
+        parts = checkpoint.denoiser, checkpoint.codec, checkpoint.schedule
+        both = estimate_likelihood(*parts, x_0, generator=generator, labels=labels)
+        return float(both.nelbo.mean()) / 784 / math.log(2)
+
+    labels = torch.from_numpy(heldout.labels[rows])
+    assert report["estimates"]["nelbo"]["bits_per_dimension"] == pytest.approx(bits(labels), rel=1e-9)
+    assert bits(labels) != bits((labels + 1) % 10)
+
+
+def test_uniform_labels_are_drawn_anew_for_every_mask(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[torch.Tensor] = []
+
+    def spy(*arguments: Any, labels: torch.Tensor, **options: Any) -> Any:
+        drawn.append(labels)
+        return estimate_likelihood(*arguments, labels=labels, **options)
+
+    monkeypatch.setattr(module, "estimate_likelihood", spy)
+    _evaluate(_model(tmp_path, data, "uniform"), rows=4, num_draws=12)
+    labels = torch.cat(drawn)
+    assert labels.shape == (48,)
+    assert set(labels.tolist()) == set(range(10))
+    assert all(len(set(per_image.tolist())) > 3 for per_image in labels.view(4, 12))
+
+
+def test_samples_are_judged_with_their_floor(tmp_path: Path, data: Path) -> None:
+    settings: dict[str, Any] = {"rows": 0, "samples": 20, "steps": 2, "seed": 3, "num_reference": 100}
+    report = _evaluate(path := _model(tmp_path, data), **settings)
+    assert "estimates" not in report
+    distance, agreement = report["classifier_feature_distance"], report["label_agreement"]
+    assert (distance["n"], distance["n_floor"], distance["n_reference"]) == (20, 20, 100)
+    # Random weights make noise, far from bars; the floor is what bars are from bars.
+    assert distance["value"] > 3 * distance["floor"] > 0
+    assert (agreement["n"], 0 <= agreement["value"] <= 1) == (20, True)
+    assert agreement["classifier_accuracy"] == report["classifier"]["accuracy"]
+    assert Path(report["classifier"]["file"]) == data / "cache" / "classifier-fashion-mnist.safetensors"
+    assert report["samples"]["steps"] == 2
+    assert 0 < report["samples"]["mean_nfe"] <= 2
+    # FID is no other name of the distance: without weights there is none, and that is said.
+    assert not {"fid", "inception_score"} & set(report)
+    assert "never downloaded" in report["notes"][0] and "not a FID" in report["notes"][0]
+
+    output = tmp_path / "samples"
+    sampling = ImageSampleConfig(checkpoint=path, output=output, n=20, steps=2, seed=3, device="cpu")
+    write_images(sampling, shard=Shard(0, 1), progress=False)
+    found = _evaluate(path, **{**settings, "samples": 0}, samples_folder=output)
+    for name in ("classifier_feature_distance", "label_agreement"):
+        assert found[name] == report[name]
+
+
+def test_labels_that_mean_nothing_are_not_compared(tmp_path: Path, data: Path) -> None:
+    report = _evaluate(_model(tmp_path, data, "uniform"), rows=0, samples=4, steps=1)
+    assert "classifier_feature_distance" in report
+    assert "label_agreement" not in report
+
+
+def test_with_weights_there_is_a_fid(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def network(pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = pictures.float().flatten(1)[:, ::500]
+        return features, features[:, :3]
+
+    monkeypatch.setattr(module, "load_inception", lambda *_: Inception(network, STANDARD_DIGEST))
+    weights = tmp_path / "weights.pth"
+    report = _evaluate(
+        _model(tmp_path, data), rows=0, samples=20, steps=1, num_reference=50, inception_weights=weights
+    )
+    assert (report["fid"]["n"], report["fid"]["n_reference"]) == (20, 50)
+    assert report["inception_score"]["value"] >= 1
+    assert report["notes"] == []
+    assert "classifier_feature_distance" in report
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"samples": 2, "samples_folder": "out"}, "give one of them"),
+        ({"samples_folder": "out"}, r"no whole samples.npy"),
+        ({"inception_weights": "absent.pth", "samples": 2}, r"absent.pth: no such file"),
+        ({"dataset": "cifar10"}, "give --dataset and --path"),
+        ({"samples": 1, "steps": 1, "rows": 0}, "at least 2 samples"),
+        ({"samples": 2, "classifier": "model/model.safetensors"}, "no classifier"),
+        (
+            {"samples": 2, "steps": 2, "corrector": "published 4 1", "sampler": "ancestral", "top_p": 0.0},
+            "top_p",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_said(
+    settings: dict[str, Any], message: str, tmp_path: Path, data: Path
+) -> None:
+    path = _model(tmp_path, data)
+    files = {name: tmp_path / value for name, value in settings.items() if name.split("_")[-1] in
+             ("folder", "weights", "classifier")}  # fmt: skip
+    with pytest.raises((ValueError, OSError), match=message):
+        _evaluate(path, **{"rows": 0, **settings, **files})
+
+
+def test_another_data_set_than_that_of_the_model_is_refused(tmp_path: Path, data: Path) -> None:
+    path = write_image_model(tmp_path, size=8)
+    with pytest.raises(ValueError, match="does not say what it was trained on"):
+        _evaluate(path)
+    with pytest.raises(ValueError, match=r"are \(28, 28, 1\), and the model's are \(8, 8, 1\)"):
+        _evaluate(path, dataset="fashion-mnist", path=data)
+    (tmp_path / "two").mkdir()
+    two = write_image_model(tmp_path / "two", size=28, num_labels=2)
+    with pytest.raises(ValueError, match="the model has 2 classes and fashion-mnist/heldout has 10"):
+        _evaluate(two, dataset="fashion-mnist", path=data)
+
+
+def test_the_command(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--checkpoint", str(_model(tmp_path, data)), "--rows", "2", "--device", "cpu"]
+    assert main([*arguments, "--samples", "4", "--steps", "2"]) == 0
+    table = capsys.readouterr().out
+    assert "bits/dimension" in table
+    lines = {line.split()[0]: line for line in table.splitlines() if line}
+    assert BOUNDS["class"] in lines["nelbo"]
+    assert NOT_A_BOUND in lines["coded_loss"]
+    assert "floor" in lines["classifier_feature_distance"] and "n 4" in lines["classifier_feature_distance"]
+    assert "never downloaded" in " ".join(table.split())
+    assert "fid" not in lines
+    assert main([*arguments, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["estimates"]["nelbo"]["bits_per_dimension"] > 0
+    assert main([*arguments, "--data", "x.txt"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("prime-eval: ")
+    assert "--data" in error
+
+
+def test_a_text_command_line_is_none_of_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--checkpoint", str(tmp_path / "absent"), "--data", "x.txt"]) == 2
+    assert "no such file" in capsys.readouterr().err

@@ -1,0 +1,63 @@
+"""The words and the table of an evaluation of images."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+# What a bound is a bound of, by the kind of labels the model has.
+BOUNDS: Mapping[str, str] = {
+    "none": "likelihood bound",
+    "class": "likelihood bound of an image given its class",
+    "uniform": "likelihood bound, labels drawn uniformly (valid by Jensen's inequality)",
+}
+NOT_A_BOUND = "not a bound for target_length > 1"
+MISSING_CLASSIFIER = (
+    "the data set has no labels, so there is no classifier and no classifier_feature_distance"
+)
+_FIGURES = ("classifier_feature_distance", "label_agreement", "fid", "inception_score")
+_ERRORS = ("standard_error", "standard_deviation")
+
+
+def image_table(report: Mapping[str, Any]) -> str:
+    """Return a report as text, one line a figure; every figure of samples says how many there were."""
+    lines = [
+        f"{report['checkpoint']} (step {report['step']}, {report['dtype']}, {report['target_length']} digits a token, "
+        f"labels: {report['labels']}) on {report['data']}"
+    ]
+    if "estimates" in report:
+        lines += [
+            f"{report['num_rows']} images of {report['num_dimensions']} dimensions, {report['num_draws']} masks each",
+            "",
+            f"{'':<12} {'bits/dimension':>18}",
+        ]
+        for name, figures in report["estimates"].items():
+            cell = _cell(figures["bits_per_dimension"], figures["bits_per_dimension_standard_error"])
+            lines.append(f"{name:<12} {cell:>18}  {figures['label']}")
+    if "samples" in report:
+        facts = ", ".join(f"{name} {value}" for name, value in report["samples"].items() if value is not None)
+        lines += ["", f"samples: {facts}"]
+        for name in _FIGURES:
+            if name in report:
+                lines.append(_sample_line(name, report[name]))
+        for note in report["notes"]:
+            lines += textwrap.wrap(f"note: {note}", 110, subsequent_indent="  ")
+    return "\n".join(lines)
+
+
+def _sample_line(name: str, figures: Mapping[str, Any]) -> str:
+    error = next((figures[key] for key in _ERRORS if key in figures), None)
+    beside = [
+        f"{key.replace('_', ' ')} {figures[key]:.4f}"
+        for key in ("floor", "classifier_accuracy")
+        if key in figures
+    ]
+    beside += [
+        f"{key} {figures[key]}" for key in ("n", "n_reference", "n_floor", "num_features") if key in figures
+    ]
+    return f"{name:<28} {_cell(figures['value'], error):>18}  {', '.join(beside)}: {figures['label']}"
+
+
+def _cell(value: float, error: float | None) -> str:
+    return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
