@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from html import escape
 from typing import Any
+from urllib.parse import urlencode
 
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
@@ -27,7 +28,12 @@ th, td { text-align: left; vertical-align: top; padding: 0.3rem 1rem 0.3rem 0; o
 section { margin-top: 2rem; }
 :focus-visible { outline: 3px solid Highlight; outline-offset: 2px; }
 """
-_EXAMPLE = {"prompt": "Once upon a time", "max_tokens": 16, "seed": 1}
+# Fields of the examples: of bodies, and of queries.
+_BODIES = {
+    "/generate": {"prompt": "Once upon a time", "max_tokens": 16, "seed": 1},
+    "/images": {"n": 1, "steps": 64, "seed": 1},
+}
+_QUERIES = {"/images": {"n": 16, "seed": 1}}
 
 
 def docs_router(openapi: Callable[[], dict[str, Any]]) -> APIRouter:
@@ -79,9 +85,8 @@ def _section(document: Mapping[str, Any], method: str, path: str, operation: Map
         f'<section aria-labelledby="{anchor}">\n<h2 id="{anchor}"><code>{method.upper()} {escape(path)}</code>'
         f"</h2>\n<p>{escape(operation.get('summary', ''))}</p>\n"
     ]
-    body = _json_schema(document, operation.get("requestBody", {}))
-    if body:
-        parts.append(_table(document, "Body: JSON", body))
+    for caption, schema in _inputs(document, operation):
+        parts.append(_table(document, caption, schema))
     statuses = []
     for status, response in operation["responses"].items():
         schema = _json_schema(document, response)
@@ -89,15 +94,33 @@ def _section(document: Mapping[str, Any], method: str, path: str, operation: Map
             parts.append(_table(document, "Answer: JSON", schema))
         statuses.append(f"<code>{escape(status)}</code>")
     parts.append(f"<p>Statuses: {', '.join(statuses)}</p>\n")
-    parts.append(_example(method, path, body))
+    parts.append(_example(method, path))
     return "".join(parts) + "</section>\n"
 
 
-def _example(method: str, path: str, body: Mapping[str, Any]) -> str:
+def _inputs(
+    document: Mapping[str, Any], operation: Mapping[str, Any]
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield caption and schema of all that a request can hold: query, and the body of each model."""
+    parameters = operation.get("parameters", [])
+    if parameters:
+        fields = {item["name"]: {**item["schema"], "description": item["description"]} for item in parameters}
+        yield "Query", {"properties": fields}
+    body = _json_schema(document, operation.get("requestBody", {}))
+    if "anyOf" in body:
+        for option in body["anyOf"]:
+            yield f"Body: JSON, {option['title']}", option
+    elif body:
+        yield "Body: JSON", body
+
+
+def _example(method: str, path: str) -> str:
     """Return a command for a shell; the page does not know the address that its reader used."""
     command = f"curl http://127.0.0.1:8000{path}"
-    if body:
-        shown = json.dumps({key: value for key, value in _EXAMPLE.items() if key in body["properties"]})
+    if method == "get" and path in _QUERIES:
+        command = f"curl 'http://127.0.0.1:8000{path}?{urlencode(_QUERIES[path])}' --output images.png"
+    elif method == "post" and path in _BODIES:
+        shown = json.dumps(_BODIES[path])
         command += f" \\\n  -H 'Content-Type: application/json' \\\n  -d '{shown}'"
     elif method != "get":
         command += f" -X {method.upper()}"
@@ -110,6 +133,7 @@ def _table(document: Mapping[str, Any], caption: str, schema: Mapping[str, Any])
         f"<td>{'' if default is None else f'<code>{escape(default)}</code>'}</td></tr>\n"
         for name, rule, default in _fields(document, schema)
     )
+    caption = escape(caption)
     return (
         f'<h3>{caption}</h3>\n<div class="table" tabindex="0" role="region" aria-label="{caption}"><table>\n'
         '<thead><tr><th scope="col">field</th><th scope="col">rule</th><th scope="col">default</th></tr>'

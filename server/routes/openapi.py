@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from server.engine import Engine
@@ -44,3 +44,34 @@ def body_schema(kinds: Mapping[str, type[Asked]]) -> dict[str, Any]:
 
 def _only(name: str, *, or_null: bool) -> dict[str, Any]:
     return {"anyOf": [{"type": "string", "const": name}, {"type": "null"}]} if or_null else {"const": name}
+
+
+def query_schema(kinds: Mapping[str, type[Asked]], names: Sequence[str]) -> dict[str, Any]:
+    """Return the part of an operation that describes its query.
+
+    Args:
+        kinds: class of the request of each model; a field with rules of several models takes what any of them takes.
+        names: of the fields that a query may hold.
+    """
+    schemas = [inlined_schema(kind)["properties"] for kind in kinds.values()]
+    parameters = []
+    for name in names:
+        options = [_without_objects(schema[name]) for schema in schemas]
+        options = [option for index, option in enumerate(options) if option not in options[:index]]
+        schema = options[0] if len(options) == 1 else {"anyOf": options}
+        if name == "model":
+            schema = {"type": "string", "enum": list(kinds)}
+        description = schemas[0][name]["description"] if schemas else ""
+        parameters.append({"name": name, "in": "query", "description": description, "schema": schema})
+    return {"parameters": parameters}
+
+
+def _without_objects(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the schema of a field without what a query cannot write: null and objects."""
+    kept = {key: value for key, value in schema.items() if key not in {"description", "title", "anyOf"}}
+    if kept.get("default", ...) is None:
+        del kept["default"]
+    options = [option for option in schema.get("anyOf", []) if option.get("type") not in {"null", "object"}]
+    if len(options) == 1:
+        return {**kept, **options[0]}
+    return {**kept, "anyOf": options} if options else kept

@@ -76,7 +76,10 @@ class Hooked(nn.Module):
         self.lengths.append(list(lengths))
         if self.hook is not None:
             self.hook(lengths)
-        features = self.inner.features(y_t, lengths, t, positions, labels).clone()
+        features = self.inner.features(y_t, lengths, t, positions, labels)
+        if self.broken_length is None:
+            return features
+        features = features.clone()
         row_of = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
         broken = torch.tensor([length == self.broken_length for length in lengths])[row_of]
         features[broken if positions is None else broken[positions]] = torch.nan
@@ -167,7 +170,8 @@ def serving(*models: Path | ModelSource, **changes: object) -> Iterator[Running]
     engine.start()
     thread.start()
     try:
-        wait_until(lambda: server.started and engine.state == "ready")
+        wait_until(lambda: (server.started and engine.state == "ready") or not engine.alive)
+        assert engine.alive, "the engine died as it started"
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         with httpx.Client(base_url=url, timeout=60) as client:
             yield Running(url, engine, settings, client)

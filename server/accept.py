@@ -1,0 +1,42 @@
+"""What a client would rather have: a picture or JSON, by its Accept header (RFC 9110, section 12.5.1)."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+_WEIGHT = re.compile(r"\s*q=(0(?:\.\d{0,3})?|1(?:\.0{0,3})?)\s*", re.IGNORECASE)
+
+
+def preferred(accept: str | None) -> Literal["image", "json"] | None:
+    """Return which of image/png and application/json an Accept header ranks higher; None if neither.
+
+    Args:
+        accept: the header's value, None if there is none. Ranges that are not well-formed count for nothing.
+    """
+    weights = _weights("*/*" if accept is None else accept)
+    image = _weight(weights, "image/png", "image/*")
+    json = _weight(weights, "application/json", "application/*")
+    if image == json:
+        return None
+    return "image" if image > json else "json"
+
+
+def _weights(accept: str) -> dict[str, float]:
+    """Return the weight of each media range; of one that is there twice, the first."""
+    weights: dict[str, float] = {}
+    for part in accept.split(","):
+        media_range, *parameters = part.split(";")
+        weight = 1.0
+        for parameter in parameters:
+            found = _WEIGHT.fullmatch(parameter)
+            if found:
+                weight = float(found[1])
+                break
+        weights.setdefault(media_range.strip().lower(), weight)
+    return weights
+
+
+def _weight(weights: dict[str, float], *ranges: str) -> float:
+    """Return the weight of the narrowest range that is there; 0 if there is none."""
+    return next((weights[name] for name in (*ranges, "*/*") if name in weights), 0.0)

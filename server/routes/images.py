@@ -1,0 +1,107 @@
+"""POST /images, and GET /images for the address bar and <img>: the project's own interface to image models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from prime_core.config import UNetConfig
+from server.accept import preferred
+from server.body import read_json
+from server.checking import check_keys, checked_request, choose_model, require_object
+from server.images import make_images
+from server.known import KnownShape
+from server.model_queue import ModelQueue
+from server.query import read_query
+from server.request import Service, answered
+from server.routes.openapi import ERRORS, body_schema, models_of, query_schema
+from server.schemas.base import Limits
+from server.schemas.images import ImagesRequest, ImagesResponse, ResponseFormat, image_request
+
+QUERY_FIELDS = ("n", "steps", "temperature", "top_p", "seed", "label", "model", "preset")
+_TEXT_FIELDS = ("model", "preset")
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_HEADERS = {
+    "X-Seed": {"schema": {"type": "string"}, "description": "this seed gives these images again"},
+    "X-NFE": {"schema": {"type": "string"}, "description": "sum of the denoiser calls of the images"},
+}
+
+
+def router(service: Service) -> APIRouter:
+    """Return the routes of images.
+
+    Args:
+        service: the engine, its limits and the threads.
+    """
+    routes = APIRouter()
+    queues = {name: service.engine.queues[name] for name in models_of(service.engine, "images")}
+    kinds = {name: _request_kind(queue, service.limits[name]) for name, queue in queues.items()}
+
+    @routes.post(
+        "/images",
+        summary="Generate images",
+        response_model=ImagesResponse,
+        responses={**ERRORS, 200: _answers("image/png", "application/octet-stream")},
+        openapi_extra=body_schema(kinds),
+        include_in_schema=bool(kinds),
+    )
+    async def post_images(request: Request) -> Response:
+        return await answered(service, request, answer_to_body(request))
+
+    @routes.get(
+        "/images",
+        summary="Generate images, as a picture for a browser",
+        response_model=ImagesResponse,
+        responses={**ERRORS, 200: _answers("image/png")},
+        openapi_extra=query_schema(kinds, QUERY_FIELDS),
+        include_in_schema=bool(kinds),
+    )
+    async def get_images(request: Request) -> Response:
+        return await answered(service, request, answer_to_query(request))
+
+    async def answer_to_body(request: Request) -> Response:
+        body = await read_json(request, service.max_body_bytes, service.receive_timeout_s)
+        fields = require_object(body)
+        check_keys(ImagesRequest, fields)
+        picture = preferred(request.headers.get("accept")) == "image"
+        return await answer_to(fields, picture, request)
+
+    async def answer_to_query(request: Request) -> Response:
+        fields = read_query(request.scope["query_string"], QUERY_FIELDS, _TEXT_FIELDS)
+        picture = preferred(request.headers.get("accept")) != "json"
+        return await answer_to(fields, picture, request)
+
+    async def answer_to(fields: Mapping[str, object], picture: bool, request: Request) -> Response:
+        queue = choose_model(service.engine.queues, "images", fields, request)
+        asked = checked_request(kinds[queue.name], fields)
+        answer = await make_images(service, queue, asked, _format_of(asked, picture), request)
+        headers = {**answer.headers, "Vary": "Accept", "Cache-Control": "no-store"}
+        return Response(answer.content, 200, headers, answer.media_type)
+
+    return routes
+
+
+def _request_kind(queue: ModelQueue, limits: Limits) -> type[ImagesRequest]:
+    config = queue.checkpoint.config
+    assert isinstance(config.model, UNetConfig), "an image model"
+    num_labels = config.model.num_labels if config.model.labels == "class" else 0
+    return image_request(limits, KnownShape.of(config.model, config.codec), num_labels, config.label_names)
+
+
+def _format_of(asked: ImagesRequest, picture: bool) -> ResponseFormat:
+    if asked.response_format is not None:
+        return asked.response_format
+    if not picture:
+        return "b64_json"
+    return "png" if asked.n == 1 else "grid"
+
+
+def _answers(*media_types: str) -> dict[str, Any]:
+    return {
+        "description": "The images: JSON, or a file with its seed and cost in the headers",
+        "content": dict.fromkeys(media_types, _BINARY),
+        "headers": _HEADERS,
+    }
