@@ -56,7 +56,9 @@ class ImageEvalConfig(ImageSamplerSettings):
     )
 
     checkpoint: Path = Field(description="checkpoint: a folder or one .safetensors file")
-    dataset: DatasetName | None = Field(default=None, description="data set; default: that of the training")
+    dataset: DatasetName | None = Field(
+        default=None, description="cifar10, imagenet32, fashion-mnist or folder; default: as in training"
+    )
     path: Path | None = Field(default=None, description="its files; default: those of the training")
     cache: Path | None = Field(
         default=None, description="folder of converted copies and of the classifier; default: as in training"

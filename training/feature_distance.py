@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-BIAS_NOTE = "biased upwards at finite n, unbiased only as n grows: compare at equal n, and with the floor"
+BIAS_NOTE = "biased upwards at finite n, so compare at equal n and with the floor"
 
 
 class GaussianFit(NamedTuple):
@@ -115,7 +115,7 @@ def compare_features(samples: Tensor, reference: Tensor, heldout: Tensor) -> dic
         "n_reference": len(reference),
         "n_floor": len(floor),
         "num_features": samples.shape[1],
-        "label": f"Frechet distance in the features of our own classifier; {BIAS_NOTE}",
+        "label": f"Frechet distance of our own classifier's features; {BIAS_NOTE}",
     }
 
 

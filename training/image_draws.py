@@ -74,7 +74,8 @@ def draw_images(
     with tqdm(total=len(indices), desc="sampling", bar_format=form, disable=not progress) as bar:
 
         def count(rows: Sequence[Row]) -> None:
-            bar.update(sum(1 / row.plan.nfe for row in rows))
+            done = sum(1 / row.plan.nfe for row in rows)
+            bar.update(min(done, len(indices) - bar.n))  # a sum of fractions may pass the total by an ulp
 
         for index, sample in finished_rows(draws.checkpoint, draws.prepare, indices, max_rows, count):
             assert isinstance(sample, ImageSample), "an image model makes images"

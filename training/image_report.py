@@ -36,7 +36,11 @@ def image_table(report: Mapping[str, Any]) -> str:
             cell = _cell(figures["bits_per_dimension"], figures["bits_per_dimension_standard_error"])
             lines.append(f"{name:<12} {cell:>18}  {figures['label']}")
     if "samples" in report:
-        facts = ", ".join(f"{name} {value}" for name, value in report["samples"].items() if value is not None)
+        facts = ", ".join(
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in report["samples"].items()
+            if value is not None
+        )
         lines += ["", f"samples: {facts}"]
         for name in _FIGURES:
             if name in report:

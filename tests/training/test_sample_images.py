@@ -80,6 +80,17 @@ def test_classes_come_in_turn_and_models_without_labels_have_none(checkpoint: Pa
     assert set(np.load(tmp_path / "mixed" / "labels.npy").tolist()) == {0, 1, 2}
 
 
+def test_super_tokens_make_colour_pictures(tmp_path: Path) -> None:
+    model = write_image_model(tmp_path, "none", channels=2, size=4, target_length=1, packing="rgb24")
+    _write(model, tmp_path / "out", n=2, steps=2)
+    expected = sample(load_checkpoint(model), n=2, steps=2, seed=3)
+    samples = np.load(tmp_path / "out" / "samples.npy")
+    assert samples.shape == (2, 4, 4, 3)
+    assert np.array_equal(samples, np.stack([one.pixels.numpy() for one in expected]))
+    with pytest.raises(ValueError, match="single digits; use --known-mask"):
+        _write(model, tmp_path / "other", known=tmp_path / "out" / "000000.png", known_digits="high")
+
+
 def test_three_ranks_make_what_one_process_makes(checkpoint: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     _write(checkpoint, whole, n=7)
@@ -275,9 +286,9 @@ def test_the_command_chooses_by_the_checkpoint(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
-    arguments = [f"--checkpoint={checkpoint}", "--output", str(output), "-n", "2", "--steps", "2"]
+    arguments = [f"--checkpoint={checkpoint}", "--output", str(output), "-n", "7", "--steps", "9"]
     assert main(arguments) == 0
-    assert capsys.readouterr().out == f"{output}: 2 pictures written; all 2 are in samples.npy\n"
+    assert capsys.readouterr().out == f"{output}: 7 pictures written; all 7 are in samples.npy\n"
     for flags, message in (
         (["--prompt", "x"], "prompt"),
         (["--preset", "cifar11"], "preset must be one of"),
