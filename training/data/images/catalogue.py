@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from training.data.images.cifar10 import read_cifar10
 from training.data.images.fashion_mnist import read_fashion_mnist
-from training.data.images.image_set import DataError, ImageSet
+from training.data.images.folder import read_folder
+from training.data.images.image_set import ImageSet
+from training.data.images.imagenet32 import read_imagenet32
 
 DatasetName = Literal["cifar10", "imagenet32", "fashion-mnist", "folder"]
 Split = Literal["train", "heldout"]
@@ -19,6 +21,7 @@ def open_images(
     split: Split,
     cache: Path,
     *,
+    size: tuple[int, int] | None = None,
     verify: bool = True,
 ) -> ImageSet:
     """Open one split of a data set.
@@ -27,14 +30,30 @@ def open_images(
         dataset: "cifar10", "imagenet32", "fashion-mnist" or "folder".
         path: where the files are; see the reader of each data set.
         split: "train" or "heldout".
-        cache: folder for converted copies of large data sets; made when needed.
-        verify: for "cifar10": refuse an archive whose MD5 is not that of an official one.
+        cache: folder of converted copies, made when needed. "cifar10" and "fashion-mnist" fit into memory
+            and write nothing there.
+        size: (H, W) that the pictures of a "folder" are cropped and resized to; None where they all have
+            the same size. The other data sets have their own size and refuse this.
+        verify: for "cifar10", refuse an archive whose MD5 is not that of an official one. The other data
+            sets have no checksums; verify=False is refused there.
 
     Raises:
         DataError: the files are missing, damaged or not those of the data set.
+        OSError: the cache cannot be written.
+        ValueError: an unknown data set or split, or an option that the data set does not have.
     """
-    if dataset == "fashion-mnist":
-        return read_fashion_mnist(path, split)
+    if split not in get_args(Split):
+        raise ValueError(f"split is {split!r}: give one of {', '.join(get_args(Split))}")
+    if size is not None and dataset != "folder":
+        raise ValueError(f"size is given, and {dataset!r} has its own: leave it out, or use a folder")
+    if not verify and dataset != "cifar10":
+        raise ValueError(f"verify=False is given, and {dataset!r} has no checksums: leave it out")
     if dataset == "cifar10":
         return read_cifar10(path, split, verify=verify)
-    raise DataError(f"data set {dataset!r} is not known")
+    if dataset == "imagenet32":
+        return read_imagenet32(path, split, cache)
+    if dataset == "fashion-mnist":
+        return read_fashion_mnist(path, split)
+    if dataset == "folder":
+        return read_folder(path, split, cache, size=size)
+    raise ValueError(f"dataset is {dataset!r}: give one of {', '.join(get_args(DatasetName))}")

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 Made = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
@@ -164,6 +165,25 @@ def make_npz(folder: Path, n: int = 2, *, seed: int = 0, compress: bool = True) 
             part = slice(index * n, (index + 1) * n)
             save(place / f"{name}.npz", data=planar_rows(pixels[part]), labels=labels[part] + 1)
     return made
+
+
+def make_folder(
+    folder: Path,
+    n: int = 4,
+    *,
+    classes: tuple[str, ...] = (),
+    side: int = 8,
+    channels: int = 3,
+    seed: int = 0,
+) -> Made:
+    """Write ``n`` PNG files, in sub-folders in turn where there are classes; ordered as a reader orders them."""
+    pixels, labels = random_images(n, (side, side, channels), max(len(classes), 1), seed)
+    order = np.argsort(labels, kind="stable")
+    for number in order.tolist():
+        place = folder / classes[labels[number]] if classes else folder
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[number].squeeze()).save(place / f"{number:05d}.png")
+    return pixels[order], labels[order]
 
 
 def _cifar_files(ending: str) -> dict[str, list[str]]:
