@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from training.data.images.image_set import DataError, Pixels
 
@@ -81,7 +81,7 @@ def decode_picture(path: Path, shape: tuple[int, int, int], *, resize: bool) -> 
         _refuse_transparency(path, image)
         plain = image.convert("L" if channels == 1 else "RGB")
         if resize:
-            plain = ImageOps.fit(plain, (width, height), Image.Resampling.LANCZOS)
+            plain = _crop(plain, height, width).resize((width, height), Image.Resampling.LANCZOS)
         return np.asarray(plain, dtype=np.uint8).reshape(shape)
 
 
@@ -109,6 +109,17 @@ def _open(path: Path) -> Iterator[Image.Image]:
     except _DAMAGE as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{path}: not a PNG or JPEG file that can be read ({reason}); remove it") from None
+
+
+def _crop(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Cut the largest rectangle of the ratio height : width out of the centre.
+
+    Cropping comes first and by itself: given a box, Pillow's filter would reach over its edges.
+    """
+    crop_height = min(image.height, max(1, round(image.width * height / width)))
+    crop_width = min(image.width, max(1, round(image.height * width / height)))
+    left, top = (image.width - crop_width) // 2, (image.height - crop_height) // 2
+    return image.crop((left, top, left + crop_width, top + crop_height))
 
 
 def _refuse_transparency(path: Path, image: Image.Image) -> None:

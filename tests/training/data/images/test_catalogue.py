@@ -1,0 +1,54 @@
+"""Options that a data set does not have are refused, never ignored; image sets check what they hold."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from training.data.images import ImageSet, open_images
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset": "mnist"}, "dataset is 'mnist': give one of cifar10, imagenet32, fashion-mnist, folder"),
+        ({"split": "test"}, "split is 'test': give one of train, heldout"),
+        ({"size": (8, 8)}, "size is given, and 'cifar10' has its own"),
+        ({"dataset": "imagenet32", "verify": False}, "verify=False is given, and 'imagenet32' has no"),
+        ({"dataset": "folder", "verify": False}, "verify=False is given, and 'folder' has no"),
+    ],
+)
+def test_a_wrong_option_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    options: dict[str, Any] = {
+        "dataset": "cifar10",
+        "path": tmp_path,
+        "split": "train",
+        "cache": tmp_path,
+    } | changes
+    with pytest.raises(ValueError, match=message):
+        open_images(**options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pixels": np.zeros((2, 4, 4, 3))}, "pixels are float64"),
+        ({"pixels": np.zeros((2, 4, 4), np.uint8)}, r"\(2, 4, 4\): give uint8 \(N, H, W, C\)"),
+        ({"pixels": np.zeros((0, 4, 4, 3), np.uint8)}, "none of them 0"),
+        ({"labels": np.array([0])}, r"give int64 \(2,\), one per image"),
+        ({"labels": np.array([0, 1], np.int32)}, "labels are int32"),
+        ({"labels": np.array([0, 2])}, "labels span 0..2"),
+        ({"labels": np.array([-1, 0])}, "labels span -1..0"),
+        ({"labels": None}, "label_names without labels"),
+    ],
+)
+def test_an_image_set_checks_its_parts(changes: dict[str, Any], message: str) -> None:
+    parts: dict[str, Any] = {
+        "pixels": np.zeros((2, 4, 4, 3), np.uint8),
+        "labels": np.array([0, 1]),
+        "label_names": ("a", "b"),
+    }
+    ImageSet("set", **parts)
+    with pytest.raises(ValueError, match=message):
+        ImageSet("set", **(parts | changes))
