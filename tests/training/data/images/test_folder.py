@@ -147,6 +147,16 @@ def test_links_out_of_the_folder_are_refused(tmp_path: Path, name: str, target: 
     assert _nothing_is_cached(tmp_path / "cache")
 
 
+@pytest.mark.parametrize("name", ["heldout", "train"])
+def test_a_split_that_is_a_link_out_of_the_folder_is_refused(tmp_path: Path, name: str) -> None:
+    make_folder(tmp_path / "outside", 2)
+    for split in {"heldout", "train"} - {name}:
+        make_folder(tmp_path / "in" / split, 2)
+    (tmp_path / "in" / name).symlink_to(tmp_path / "outside")
+    with pytest.raises(DataError, match=f"{name}: a link that leads out of the folder: refused"):
+        read_folder(tmp_path / "in", "train", tmp_path / "cache")
+
+
 def test_links_inside_the_folder_are_followed_and_loops_refused(tmp_path: Path) -> None:
     pixels, _ = make_folder(tmp_path / "in", 2)
     (tmp_path / "in" / "z.png").symlink_to("00000.png")
