@@ -84,4 +84,5 @@ def digit_histories(tables: StepTables) -> Iterator[History]:
 
 
 def _transitions(triples: Iterable[tuple[int, int, int]]) -> Transitions:
-    return Transitions(*torch.tensor(list(triples), dtype=torch.int64).view(-1, 3).unbind(1))
+    columns = torch.tensor(list(triples), dtype=torch.int64).view(-1, 3).T.contiguous()
+    return Transitions(*columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -51,9 +52,13 @@ class TableDenoiser:
         self.calls += 1
         self.lengths.append(list(lengths))
         times = torch.zeros(len(lengths)) if t is None else t
-        logits = torch.cat(
-            [self._row(row, time) for row, time in zip(y_t.split(list(lengths)), times, strict=True)]
-        )
+        parts, token, row = [], 0, 0
+        for length, run in itertools.groupby(lengths):  # rows of one length are looked up together
+            num_rows = len(list(run))
+            y = y_t[token : token + num_rows * length].view(num_rows, length, -1)
+            parts.append(self._rows(y, times[row : row + num_rows]).flatten(0, 1))
+            token, row = token + num_rows * length, row + num_rows
+        logits = torch.cat(parts)
         return logits if positions is None else logits[positions]
 
     def head(self, features: Tensor) -> Tensor:
@@ -66,14 +71,15 @@ class TableDenoiser:
 
     def __call__(self, y_t: Tensor, t: Tensor | None = None) -> Tensor:
         times = torch.zeros(len(y_t)) if t is None else t
-        return torch.stack([self._row(row, time) for row, time in zip(y_t, times, strict=True)])
+        return self._rows(y_t, times)
 
-    def _row(self, y: Tensor, t: Tensor) -> Tensor:
-        code = 0
-        for digit in y.flatten().tolist():
-            code = code * (self.base + 1) + digit
-        index = (code * len(y) % len(self.table) + torch.arange(len(y)) * 7) % len(self.table)
-        return self.table[index] + t.float() * self.slopes[index]
+    def _rows(self, y: Tensor, t: Tensor) -> Tensor:
+        """Logits (B, L, V) of rows y (B, L, S) at times t (B,)."""
+        digits, num_states, length = y.flatten(1), len(self.table), y.shape[1]
+        place_values = [pow(self.base + 1, n, num_states) for n in reversed(range(digits.shape[1]))]
+        code = (digits * torch.tensor(place_values)).sum(1)
+        index = (code[:, None] * length + torch.arange(length) * 7) % num_states
+        return self.table[index] + t.float()[:, None, None] * self.slopes[index]
 
 
 def byte_tokenizer() -> Tokenizer:

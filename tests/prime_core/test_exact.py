@@ -31,8 +31,8 @@ class ConstantDenoiser(TableDenoiser):
         super().__init__(codec)
         self.logits = torch.tensor(probabilities, dtype=torch.float64).log()
 
-    def _row(self, y: Tensor, t: Tensor) -> Tensor:
-        return self.logits.expand(len(y), -1)
+    def _rows(self, y: Tensor, t: Tensor) -> Tensor:
+        return self.logits.expand(*y.shape[:2], -1)
 
 
 def test_one_step_of_one_token_is_the_token_law() -> None:

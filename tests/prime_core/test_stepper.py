@@ -183,10 +183,10 @@ def test_logits_exist_only_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 class Poisoned(TableDenoiser):
     """NaN wherever a row has exactly four tokens."""
 
-    def _row(self, y: Tensor, t: Tensor) -> Tensor:
-        logits = super()._row(y, t).clone()
-        if len(y) == 4:
-            logits[-1, 3] = math.nan
+    def _rows(self, y: Tensor, t: Tensor) -> Tensor:
+        logits = super()._rows(y, t).clone()
+        if y.shape[1] == 4:
+            logits[:, -1, 3] = math.nan
         return logits
 
 
