@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from prime_core.checkpoint import load_checkpoint, save_checkpoint
-from prime_core.checkpoint_format import check_tensors
+from prime_core.checkpoint_format import check_finite, check_tensors
 from prime_core.config import Config, ScheduleConfig, UNetConfig
 from prime_core.published_image_check import find_head_channels, read_recorded, recorded_size
 from prime_core.published_image_facts import ImageFacts
@@ -205,6 +205,7 @@ def _read(
         if not tensor.dtype.is_floating_point:
             raise CheckpointError(f"{source}: tensor {name} is {tensor.dtype}, not floating point")
         value = tensor.read()
+        check_finite(source, name, value)
         if name in head:
             value = value.unflatten(0, (num_planes, -1))[:, :vocab_size].flatten(0, 1)
         state[name] = value.to(_DTYPES[options.dtype])

@@ -1,5 +1,6 @@
 """Networks in the published layouts, made from seeds, and archives around any pickle program."""
 
+import argparse
 import pickle
 import zipfile
 from pathlib import Path
@@ -81,6 +82,22 @@ def training_checkpoint(raw: dict[str, Tensor], averaged: dict[str, Tensor], **o
         "ema": {"decay": 0.99, "num_updates": 7, "shadow_params": shadow},
     }
     return {**content, **others}
+
+
+def image_checkpoint(
+    raw: dict[str, Tensor], averaged: dict[str, Tensor], *, prefix: str = "", **arguments: Any
+) -> dict[str, Any]:
+    """A published image checkpoint: `raw` and `averaged` are `model.*` tensors, `arguments` its namespace."""
+    state = {"num_updates": torch.tensor(9), **raw}
+    state |= {f"shadow_params.{index}": tensor for index, tensor in enumerate(averaged.values())}
+    return {
+        "model": {f"{prefix}{name}": tensor for name, tensor in state.items()},
+        "optimizer": {"state": {}, "param_groups": []},
+        "lr_schedule": {},
+        "epoch": 4,
+        "scaler": {},
+        "args": argparse.Namespace(**arguments),
+    }
 
 
 def write_archive(path: Path, program: bytes, entries: dict[str, bytes] | None = None) -> Path:

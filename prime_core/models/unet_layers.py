@@ -24,7 +24,11 @@ class PixelEmbedding(nn.Module):
 
     def __init__(self, base: int, dim: int) -> None:
         super().__init__()
-        self.embedding_table = nn.Embedding(base + 1, dim)
+        table = torch.empty(base + 1, dim)
+        # Without numbers to draw, on the meta device, a normal draw would still load torch's compiler: two seconds.
+        if not table.is_meta:
+            nn.init.normal_(table)
+        self.embedding_table = nn.Embedding.from_pretrained(table, freeze=False)
 
     def forward(self, y_t: Tensor) -> Tensor:
         """Map y_t (B, C, H, W, S) to (B, F, H, W); plane c S + s holds digit s of channel c."""
