@@ -135,6 +135,11 @@ class UNetConfig(Frozen):
     @model_validator(mode="after")
     def _check_widths(self) -> Self:
         last = len(self.channel_mult) - 1
+        reached = [2**level for level in range(last + 1)]
+        if unknown := [rate for rate in self.attention_rates if rate not in reached]:
+            raise ValueError(
+                f"attention_rates names {unknown[0]}, but the levels of channel_mult have the rates {reached}"
+            )
         for level, mult in enumerate(self.channel_mult):
             width = self.model_channels * mult
             if mult < 1 or width % 32:
