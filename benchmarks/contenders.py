@@ -51,6 +51,11 @@ class Workload:
             codec=CodecConfig(vocab_size=self.vocab_size, target_length=self.target_length),
         )
 
+    @property
+    def network(self) -> DiTConfig:
+        """The configuration of the network alone."""
+        return MODELS[self.model]
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -74,7 +79,7 @@ def build_checkpoint(workload: Workload, dtype: DTypeName) -> Checkpoint:
     """
     config, generator = workload.config, torch.Generator().manual_seed(workload.seed)
     with torch.random.fork_rng(devices=[]):  # the network draws its own initial weights
-        denoiser = DiT(config.model, config.codec, config.schedule.build())
+        denoiser = DiT(workload.network, config.codec, config.schedule.build())
     for name, parameter in denoiser.named_parameters():
         width = parameter.shape[-1] if parameter.ndim > 1 else 2500
         weights = torch.empty_like(parameter).normal_(0, width**-0.5, generator=generator)

@@ -36,6 +36,7 @@ from benchmarks.machine import (
 )
 from prime_core.checkpoint import Checkpoint
 from prime_core.codec import SubtokenCodec
+from prime_core.config import DiTConfig
 
 SCHEMA_VERSION = 1
 SAMPLERS: tuple[SamplerName, ...] = ("planned", "dense_published")
@@ -158,8 +159,8 @@ def _predict(
     shape = (workload.num_rows, workload.length)
     codec = (workload.target_length, workload.vocab_size)
     costs: dict[SamplerName, Cost] = {
-        "planned": planned_cost(config.model, *shape, reveal, *codec),
-        "dense_published": dense_cost(config.model, *shape, workload.num_steps, *codec),
+        "planned": planned_cost(workload.network, *shape, reveal, *codec),
+        "dense_published": dense_cost(workload.network, *shape, workload.num_steps, *codec),
     }
     dtypes: tuple[DTypeName, ...] = ("float32", "bfloat16")
     return {
@@ -210,7 +211,9 @@ def _trunk(
     lengths = [settings.length] * settings.batch
     with torch.inference_mode():
         seconds = median_seconds(lambda: checkpoint.denoiser.features(y_t, lengths), 5)
-    flops = trunk_flops(checkpoint.config.model, num_tokens, settings.length)
+    network = checkpoint.config.model
+    assert isinstance(network, DiTConfig), "the benchmark's networks are transformers"
+    flops = trunk_flops(network, num_tokens, settings.length)
     return {
         "dtype": dtype,
         "flops": flops,
