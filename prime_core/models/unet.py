@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prime_core.config import CodecConfig, UNetConfig
+from prime_core.models.denoiser import filled_size
 from prime_core.models.unet_layers import (
     NUM_GROUPS,
     AttentionBlock,
@@ -139,7 +140,7 @@ class UNet(nn.Module):
                 f"every image of this model has {config.length} tokens, got rows of {set(lengths)}"
             )
         x = y_t.view(len(lengths), config.channels, config.height, config.width, -1)
-        h = self._trunk(x, self._labels(labels, x), self._time(t))
+        h = self._trunk(x, self._labels(labels, x), self._time(t, len(x)))
         if positions is None:
             positions = torch.arange(len(y_t), device=y_t.device)
         return PixelFeatures(h, positions)
@@ -171,7 +172,8 @@ class UNet(nn.Module):
             ValueError: if ``y_t`` has another shape, type or range, or t or labels are missing or not wanted.
         """
         self._check_digits(y_t)
-        h = self._trunk(y_t, self._labels(labels, y_t), self._time(t))
+        y_t = y_t.long()
+        h = self._trunk(y_t, self._labels(labels, y_t), self._time(t, len(y_t)))
         return self._dense_logits(h).view(*y_t.shape[:4], -1).float()
 
     def fill(self, lengths: Sequence[int]) -> list[int]:
@@ -180,9 +182,12 @@ class UNet(nn.Module):
         Args:
             lengths: tokens of each image of the call.
         """
-        num_rows = len(lengths)
+        weight = self.out.get_parameter("2.weight")
+        # On a CPU, float32 convolutions of one small picture are computed in another way than those of several.
+        least = 2 if weight.device.type == "cpu" and weight.dtype == torch.float32 else 1
+        num_rows = max(len(lengths), least)
         size = next((size for size in _BATCH_SIZES if size >= num_rows), -(-num_rows // 16) * 16)
-        return [self.config.length] * (size - num_rows)
+        return [self.config.length] * (size - len(lengths))
 
     def _trunk(self, y_t: Tensor, labels: Tensor, time: Tensor | None) -> Tensor:
         """Map digits (B, C, H, W, S) to the last features (B, F, H, W)."""
@@ -243,15 +248,19 @@ class UNet(nn.Module):
             raise ValueError(f"labels must be in 0..{num_labels - 1}")
         return labels.to(y_t.device)
 
-    def _time(self, t: Tensor | None) -> Tensor | None:
+    def _time(self, t: Tensor | None, num_images: int) -> Tensor | None:
         if self.time_embed is None:
             return None
         if t is None:
             raise ValueError("this model is time-conditioned: t is required")
+        if t.shape != (num_images,):
+            raise ValueError(f"t must be ({num_images},), one an image, got {tuple(t.shape)}")
         weight = self.time_embed.get_parameter("0.weight")
         half = weight.shape[1] // 2
         index = torch.arange(half, device=weight.device, dtype=torch.float32)
-        angles = 1000 * t.to(weight.device).float()[:, None] * torch.exp(-math.log(1e4) / half * index)
+        # Products of few rows round otherwise; the surplus rows go where the labels tell how many images there are.
+        filled = F.pad(t.to(weight.device).float(), (0, filled_size(len(t)) - len(t)))
+        angles = 1000 * filled[:, None] * torch.exp(-math.log(1e4) / half * index)
         features = torch.cat([angles.cos(), angles.sin()], -1).to(weight.dtype)
         return F.silu(self.time_embed(features))
 

@@ -45,10 +45,10 @@ class Conditioning(nn.Module):
         self.linear = nn.Linear(4 * config.model_channels, 2 * dim) if config.time_conditioned else None
 
     def forward(self, labels: Tensor, time: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return scale and shift, each (B, dim, 1, 1)."""
+        """Return scale and shift, each (B, dim, 1, 1), of labels (B,) and time embeddings of at least B rows."""
         embedded = F.embedding(labels, self.embedding_table)
         if self.linear is not None:
-            embedded = embedded + self.linear(time)
+            embedded = embedded + self.linear(time)[: len(labels)]
         scale, shift = embedded[..., None, None].chunk(2, 1)
         return scale, shift
 

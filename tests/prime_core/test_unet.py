@@ -1,0 +1,404 @@
+"""The image network: gathered logits equal dense ones, a row does not feel its neighbours, and labels and t count."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from prime_core.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from prime_core.config import CodecConfig, Config, PolynomialConfig, UNetConfig
+from prime_core.models.unet import MIN_DENSE_POSITIONS, UNet
+from prime_core.schedule import PolynomialSchedule
+from tests.published import DATA
+from tests.reference_unet import Net
+
+CODEC = CodecConfig(vocab_size=16, target_length=2)  # base 4
+LENGTH = 3 * 8 * 4
+
+
+def make_config(**others: Any) -> UNetConfig:
+    sizes: dict[str, Any] = {
+        "height": 8,
+        "width": 4,
+        "model_channels": 32,
+        "channel_mult": (3, 2),
+        "num_res_blocks": 1,
+        "head_channels": 32,
+        "dropout": 0.0,
+    }
+    return UNetConfig(**{**sizes, **others})
+
+
+def make_network(seed: int = 0, **others: Any) -> UNet:
+    with torch.random.fork_rng(devices=[]):
+        network = UNet(make_config(**others), CODEC, PolynomialSchedule(3.0))
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in network.named_parameters():
+        fan = parameter[0].numel() if parameter.ndim > 2 else 25
+        centre = 1.0 if parameter.ndim == 1 and name.endswith("weight") else 0.0
+        parameter.data = centre + torch.randn(parameter.shape, generator=generator) / fan**0.5
+    return network.eval()
+
+
+def digits(batch: int = 3, seed: int = 0) -> Tensor:
+    size = (batch, 3, 8, 4, 2)
+    return torch.randint(0, CODEC.base + 1, size, generator=torch.Generator().manual_seed(seed))
+
+
+def packed(y_t: Tensor) -> tuple[Tensor, list[int]]:
+    """Return the images laid end to end, and their lengths."""
+    return y_t.flatten(0, 3), [LENGTH] * len(y_t)
+
+
+@pytest.fixture(scope="module")
+def network() -> UNet:
+    return make_network().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def labelled() -> UNet:
+    return make_network(labels="class", num_labels=4).requires_grad_(False)
+
+
+class TestOutputs:
+    def test_the_published_code_agrees(self) -> None:
+        expected = load_file(DATA / "unet_l2.safetensors")
+        config = UNetConfig(
+            height=8,
+            width=8,
+            model_channels=32,
+            channel_mult=(3, 3),
+            num_res_blocks=1,
+            head_channels=32,
+        )
+        codec = CodecConfig(vocab_size=256, target_length=2)
+        with torch.random.fork_rng(devices=[]):
+            network = UNet(config, codec, PolynomialSchedule(3.0))
+        state = {
+            name.removeprefix("model.").removeprefix("unet."): tensor.float()
+            for name, tensor in expected.items()
+            if name.startswith("model.")
+        }
+        network.load_state_dict(state)
+        logits = network.eval()(expected["y"].unflatten(1, (3, 2)).movedim(2, -1))
+        torch.testing.assert_close(logits, expected["logits"], rtol=0, atol=1e-4)
+
+    def test_the_description_agrees(self) -> None:
+        net = Net(3, 2, 4, 16, (96, 64), blocks=2, rates=(1, 2), labels=3)
+        config = make_config(num_res_blocks=2, attention_rates=(1, 2), labels="class", num_labels=3)
+        with torch.random.fork_rng(devices=[]):
+            network = UNet(config, CODEC, PolynomialSchedule(3.0))
+        tensors = net.tensors()
+        network.load_state_dict(
+            {n.removeprefix("model.").removeprefix("unet."): t for n, t in tensors.items()}
+        )
+        labels = torch.tensor([2, 0, 1])
+        logits = network.eval()(digits(), labels=labels)
+        assert (logits.shape, logits.dtype) == ((3, 3, 8, 4, 16), torch.float32)
+        torch.testing.assert_close(logits.double(), net.logits(tensors, digits(), labels), rtol=0, atol=1e-3)
+
+    def test_gathered_logits_equal_the_dense_ones(self, network: UNet) -> None:
+        dense = network(digits()).flatten(0, 3)
+        everywhere = network.features(*packed(digits()))
+        assert len(everywhere) == len(dense) == 3 * LENGTH < MIN_DENSE_POSITIONS
+        torch.testing.assert_close(network.head(everywhere), dense, rtol=0, atol=1e-5)
+        positions = torch.tensor([200, 0, 95, 5, 5, 287, 96])
+        some = network.features(*packed(digits()), positions=positions)
+        torch.testing.assert_close(network.head(some), dense[positions], rtol=0, atol=1e-5)
+        torch.testing.assert_close(network.head(some[2:4]), dense[positions[2:4]], rtol=0, atol=1e-5)
+        parts = torch.cat([network.head(part) for part in some.split(3)])
+        torch.testing.assert_close(parts, dense[positions], rtol=0, atol=1e-5)
+        none = network.features(*packed(digits()), positions=positions[:0])
+        assert network.head(none).shape == (0, 16)
+
+    def test_many_positions_take_the_dense_path(self, network: UNet, monkeypatch: pytest.MonkeyPatch) -> None:
+        y_t = digits(24)
+        dense = network(y_t).flatten(0, 3)
+        inside = torch.arange(5 * LENGTH, 20 * LENGTH)[torch.arange(15 * LENGTH) % 7 != 0].flip(0)
+        features = network.features(*packed(y_t), positions=inside)
+
+        def never(*_: Any) -> Tensor:
+            raise AssertionError("the gathered path ran")
+
+        monkeypatch.setattr(network, "_gathered_logits", never)
+        assert len(inside) >= MIN_DENSE_POSITIONS
+        torch.testing.assert_close(network.head(features), dense[inside], rtol=0, atol=1e-5)
+        with pytest.raises(AssertionError, match="gathered path"):
+            network.head(features[: MIN_DENSE_POSITIONS - 1])
+        sparse = network.features(*packed(y_t), positions=torch.arange(0, 24 * LENGTH, 24 // 11))
+        assert len(sparse) >= MIN_DENSE_POSITIONS
+        far_apart = torch.cat([torch.arange(512), torch.arange(512) + 23 * LENGTH - 512])
+        with pytest.raises(AssertionError, match="gathered path"):
+            network.head(network.features(*packed(y_t), positions=far_apart))
+
+    def test_sizes_of_pictures_are_free(self, network: UNet) -> None:
+        y_t = torch.randint(0, 5, (1, 3, 6, 10, 2), generator=torch.Generator().manual_seed(0))
+        assert network(y_t).shape == (1, 3, 6, 10, 16)
+
+    def test_layout_of_digits_does_not_matter(self, network: UNet) -> None:
+        y_t = digits()
+        strided = y_t.movedim(-1, 0).contiguous().movedim(0, -1)
+        assert not strided.is_contiguous()
+        for same in (strided, y_t.int(), y_t.to(torch.uint8)):
+            assert torch.equal(network(y_t), network(same))
+
+    def test_order_of_digits_and_channels_matters(self, network: UNet) -> None:
+        assert not torch.allclose(network(digits()), network(digits().flip(-1)))
+        assert not torch.allclose(network(digits()), network(digits().flip(1)).flip(1))
+
+    def test_fresh_networks_predict_uniformly(self) -> None:
+        with torch.random.fork_rng(devices=[]):
+            fresh = UNet(make_config(), CODEC, PolynomialSchedule(3.0))
+        assert torch.equal(fresh(digits()), torch.zeros(3, 3, 8, 4, 16))
+
+    def test_half_precision_stays_close(self, network: UNet) -> None:
+        half = make_network().bfloat16()
+        logits, full = half(digits()), network(digits())
+        assert logits.dtype == torch.float32
+        assert 0 < (logits - full).norm() < 0.05 * full.norm()
+
+
+class TestBatches:
+    @pytest.mark.parametrize("time_conditioned", [False, True])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_a_row_does_not_feel_its_neighbours(self, dtype: torch.dtype, time_conditioned: bool) -> None:
+        if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            pytest.skip("this CPU has no bfloat16 arithmetic")
+        network = make_network(labels="class", num_labels=8, time_conditioned=time_conditioned)
+        network = network.to(dtype).requires_grad_(False)
+        rows, masked = digits(8), torch.full((1, 3, 8, 4, 2), CODEC.base)
+        shown = torch.tensor([3, 50, 77])
+        results = []
+        for order in ([5], [5, 1], [0, 5, 2], [7, 6, 5, 4, 3, 2, 1, 0], [1, 2, 3, 4, 5]):
+            filler = network.fill([LENGTH] * len(order))
+            y_t = torch.cat([rows[order], masked.expand(len(filler), -1, -1, -1, -1)])
+            labels = torch.tensor([*order, *(0 for _ in filler)])
+            t = (labels + 1) / 9
+            place = order.index(5) * LENGTH
+            positions = torch.cat([shown + place, torch.arange(0, len(order) * LENGTH, 11)])
+            results.append(network.head(network.features(*packed(y_t), t, positions, labels))[:3])
+        for result in results[1:]:
+            assert torch.equal(result, results[0])
+        assert not torch.equal(results[0][0], results[0][1])
+
+    def test_rows_do_not_see_each_other(self, network: UNet) -> None:
+        y_t = digits()
+        changed = y_t.clone()
+        changed[0] = (changed[0] + 1) % (CODEC.base + 1)
+        before, after = network(y_t), network(changed)
+        assert not torch.equal(before[0], after[0])
+        assert torch.equal(before[1:], after[1:])
+
+    def test_fill(self, network: UNet) -> None:
+        sizes = {num_rows: num_rows + len(network.fill([LENGTH] * num_rows)) for num_rows in range(1, 200)}
+        assert all(num_rows <= size < 1.5 * num_rows + 16 for num_rows, size in sizes.items())
+        assert len(set(sizes.values())) < 24
+        assert (sizes[1], sizes[5]) == (2, 6)
+        assert make_network().bfloat16().fill([LENGTH]) == []
+        assert set(network.fill([LENGTH] * 5)) == {LENGTH}
+
+
+class TestConditions:
+    def test_labels_are_of_each_row(self, labelled: UNet) -> None:
+        y_t = digits(1).expand(2, -1, -1, -1, -1)
+        logits = labelled(y_t, labels=torch.tensor([0, 3]))
+        assert not torch.allclose(logits[0], logits[1])
+        torch.testing.assert_close(logits[1:], labelled(y_t[1:], labels=torch.tensor([3])))
+        features = labelled.features(*packed(y_t), labels=torch.tensor([0, 3]))
+        torch.testing.assert_close(labelled.head(features), logits.flatten(0, 3), rtol=0, atol=1e-5)
+
+    @pytest.mark.parametrize(
+        "labels",
+        [None, torch.tensor([0, 1]), torch.tensor([[0, 1, 2]]), torch.tensor([0.0, 1.0, 2.0])],
+    )
+    def test_labels_are_wanted(self, labelled: UNet, labels: Tensor | None) -> None:
+        with pytest.raises(ValueError, match="labels"):
+            labelled(digits(), labels=labels)
+
+    @pytest.mark.parametrize("wrong", [-1, 4])
+    def test_labels_have_a_range(self, labelled: UNet, wrong: int) -> None:
+        labels = torch.tensor([0, wrong, 1])
+        with pytest.raises(ValueError, match=r"labels must be in 0\.\.3"):
+            labelled(digits(), labels=labels)
+        with pytest.raises(ValueError, match=r"labels must be in 0\.\.3"):
+            labelled.features(*packed(digits()), labels=labels)
+
+    def test_labels_are_refused_without_need(self, network: UNet) -> None:
+        with pytest.raises(ValueError, match="has no labels"):
+            network(digits(), labels=torch.zeros(3, dtype=torch.int64))
+
+    def test_uniform_labels_are_labels(self) -> None:
+        mixture = make_network(labels="uniform", num_labels=2)
+        y_t = digits(1).expand(2, -1, -1, -1, -1)
+        logits = mixture(y_t, labels=torch.tensor([0, 1]))
+        assert not torch.allclose(logits[0], logits[1])
+
+    def test_time_and_labels(self) -> None:
+        network = make_network(time_conditioned=True, labels="class", num_labels=2).requires_grad_(False)
+        y_t, t, labels = digits(1).expand(4, -1, -1, -1, -1), torch.tensor([0.2, 0.7] * 2), [0, 0, 1, 1]
+        logits = network(y_t, t, torch.tensor(labels))
+        for first in range(4):
+            for second in range(first):
+                assert not torch.allclose(logits[first], logits[second])
+        alone = network(y_t[:1], torch.tensor([0.7]), torch.tensor([1]))
+        torch.testing.assert_close(alone[0], logits[3])
+        for end in (0.0, 1.0):
+            assert network(y_t, torch.full((4,), end), torch.tensor(labels)).isfinite().all()
+        with pytest.raises(ValueError, match="t is required"):
+            network(y_t, labels=torch.tensor(labels))
+        with pytest.raises(ValueError, match="needs labels"):
+            network(y_t, t)
+        with pytest.raises(ValueError, match=r"t must be \(4,\), one an image, got \(1,\)"):
+            network(y_t, t[:1], torch.tensor(labels))
+
+    def test_time_free_networks_ignore_time(self, network: UNet) -> None:
+        assert torch.equal(network(digits()), network(digits(), torch.tensor([0.3, 0.4, 0.5])))
+
+
+class TestGradients:
+    @pytest.mark.parametrize(
+        "others", [{}, {"time_conditioned": True, "labels": "class", "num_labels": 3}], ids=["plain", "all"]
+    )
+    def test_every_parameter_learns(self, others: dict[str, Any]) -> None:
+        network = make_network(**others).train()
+        t, labels = (torch.tensor([0.2, 0.5, 0.8]), torch.arange(3)) if others else (None, None)
+        positions = torch.arange(0, 3 * LENGTH, 5)
+        network.head(network.features(*packed(digits()), t, positions, labels)).square().sum().backward()
+        for name, parameter in network.named_parameters():
+            assert parameter.grad is not None, name
+            # A norm that follows a convolution takes its bias away where a group is a single channel.
+            share = (parameter.grad != 0).float().mean()
+            assert share > (0.75 if name == "pixel_embedding.embedding_table.weight" else 0.9), name
+
+    def test_nothing_masked(self) -> None:
+        network = make_network().train()
+        empty = network.features(*packed(digits()), positions=torch.tensor([], dtype=torch.int64))
+        network.head(empty).sum().backward()
+        for name, parameter in network.named_parameters():
+            assert (parameter.grad is None) == name.startswith("out.2"), name
+            assert parameter.grad is None or not parameter.grad.any()
+
+    def test_dropout_only_in_training(self) -> None:
+        network = make_network(dropout=0.5).requires_grad_(False)
+        assert torch.equal(network(digits()), network(digits()))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            assert not torch.equal(network.train()(digits()), network(digits()))
+
+
+class TestSizes:
+    @pytest.mark.parametrize("rates", [(), (1,), (2,), (1, 2)])
+    def test_attention_is_at_the_listed_rates(self, rates: tuple[int, ...]) -> None:
+        with torch.device("meta"):
+            network = UNet(make_config(attention_rates=rates), CODEC, PolynomialSchedule(3.0))
+        found = {
+            n.removesuffix(".qkv.weight") for n, _ in network.named_parameters() if n.endswith("qkv.weight")
+        }
+        # One block a level: input stages 1 and 3, output stages 0 and 1 (rate 2), 2 and 3 (rate 1).
+        places = {
+            1: {"input_blocks.1.1", "output_blocks.2.1", "output_blocks.3.1"},
+            2: {"input_blocks.3.1", "output_blocks.0.1", "output_blocks.1.1"},
+        }
+        assert found == {"middle_block.1"}.union(*(places[rate] for rate in rates))
+
+    def test_names_and_order_are_the_published_ones(self) -> None:
+        net = Net(3, 2, 4, 16, (96, 64), blocks=1, rates=(2,))
+        with torch.device("meta"):
+            network = UNet(make_config(), CODEC, PolynomialSchedule(3.0))
+        ours = [(name, tuple(p.shape)) for name, p in network.named_parameters()]
+        names = {
+            n.removeprefix("model.").removeprefix("unet."): tuple(t.shape) for n, t in net.tensors().items()
+        }
+        assert ours == list(names.items())
+        assert [name for name, _ in ours] == list(network.state_dict())
+
+    def test_the_full_size(self) -> None:
+        codec = CodecConfig(vocab_size=256, target_length=2)
+        with torch.device("meta"):
+            network = UNet(UNetConfig(), codec, PolynomialSchedule(3.0))
+        assert network.pixel_embedding.embedding_table.weight.shape == (17, 48)  # 96 * 3 / 3 / 2
+        assert sum(parameter.numel() for parameter in network.parameters()) > 100_000_000
+
+    @pytest.mark.parametrize(
+        ("y_t", "message"),
+        [
+            (torch.zeros(2, 96, 2, dtype=torch.long), r"must be \(images, 3, height, width, 2\)"),
+            (torch.zeros(2, 2, 8, 4, 2, dtype=torch.long), r"images, 3"),
+            (torch.zeros(2, 3, 8, 4, 1, dtype=torch.long), r"width, 2"),
+            (torch.zeros(2, 3, 8, 5, 2, dtype=torch.long), "multiples of 2"),
+            (torch.zeros(0, 3, 8, 4, 2, dtype=torch.long), "must be"),
+            (torch.zeros(2, 3, 0, 4, 2, dtype=torch.long), "must be"),
+            (torch.zeros(2, 3, 8, 4, 2), "integers"),
+            (torch.zeros(2, 3, 8, 4, 2, dtype=torch.bool), "integers"),
+            (torch.full((1, 3, 8, 4, 2), 5), "or 4 where masked"),
+            (torch.full((1, 3, 8, 4, 2), -1), "where masked"),
+        ],
+    )
+    def test_digits_that_are_none_are_refused(self, network: UNet, y_t: Tensor, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            network(y_t)
+
+    def test_packed_rows_have_the_size_of_the_configuration(self, network: UNet) -> None:
+        with pytest.raises(ValueError, match="has 96 tokens"):
+            network.features(torch.zeros(192, 2, dtype=torch.long), [100, 92])
+
+
+class TestCheckpoints:
+    CONFIG = Config(
+        model=make_config(labels="class", num_labels=2),
+        codec=CODEC,
+        schedule=PolynomialConfig(),
+        label_names=("cat", "dog"),
+    )
+
+    def state(self) -> dict[str, Tensor]:
+        return make_network(labels="class", num_labels=2).state_dict()
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_bit_exact(self, tmp_path: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("prime_core.checkpoint._cpu_has_bfloat16", lambda: True)
+        state = {name: tensor.to(dtype) for name, tensor in self.state().items()}
+        save_checkpoint(tmp_path / "a", self.CONFIG, state)
+        loaded = load_checkpoint(tmp_path / "a")
+        assert (loaded.config, loaded.dtype, loaded.tokenizer) == (self.CONFIG, dtype, None)
+        parameters = dict(loaded.denoiser.named_parameters())
+        assert parameters.keys() == state.keys()
+        for name, parameter in parameters.items():
+            assert parameter.dtype == dtype
+            assert torch.equal(parameter, state[name]), name
+        network = make_network(labels="class", num_labels=2).to(dtype)
+        labels = torch.tensor([1, 0, 1])
+        assert torch.equal(loaded.denoiser(digits(), labels=labels), network(digits(), labels=labels))
+        assert not loaded.denoiser.training
+
+    def test_a_file_is_a_model_too(self, tmp_path: Path) -> None:
+        save_checkpoint(tmp_path / "a", self.CONFIG, self.state())
+        (tmp_path / "a" / "model.safetensors").rename(tmp_path / "b.safetensors")
+        assert load_checkpoint(tmp_path / "b.safetensors").config == self.CONFIG
+
+    @pytest.mark.parametrize(
+        ("name", "tensor", "message"),
+        [
+            ("out.2.bias", None, r"1 tensors missing, first 'out\.2\.bias'"),
+            ("out.2.bias", torch.zeros(47), r"'out\.2\.bias' must have shape \(48,\)"),
+            ("out.3.bias", torch.zeros(4), r"unknown tensors, first 'out\.3\.bias'"),
+            ("middle_block.1.qkv.weight", torch.zeros(192, 64), "must have shape"),
+            ("out.0.bias", torch.full((96,), torch.nan), "NaN"),
+            ("out.0.bias", torch.zeros(96, dtype=torch.float16), "must be float32 or bfloat16"),
+        ],
+    )
+    def test_faults(self, tmp_path: Path, name: str, tensor: Tensor | None, message: str) -> None:
+        save_checkpoint(tmp_path / "a", self.CONFIG, self.state())
+        path = tmp_path / "a" / "model.safetensors"
+        tensors = {**load_file(path), name: tensor}
+        save_file({n: t for n, t in tensors.items() if t is not None}, path)
+        with pytest.raises(CheckpointError, match=message) as caught:
+            load_checkpoint(tmp_path / "a")
+        assert "model.safetensors" in str(caught.value)
+        given = {n: t for n, t in {**self.state(), name: tensor}.items() if t is not None}
+        with pytest.raises(CheckpointError, match=message):
+            save_checkpoint(tmp_path / "b", self.CONFIG, given)
+        assert not (tmp_path / "b").exists()
