@@ -10,9 +10,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prime_core.checkpoint import CheckpointError, load_checkpoint
-from prime_core.config import CosineConfig, LinearConfig, PolynomialConfig, UNetConfig
+from prime_core.config import CodecConfig, CosineConfig, LinearConfig, PolynomialConfig, UNetConfig
+from prime_core.models.unet import UNet
 from prime_core.published import Imported, ImportOptions, import_published
 from prime_core.published_cli import main
+from prime_core.published_image_facts import ImageFacts
+from prime_core.published_image_layout import infer_image_config
+from prime_core.schedule import PolynomialSchedule
 from tests.published import DATA, image_checkpoint
 from tests.reference_unet import Net
 
@@ -133,6 +137,15 @@ class TestAgreement:
         imported(tmp_path, image_checkpoint(tensors, tensors), dtype="bfloat16")
         written = load_file(tmp_path / "out" / "model.safetensors")
         assert torch.equal(written["out.2.weight"], tensors["model.unet.out.2.weight"].bfloat16())
+
+    @pytest.mark.parametrize("digits", [1, 2, 3, 4, 8])
+    def test_the_full_size_is_recognised(self, digits: int) -> None:
+        codec = CodecConfig(vocab_size=256, target_length=digits)
+        with torch.device("meta"):
+            network = UNet(UNetConfig(), codec, PolynomialSchedule(3.0))
+        shapes = {name: tuple(p.shape) for name, p in network.named_parameters()}
+        layout = infer_image_config("a.pth", shapes, ImageFacts(dataset="cifar10"))
+        assert (layout.config.model, layout.config.codec) == (UNetConfig(), codec)
 
 
 class TestLayouts:
