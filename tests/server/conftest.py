@@ -1,10 +1,11 @@
-"""One small model on disk, and one server of it that tests share when they leave it as it was."""
+"""Two small models on disk, and servers of them that tests share when they leave them as they were."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.server.image_model import write_image_checkpoint
 from tests.server.running import Running, serving, write_checkpoint
 
 
@@ -13,7 +14,19 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("model"))
 
 
+@pytest.fixture(scope="session")
+def images_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_image_checkpoint(tmp_path_factory.mktemp("images"))
+
+
 @pytest.fixture(scope="module")
 def server(model_path: Path) -> Iterator[Running]:
     with serving(model_path) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def both(model_path: Path, images_path: Path) -> Iterator[Running]:
+    """A server of a text model and an image model."""
+    with serving(model_path, images_path) as running:
         yield running
