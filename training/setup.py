@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +19,9 @@ from training.data.dataset import TokenDataset
 from training.data.images import ImageSet, open_images
 from training.data.rows import ImageRows, Labels, RowSource, TextRows
 from training.data.shards import build_shards
-from training.data_config import ImageData, TextData
+from training.data.toy2d import Toy2dRows, open_picture
+from training.data_config import ImageData, TextData, Toy2dData
+from training.preview import Pixels, columns_for, paint_beside, paint_grid
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class RunData:
         num_dimensions: pixel values (height x width x channels) of a row, for bits per dimension; None for
             rows that are no images.
         entropy: nats per row of the distribution that the rows are drawn from, where it is known.
+        paint: samples x_0 (N, L) to a picture (H, W, C) uint8 for preview.png; None for rows that are no pictures.
     """
 
     train: RowSource
@@ -43,6 +47,7 @@ class RunData:
     tokenizer_file: Path | None = None
     num_dimensions: int | None = None
     entropy: float | None = None
+    paint: Callable[[Tensor], Pixels] | None = None
 
 
 def open_data(config: TrainConfig, *, progress: bool = True) -> RunData:
@@ -79,12 +84,26 @@ def _open_images(config: TrainConfig, progress: bool) -> RunData:
     _check_pixel_values(config, train)
     _check_labels(model, train)
     height, width, channels = codec.picture_shape
+    if config.preview and channels not in (1, 3):
+        raise ValueError(f"a PNG has 1 or 3 channels, not {channels}: set preview to 0")
+    columns = columns_for(config.preview, model.num_labels if model.labels == "class" else 1)
     return RunData(
         train=ImageRows(train, codec, flip=data.flip),
         heldout=ImageRows(heldout, codec),
         labels=Labels(model.labels, model.num_labels),
         label_names=train.label_names if model.labels == "class" else (),
         num_dimensions=height * width * channels,
+        paint=partial(paint_grid, codec=codec, num_columns=columns),
+    )
+
+
+def _open_toy2d(config: TrainConfig, progress: bool) -> RunData:
+    data = config.data
+    assert isinstance(data, Toy2dData), "the table of openers goes by kind"
+    rows = Toy2dRows(open_picture(data.picture, config.codec.vocab_size))
+    # The rows are the distribution itself, of which nothing can be held out.
+    return RunData(
+        train=rows, heldout=rows, entropy=rows.entropy, paint=partial(paint_beside, target=rows.probabilities)
     )
 
 
@@ -166,4 +185,8 @@ def codec_permutation(config: TrainConfig) -> Tensor | None:
     return torch.randperm(config.codec.vocab_size, generator=torch.Generator().manual_seed(config.seed))
 
 
-_OPENERS: dict[str, Callable[[TrainConfig, bool], RunData]] = {"text": _open_text, "images": _open_images}
+_OPENERS: dict[str, Callable[[TrainConfig, bool], RunData]] = {
+    "text": _open_text,
+    "images": _open_images,
+    "toy2d": _open_toy2d,
+}

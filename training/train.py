@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from prime_core.atomic import atomic_write
 from training.config import TrainConfig, load_train_config
+from training.preview import PREVIEW_NAME
 from training.state import StateError, exclusive_run
 from training.trainer import CHECKPOINT_NAME, Trainer
 
@@ -55,9 +56,12 @@ def train(config: TrainConfig, *, progress: bool = True) -> Trainer:
                 record = trainer.train_step()
                 report.advance(time.monotonic() - started)
                 is_last = trainer.step == config.steps
-                evaluated = trainer.evaluate() if is_last or trainer.step % config.eval_every == 0 else {}
+                is_evaluated = is_last or trainer.step % config.eval_every == 0
+                evaluated = trainer.evaluate() if is_evaluated else {}
                 if is_last or evaluated or trainer.step % config.log_every == 0:
                     report.write(trainer.step, record | evaluated)
+                if is_evaluated:
+                    _write_preview(trainer)
                 is_late = time.monotonic() - saved_at > config.save_every_s
                 if is_last or is_late or trainer.step % config.save_every == 0:
                     _save(trainer, report)
@@ -128,6 +132,14 @@ class _Report:
         """Flush the lines to disk, so that they are no older than the state that is saved next."""
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+def _write_preview(trainer: Trainer) -> None:
+    picture = trainer.preview()
+    if picture is not None:
+        path = trainer.config.output / PREVIEW_NAME
+        with _full_disk_named(path):
+            atomic_write(path, picture)
 
 
 def _save(trainer: Trainer, report: _Report) -> None:

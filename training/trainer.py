@@ -29,6 +29,7 @@ from training.config import TrainConfig
 from training.data.dataset import BlockOrder
 from training.data.rows import RowSource, stack_rows
 from training.optim import ExponentialMovingAverage, build_optimizer, learning_rate
+from training.preview import draw_samples, png_bytes
 from training.setup import RunData, codec_permutation, open_data
 from training.state import load_state, save_state
 
@@ -170,6 +171,23 @@ class Trainer:
         if self.data.entropy is not None:
             figures["heldout_entropy"] = self.data.entropy / length
         return figures
+
+    def preview(self) -> bytes | None:
+        """Draw samples with the averaged weights: a PNG file, or None where there is nothing to look at.
+
+        Raises:
+            FloatingPointError: the averaged weights give values that are not finite.
+        """
+        config, paint = self.config, self.data.paint
+        if paint is None or not config.preview:
+            return None
+        labels = self.data.labels.in_order(config.preview)
+        with self._averaged_weights(), self._autocast():
+            self.model.eval()
+            samples = draw_samples(
+                self.model, self.codec, self.schedule, config.model.length, config.preview_steps, labels
+            )
+        return png_bytes(paint(samples))
 
     def save(self) -> None:
         """Save the state of the run, then the checkpoint that is served (averaged weights).

@@ -26,7 +26,12 @@ class MarginalDenoiser:
         self.logits = torch.tensor(probabilities).double().log()
 
     def features(
-        self, y_t: Tensor, lengths: object, t: object = None, positions: Tensor | None = None
+        self,
+        y_t: Tensor,
+        lengths: object,
+        t: object = None,
+        positions: Tensor | None = None,
+        labels: object = None,
     ) -> Tensor:
         return torch.zeros(len(y_t) if positions is None else len(positions), 1)
 

@@ -15,7 +15,15 @@ SHAPE = KnownShape(picture=(2, 3, 3), planes=2, digits=2, base=4, top_pixel=15)
 
 
 def test_shape_of_models() -> None:
-    network = UNetConfig(channels=2, height=8, width=4, packing="rgb24", model_channels=64, channel_mult=(1,))
+    network = UNetConfig(
+        channels=2,
+        height=8,
+        width=4,
+        packing="rgb24",
+        model_channels=64,
+        channel_mult=(1,),
+        attention_rates=(),
+    )
     shape = KnownShape.of(network, CodecConfig(vocab_size=4096, target_length=1))
     assert shape == KnownShape((8, 4, 3), planes=2, digits=1, base=4096, top_pixel=255)
 

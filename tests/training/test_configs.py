@@ -20,6 +20,11 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "training" / "configs"
 PUBLISHED_BASES = {1: 50257, 2: 225, 3: 37, 4: 15, 6: 7, 8: 4}
 PUBLISHED = {1: "owt-mdlm", **{length: f"owt-prime-l{length}" for length in (2, 3, 4, 6, 8)}}
+PUBLISHED_IMAGES = {
+    f"{data}-{kind}"
+    for data in ("cifar10", "imagenet32")
+    for kind in ("mdm", "prime-l2", "prime-l3", "prime-l4", "prime-l8", "mixture", "supertoken")
+}
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +38,7 @@ def _load(name: str) -> TrainConfig:
 
 def test_every_config_loads_and_describes_a_network() -> None:
     names = {path.stem for path in CONFIGS.glob("*.toml")}
-    assert names == {"tiny", "demo-text", "demo-images", *PUBLISHED.values()}
+    assert names == {"tiny", "demo-text", "demo-images", "toy2d", *PUBLISHED.values(), *PUBLISHED_IMAGES}
     for name in names:
         config = _load(name)
         Config(model=config.model, codec=config.codec, schedule=config.schedule)

@@ -120,6 +120,10 @@ class Labels:
             return torch.randint(self.num_labels, (len(indices),), generator=generator)
         return torch.tensor([source.label(index) for index in indices])
 
+    def in_order(self, num_samples: int) -> list[int | None]:
+        """Return labels for samples that are looked at: every label in turn; None for networks without."""
+        return [None if self.kind == "none" else index % self.num_labels for index in range(num_samples)]
+
 
 def stack_rows(source: RowSource, indices: Sequence[int]) -> Tensor:
     """Return rows as x_0 (B, L) int64."""
