@@ -7,6 +7,9 @@ import re
 import shlex
 from html import unescape
 from html.parser import HTMLParser
+from typing import Any
+
+import pytest
 
 from server.docs_page import render_page
 from tests.server.running import Running, assert_error
@@ -57,32 +60,51 @@ def test_the_page_stands_alone(server: Running) -> None:
     assert server.client.get("/openapi.json").status_code == 200
 
 
-def test_every_route_and_field_is_there_with_its_rule(server: Running) -> None:
-    page = unescape(server.client.get("/docs").text)
-    document = server.client.get("/openapi.json").json()
+def body_of(document: Any, path: str) -> Any:
+    return document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+
+
+def test_every_route_and_field_is_there_with_its_rule(both: Running) -> None:
+    page = unescape(both.client.get("/docs").text)
+    document = both.client.get("/openapi.json").json()
     assert "/docs" not in document["paths"]
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             assert f"<code>{method.upper()} {path}</code>" in page
             assert operation["summary"] in page
-    body = document["paths"]["/generate"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    for name, field in body["properties"].items():
+    fields = [
+        (name, field)
+        for path in ("/generate", "/images")
+        for name, field in body_of(document, path)["properties"].items()
+    ]
+    queries = document["paths"]["/images"]["get"]["parameters"]
+    fields += [(item["name"], {**item["schema"], "description": item["description"]}) for item in queries]
+    for name, field in fields:
         default = f"<code>{json.dumps(field['default'])}</code>" if "default" in field else ""
         row = f"<code>{name}</code></th><td>{field['description']}</td><td>{default}</td>"
         assert row in page
-    for name in ["outputs[].finish_reason", "usage.denoiser_calls", "timings.run_s"]:
+    for name in ["outputs[].finish_reason", "usage.denoiser_calls", "timings.run_s", "images[].b64_json"]:
         assert f"<code>{name}</code>" in page
 
 
-def test_the_example_works(server: Running) -> None:
-    page = unescape(server.client.get("/docs").text)
-    found = re.search(r"curl [^<]*/generate[^<]*", page)
+@pytest.mark.parametrize("path", ["/generate", "/images"])
+def test_the_examples_of_bodies_work(both: Running, path: str) -> None:
+    page = unescape(both.client.get("/docs").text)
+    found = re.search(rf"curl [^<?]*{path}[^<?]*", page)
     assert found
     words = shlex.split(found[0])
     headers = dict([words[words.index("-H") + 1].split(": ")])
     path = "/" + words[1].split("/", 3)[3]
-    response = server.client.post(path, content=words[words.index("-d") + 1], headers=headers)
+    response = both.client.post(path, content=words[words.index("-d") + 1], headers=headers)
     assert response.status_code == 200
+
+
+def test_the_example_of_a_query_works(both: Running) -> None:
+    page = unescape(both.client.get("/docs").text)
+    found = re.search(r"curl '[^<]*/(images\?[^<]*)' --output", page)
+    assert found
+    response = both.client.get("/" + found[1])
+    assert (response.status_code, response.headers["content-type"]) == (200, "image/png")
 
 
 def test_text_of_the_document_is_escaped() -> None:
