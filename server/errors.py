@@ -12,12 +12,14 @@ from collections.abc import Mapping
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from server.schemas.base import ErrorBody, ErrorInfo
 
 logger = logging.getLogger("prime.server")
 
 _TYPES = {404: "not_found_error", 408: "timeout_error", 429: "overloaded_error"}
+_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 _ROUTING = {
     404: ("not_found", "there is no such route; see /docs for the list"),
     405: (
@@ -72,6 +74,16 @@ def new_request_id() -> str:
     return f"req-{secrets.token_hex(12)}"
 
 
+def allowed_methods(app: FastAPI, request: Request) -> list[str]:
+    """Return the methods that some route takes on the path of a request, in alphabetical order."""
+    scope = dict(request.scope)
+    return [
+        method
+        for method in _METHODS
+        if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in app.routes)
+    ]
+
+
 def internal_error(request_id: str, error: Exception) -> ApiError:
     """Log an exception that nobody expected, and return its answer."""
     logger.error("%s: unexpected %s", request_id, type(error).__name__, exc_info=error)
@@ -88,7 +100,10 @@ def install_error_handlers(app: FastAPI) -> None:
     async def routing_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         code, message = _ROUTING.get(error.status_code, ("http_error", "the request cannot be served"))
-        return ApiError(error.status_code, code, message, headers=error.headers).response()
+        headers = {**(error.headers or {})}
+        if error.status_code == 405:  # Starlette names the methods of one route, but a path may have several
+            headers["Allow"] = ", ".join(allowed_methods(app, request))
+        return ApiError(error.status_code, code, message, headers=headers).response()
 
     app.add_exception_handler(ApiError, api_error)
     app.add_exception_handler(HTTPException, routing_error)

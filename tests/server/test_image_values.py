@@ -159,6 +159,7 @@ def test_wrong_methods(images: Running) -> None:
     for method in ["PUT", "DELETE", "PATCH", "OPTIONS"]:
         response = images.client.request(method, "/images")
         assert_error(response, 405, "method_not_allowed")
+        assert response.headers["allow"] == "GET, POST"
 
 
 def test_labels_of_a_model_without_them(tmp_path: Path) -> None:
