@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import torch
 from pydantic import Field
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from prime_core.weights import CheckpointError
 from training.classifier_net import Classifier, ClassifierInfo, ClassifierNet, load_classifier, to_planes
 from training.command_line import load_settings
-from training.data.images import DataError, DatasetName, ImageSet, open_images
+from training.data.images import DataError, DatasetName, ImageSet, Split, open_images
 
 
 def train_classifier(
@@ -151,6 +152,12 @@ class ClassifierConfig(BaseSettings):
     dataset: DatasetName = Field(description="data set")
     path: Path = Field(description="where its files are")
     cache: Path = Field(default=Path("data/images"), description="folder of converted copies")
+    size: tuple[int, int] | None = Field(
+        default=None, description="of a folder: height and width that pictures are cropped and resized to"
+    )
+    verify: bool = Field(
+        default=True, description="of a cifar10 archive: refuse one whose MD5 is not official"
+    )
     output: Path = Field(description="file to write, .safetensors")
     epochs: int = Field(default=3, ge=1, description="passes over the training images")
     batch_size: int = Field(default=128, ge=2, description="images of a step")
@@ -165,7 +172,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         train, heldout = (
-            open_images(config.dataset, config.path, split, config.cache) for split in ("train", "heldout")
+            open_images(
+                config.dataset, config.path, split, config.cache, size=config.size, verify=config.verify
+            )
+            for split in get_args(Split)
         )
         classifier = train_classifier(
             train, heldout, epochs=config.epochs, batch_size=config.batch_size, seed=config.seed

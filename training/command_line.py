@@ -168,10 +168,11 @@ def _build_parser(
     for name, setting in settings.items():
         text = f"{_meaning(name, setting, descriptions)}{_range_of(setting.field)}{_default_of(setting)}"
         options: dict[str, Any] = {"dest": name, "metavar": "VALUE", "help": text.strip().replace("%", "%%")}
-        origin = get_origin(setting.field.annotation)
-        if setting.field.annotation is bool:
+        annotation = setting.field.annotation
+        origin = get_origin(annotation)
+        if annotation in (bool, bool | None):
             options |= {"nargs": "?", "const": "true", "metavar": "true|false"}
-        elif origin in (tuple, list):
+        elif any(get_origin(part) in (tuple, list) for part in (annotation, *get_args(annotation))):
             options |= {"nargs": "*"}
         elif origin is dict:
             options |= {"type": _json_value, "metavar": "JSON"}

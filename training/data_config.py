@@ -44,6 +44,14 @@ class ImageData(Frozen):
     cache: Path = Field(
         default=Path("data/images"), description="folder for converted copies of large data sets, made once"
     )
+    size: tuple[int, int] | None = Field(
+        default=None,
+        description="of a folder: height and width to crop and resize pictures to; default: all have one size",
+    )
+    verify: bool = Field(
+        default=True,
+        description="of a cifar10 archive: refuse one whose MD5 is not that of an official one",
+    )
     flip: bool = Field(
         default=False, description="train on each image as it is and mirrored left to right, equally often"
     )

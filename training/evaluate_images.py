@@ -17,7 +17,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +35,7 @@ from prime_core.pixels import PixelCodec
 from prime_core.sample import NonFiniteError
 from training.classifier import classifier_for
 from training.command_line import load_settings
-from training.data.images import DatasetName, ImageSet, open_images
+from training.data.images import DatasetName, ImageSet, Split, open_images
 from training.heldout import mean_over_rows
 from training.image_draws import ImageDraws
 from training.image_report import BOUNDS, MISSING_CLASSIFIER, NOT_A_BOUND, image_table
@@ -60,6 +60,14 @@ class ImageEvalConfig(ImageSamplerSettings):
         default=None, description="cifar10, imagenet32, fashion-mnist or folder; default: as in training"
     )
     path: Path | None = Field(default=None, description="its files; default: those of the training")
+    size: tuple[int, int] | None = Field(
+        default=None,
+        description="of a folder: height and width that pictures are cropped and resized to; default: as in training",
+    )
+    verify: bool | None = Field(
+        default=None,
+        description="of a cifar10 archive: refuse one whose MD5 is not official; default: as in training",
+    )
     cache: Path | None = Field(
         default=None, description="folder of converted copies and of the classifier; default: as in training"
     )
@@ -159,12 +167,20 @@ def _open_data(config: ImageEvalConfig, model: Config) -> _Data:
     if not isinstance(trained, Mapping) or trained.get("kind") != "images":
         trained = {}
     dataset = trained.get("dataset") if config.dataset is None else config.dataset
-    # The files of the training are those of its data set only.
-    path = trained.get("path") if config.path is None and dataset == trained.get("dataset") else config.path
+    if dataset != trained.get("dataset"):
+        trained = {"cache": trained.get("cache", "data/images")}  # the rest is that of other files
+    path = trained.get("path") if config.path is None else config.path
     if dataset is None or path is None:
         raise ValueError("the checkpoint does not say what it was trained on: give --dataset and --path")
     cache = Path(str(trained.get("cache", "data/images"))) if config.cache is None else config.cache
-    train, heldout = (open_images(dataset, Path(path), split, cache) for split in ("train", "heldout"))
+    size = trained.get("size") if config.size is None else config.size
+    verify = bool(trained.get("verify", True)) if config.verify is None else config.verify
+    train, heldout = (
+        open_images(
+            dataset, Path(path), split, cache, size=None if size is None else tuple(size), verify=verify
+        )
+        for split in get_args(Split)
+    )
     assert isinstance(model.model, UNetConfig)
     shape = PixelCodec(model.model).picture_shape
     if heldout.picture_shape != shape:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from prime_core.tokenizer import Tokenizer, load_tokenizer
 from training.config import TrainConfig
 from training.data.corpus import CorpusOptions, list_sources
 from training.data.dataset import TokenDataset
-from training.data.images import ImageSet, open_images
+from training.data.images import ImageSet, Split, open_images
 from training.data.rows import ImageRows, Labels, RowSource, TextRows
 from training.data.shards import build_shards
 from training.data.toy2d import Toy2dRows, open_picture
@@ -79,8 +80,10 @@ def _open_images(config: TrainConfig, progress: bool) -> RunData:
     data, model = config.data, config.model
     assert isinstance(data, ImageData) and isinstance(model, UNetConfig), "checked by the settings"
     codec = PixelCodec(model)
-    train = open_images(data.dataset, data.path, "train", data.cache)
-    heldout = open_images(data.dataset, data.path, "heldout", data.cache)
+    train, heldout = (
+        open_images(data.dataset, data.path, split, data.cache, size=data.size, verify=data.verify)
+        for split in get_args(Split)
+    )
     _check_pixel_values(config, train)
     _check_labels(model, train)
     height, width, channels = codec.picture_shape

@@ -104,5 +104,8 @@ def assert_same_run(output: Path, expected: Path) -> None:
     for name, tensor in tensors.items():
         assert torch.equal(tensor, other_tensors[name]), name
     assert metrics_of(output) == metrics_of(expected)
-    for name in ("model.safetensors", "config.json", "bytes.tiktoken"):
+    names = sorted(path.name for path in (expected / "checkpoint").iterdir())
+    assert {"model.safetensors", "config.json"} <= set(names)
+    assert names == sorted(path.name for path in (output / "checkpoint").iterdir())
+    for name in names:
         assert (output / "checkpoint" / name).read_bytes() == (expected / "checkpoint" / name).read_bytes()

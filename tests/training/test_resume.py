@@ -50,7 +50,7 @@ def unbroken(config: Path) -> Path:
     return output
 
 
-def _interrupt(config: Path, output: Path, kills: list[str]) -> dict[str, int]:
+def interrupt_run(config: Path, output: Path, kills: list[str]) -> dict[str, int]:
     done = subprocess.run(
         [sys.executable, "-m", "tests.training.interrupted_run", str(config), str(output), *kills],
         cwd=ROOT,
@@ -68,7 +68,7 @@ def _interrupt(config: Path, output: Path, kills: list[str]) -> dict[str, int]:
 def test_kill_9_at_random_points(config: Path, unbroken: Path, tmp_path: Path) -> None:
     random = np.random.default_rng(7)
     kills = [f"step:{random.integers(1, 8)}:{random.integers(0, 30)}" for _ in range(5)]
-    result = _interrupt(config, tmp_path / "run", ["step:1:0", *kills[:2]])
+    result = interrupt_run(config, tmp_path / "run", ["step:1:0", *kills[:2]])
     assert result["lines_lost"] > 0  # a kill that loses no step would prove nothing
     assert_same_run(tmp_path / "run", unbroken)
 
@@ -81,7 +81,7 @@ def test_kill_9_at_every_commit_of_a_save(config: Path, tmp_path: Path) -> None:
     nelbo = config.with_name("nelbo.toml")
     nelbo.write_text(text)
     train(load_run(nelbo, tmp_path / "expected"), progress=False)
-    result = _interrupt(nelbo, tmp_path / "run", [f"commit:{n}" for n in range(1, COMMITS_PER_SAVE + 1)])
+    result = interrupt_run(nelbo, tmp_path / "run", [f"commit:{n}" for n in range(1, COMMITS_PER_SAVE + 1)])
     assert result["checkpoints"] > 0
     assert_same_run(tmp_path / "run", tmp_path / "expected")
 

@@ -47,7 +47,7 @@ def open_images(
     if size is not None and dataset != "folder":
         raise ValueError(f"size is given, and {dataset!r} has its own: leave it out, or use a folder")
     if not verify and dataset != "cifar10":
-        raise ValueError(f"verify=False is given, and {dataset!r} has no checksums: leave it out")
+        raise ValueError(f"verify is false, and {dataset!r} has no checksums: leave it out")
     if dataset == "cifar10":
         return read_cifar10(path, split, verify=verify)
     if dataset == "imagenet32":

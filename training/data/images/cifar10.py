@@ -123,8 +123,8 @@ def _checked_form(path: Path) -> str:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     if digest not in ARCHIVE_MD5:
         raise DataError(
-            f"{path}: its MD5 {digest} is not that of an official CIFAR-10 archive; fetch it again, or pass "
-            "verify=False to read an archive of your own"
+            f"{path}: its MD5 {digest} is not that of an official CIFAR-10 archive; fetch it again, or set "
+            "verify to false to read an archive of your own"
         )
     return ARCHIVE_MD5[digest]
 
