@@ -50,21 +50,24 @@ class PixelFeatures:
 
     Attributes:
         map: (B, F, H, W), the trunk's output.
-        positions: (R,) int64 indices into T.
+        padded: (B, H + 2, W + 2, F), the same with the border that the convolution pads, a row of memory a pixel.
+            None where gradients are wanted: a chunk that is computed again in the backward pass makes its own.
+        positions: (R,) int64 indices into T, on any device; on the CPU they cost a GPU no synchronisation.
     """
 
     map: Tensor
+    padded: Tensor | None
     positions: Tensor
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def __getitem__(self, index: slice) -> PixelFeatures:
-        return PixelFeatures(self.map, self.positions[index])
+        return PixelFeatures(self.map, self.padded, self.positions[index])
 
     def split(self, split_size: int) -> list[PixelFeatures]:
         """Cut into chunks of ``split_size`` positions."""
-        return [PixelFeatures(self.map, part) for part in self.positions.split(split_size)]
+        return [PixelFeatures(self.map, self.padded, part) for part in self.positions.split(split_size)]
 
 
 class UNet(nn.Module):
@@ -143,18 +146,22 @@ class UNet(nn.Module):
         h = self._trunk(x, self._labels(labels, x), self._time(t, len(x)))
         if positions is None:
             positions = torch.arange(len(y_t), device=y_t.device)
-        return PixelFeatures(h, positions)
+        return PixelFeatures(h, None if h.requires_grad else _padded(h), positions)
 
     def head(self, features: PixelFeatures) -> Tensor:
-        """Map features of R positions to logits (R, V) float32: unnormalised log-probabilities of whole tokens."""
+        """Map features of R positions to logits (R, V) float32: unnormalised log-probabilities of whole tokens.
+
+        From `MIN_DENSE_POSITIONS` on, logits of up to 2 R positions exist for a moment.
+        """
         length = self.config.length
         row, token = features.positions // length, features.positions % length
         if len(row) >= MIN_DENSE_POSITIONS:
             first, last = int(row.min()), int(row.max()) + 1
             if 2 * len(row) >= (last - first) * length:
                 logits = self._dense_logits(features.map[first:last])
-                return logits[row - first, token].float()
-        return self._gathered_logits(features.map, row, token).float()
+                return logits[row.to(logits.device) - first, token.to(logits.device)].float()
+        padded = _padded(features.map) if features.padded is None else features.padded
+        return self._gathered_logits(padded, row, token).float()
 
     def forward(self, y_t: Tensor, t: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """Run the whole network.
@@ -206,12 +213,10 @@ class UNet(nn.Module):
         logits = self.out[2](features).unflatten(1, (self.config.channels, -1))
         return cast(Tensor, logits).permute(0, 1, 3, 4, 2).flatten(1, 3)
 
-    def _gathered_logits(self, features: Tensor, row: Tensor, token: Tensor) -> Tensor:
+    def _gathered_logits(self, padded: Tensor, row: Tensor, token: Tensor) -> Tensor:
         """Return the logits (R, V) of single tokens: (R,) indices of their images, and inside their images."""
         height, width = self.config.height, self.config.width
         channel, pixel = token // (height * width), token % (height * width)
-        # (B, H + 2, W + 2, F): one row of memory per pixel, with the border that the convolution pads.
-        padded = F.pad(features.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
         offset = torch.arange(3, device=row.device)
         ys = pixel[:, None, None] // width + offset[:, None]
         xs = pixel[:, None, None] % width + offset
@@ -219,16 +224,18 @@ class UNet(nn.Module):
         bias = self.out.get_parameter("2.bias")
         planes = weight.unflatten(0, (self.config.channels, -1)), bias.view(self.config.channels, -1)
         # The empty sum ties the result to the features where no position is asked for: a backward pass needs it.
-        logits = features[:0].sum() + bias.new_zeros(len(row), self.codec.vocab_size)
+        logits = padded[:0].sum() + bias.new_zeros(len(row), self.codec.vocab_size)
         for index, (plane_weight, plane_bias) in enumerate(zip(*planes, strict=True)):
             mine = (channel == index).nonzero()[:, 0]
             if not len(mine):
                 continue
-            filled = F.pad(mine, (0, -len(mine) % HEAD_BLOCK))
-            patches = padded[row[filled, None, None], ys[filled], xs[filled]].flatten(1)
-            blocks = [F.linear(block, plane_weight, plane_bias) for block in patches.split(HEAD_BLOCK)]
+            blocks = []
+            # A block's patches are nine times its features: only one block of them exists at a time.
+            for block in F.pad(mine, (0, -len(mine) % HEAD_BLOCK)).split(HEAD_BLOCK):
+                where = (part[block].to(padded.device) for part in (row[:, None, None], ys, xs))
+                blocks.append(F.linear(padded[tuple(where)].flatten(1), plane_weight, plane_bias))
             plane = torch.cat(blocks)[: len(mine)]
-            logits = logits.to(plane.dtype).index_copy(0, mine, plane)
+            logits = logits.to(plane.dtype).index_copy(0, mine.to(padded.device), plane)
         return logits
 
     def _labels(self, labels: Tensor | None, y_t: Tensor) -> Tensor:
@@ -278,6 +285,11 @@ class UNet(nn.Module):
             raise ValueError(f"y_t must hold integers, got {y_t.dtype}")
         if not (int(y_t.min()) >= 0 and int(y_t.max()) <= base):
             raise ValueError(f"y_t must hold digits 0..{base - 1}, or {base} where masked")
+
+
+def _padded(features: Tensor) -> Tensor:
+    """Map (B, F, H, W) to (B, H + 2, W + 2, F), with a border of zeros."""
+    return F.pad(features.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
 
 
 def _compute_dtype(weight: Tensor) -> torch.dtype:
