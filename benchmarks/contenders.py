@@ -86,6 +86,7 @@ def build_checkpoint(workload: Workload, dtype: DTypeName) -> Checkpoint:
         is_norm = name.endswith(("norm1.weight", "norm2.weight", "norm_final.weight"))
         parameter.data = (weights + 1 if is_norm else weights).to(DTYPES[dtype])
     denoiser = denoiser.eval().requires_grad_(False)
+    denoiser.prepare()
     return Checkpoint(
         Path("random-weights"),
         config,

@@ -314,4 +314,6 @@ def _load_denoiser(
         tensor = weights.read(name)
         check_finite(weights.path, name, tensor)
         parameter.data = tensor.to(dtype)
-    return denoiser.to(device).eval().requires_grad_(False)
+    denoiser = denoiser.to(device).eval().requires_grad_(False)
+    denoiser.prepare()
+    return denoiser

@@ -3,15 +3,16 @@
 Shapes: B rows, L tokens a row, T tokens of all rows laid end to end (packed), S digits a token, D hidden_size,
 C cond_dim, H heads, E = D / H, R output positions, V vocab_size.
 
-Rows of different lengths are packed without padding: everything but attention works on (T, D), and attention
-works on groups of rows of equal length, so a longer neighbour never changes what a row computes.
+Rows of different lengths are packed without padding: everything but attention works on (T, D), and attention stays
+inside rows. The last block computes keys and values of all tokens, and queries and MLP only where features are asked
+for. That is exact: no other token sees what is left out.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +20,31 @@ from torch.nn import functional as F
 
 from kernels.embed import embed_subtokens
 from prime_core.config import CodecConfig, DiTConfig
+from prime_core.models.attention import Rotation, attend, attend_at, rotate
 from prime_core.models.denoiser import filled_size
+from prime_core.models.packed_linear import PackedLinear, pack_linears
 from prime_core.schedule import Schedule
 
 
-class Rotation(NamedTuple):
-    """Rotary angles of every packed token: cos and sin, each (T, 1, E / 2) float32."""
+class Modulation(NamedTuple):
+    """What the conditioning does to a branch: (1, D) float32 each where all tokens share it, else (T, D).
 
-    cos: Tensor
-    sin: Tensor
+    Attributes:
+        shift: added to the normed and scaled input.
+        scale: the normed input is multiplied by 1 + scale.
+        gate: the branch's result is multiplied by it.
+    """
+
+    shift: Tensor
+    scale: Tensor
+    gate: Tensor
+
+    def at(self, positions: Tensor) -> Modulation:
+        """Return the modulation of some tokens (R,)."""
+        return self if len(self.shift) == 1 else Modulation(*(part[positions] for part in self))
+
+
+_Modulations = tuple[list[tuple[Modulation, Modulation]], tuple[Tensor, Tensor]]
 
 
 class SigmaEmbedding(nn.Module):
@@ -63,15 +80,16 @@ class SubtokenEmbedding(nn.Module):
 
 
 class ScaleNorm(nn.Module):
-    """LayerNorm in float32 with a weight and no bias."""
+    """LayerNorm in float32 with a weight and no bias, then the modulation's scale and shift."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last dimension of x; the result is float32."""
-        return F.layer_norm(x.float(), x.shape[-1:], self.weight.float())
+    def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """Map x (T, D) float32 to (1 + scale) norm(x) + shift, (T, D) float32."""
+        normed = F.layer_norm(x.float(), x.shape[-1:], self.weight.float())
+        return torch.addcmul(shift, normed, 1 + scale)
 
 
 class Block(nn.Module):
@@ -83,44 +101,45 @@ class Block(nn.Module):
         self.num_heads = config.num_heads
         self.dropout = config.dropout
         self.norm1 = ScaleNorm(dim)
-        self.attn_qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.attn_out = nn.Linear(dim, dim, bias=False)
+        self.attn_qkv = PackedLinear(dim, 3 * dim, bias=False)
+        self.attn_out = PackedLinear(dim, dim, bias=False)
         self.norm2 = ScaleNorm(dim)
         self.mlp = nn.Sequential(
-            nn.Linear(dim, 4 * dim), nn.GELU(approximate="tanh"), nn.Linear(4 * dim, dim)
+            PackedLinear(dim, 4 * dim), nn.GELU(approximate="tanh"), PackedLinear(4 * dim, dim)
         )
         self.adaLN_modulation = nn.Linear(config.cond_dim, 6 * dim)
         nn.init.zeros_(self.adaLN_modulation.weight)
         nn.init.zeros_(self.adaLN_modulation.bias)
 
-    def forward(self, x: Tensor, cond: Tensor, lengths: Sequence[int], rotation: Rotation) -> Tensor:
-        """Map x (T, D) float32 to the same shape; cond is (1, C) for all rows or (T, C)."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(cond).float().chunk(6, -1)
+    def modulate(self, cond: Tensor) -> tuple[Modulation, Modulation]:
+        """Map the conditioning, (1, C) for all tokens or (T, C), to the modulation of attention and MLP."""
+        parts = self.adaLN_modulation(cond).float().chunk(6, -1)
+        return Modulation(*parts[:3]), Modulation(*parts[3:])
+
+    def forward(
+        self,
+        x: Tensor,
+        modulations: tuple[Modulation, Modulation],
+        lengths: Sequence[int],
+        rotation: Rotation,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """Map x (T, D) float32 to the same shape; to (R, D) where only some positions (R,) are asked for."""
+        attention, mlp = modulations
         dtype = self.attn_qkv.weight.dtype
+        h = self.norm1(x, attention.scale, attention.shift).to(dtype)
+        q, k, v = self.attn_qkv(h).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # each (T, H, E)
+        k = rotate(k, rotation)
+        if positions is None:
+            h = attend(rotate(q, rotation), k, v, lengths)
+        else:
+            h = attend_at(positions, rotate(q[positions], rotation.at(positions)), k, v, lengths)
+            x, attention, mlp = x[positions], attention.at(positions), mlp.at(positions)
+        x = x + attention.gate * F.dropout(self.attn_out(h), self.dropout, self.training)
 
-        h = torch.addcmul(shift1, self.norm1(x), 1 + scale1).to(dtype)
-        h = self.attn_out(self._attend(self.attn_qkv(h), lengths, rotation))
-        x = x + gate1 * F.dropout(h, self.dropout, self.training)
-
-        h = torch.addcmul(shift2, self.norm2(x), 1 + scale2).to(dtype)
-        h = self.mlp(h)
-        x = x + gate2 * F.dropout(h, self.dropout, self.training)
-        return x
-
-    def _attend(self, qkv: Tensor, lengths: Sequence[int], rotation: Rotation) -> Tensor:
-        """Full attention inside every row: qkv (T, 3D) to (T, D)."""
-        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # each (T, H, E)
-        q, k = _rotate(q, rotation), _rotate(k, rotation)
-        out = torch.empty_like(v) if len(set(lengths)) > 1 else None
-        for index, length in _groups(lengths, q.device):
-            parts = [a if index is None else a[index] for a in (q, k, v)]
-            rows = [a.unflatten(0, (-1, length)).transpose(1, 2) for a in parts]  # each (B', H, L, E)
-            attended = _attention(*rows).transpose(1, 2).flatten(0, 1)
-            if out is None or index is None:
-                return attended.flatten(1)
-            out[index] = attended
-        assert out is not None
-        return out.flatten(1)
+        h = self.norm2(x, mlp.scale, mlp.shift).to(dtype)
+        h = self.mlp[2](self.mlp[0](h, activation="gelu_tanh"))
+        return x + mlp.gate * F.dropout(h, self.dropout, self.training)
 
 
 class OutputLayer(nn.Module):
@@ -129,15 +148,19 @@ class OutputLayer(nn.Module):
     def __init__(self, config: DiTConfig, vocab_size: int) -> None:
         super().__init__()
         self.norm_final = ScaleNorm(config.hidden_size)
-        self.linear = nn.Linear(config.hidden_size, vocab_size)
+        self.linear = PackedLinear(config.hidden_size, vocab_size)
         self.adaLN_modulation = nn.Linear(config.cond_dim, 2 * config.hidden_size)
         for parameter in (*self.linear.parameters(), *self.adaLN_modulation.parameters()):
             nn.init.zeros_(parameter)
 
-    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        """Return the features (R, D) that `linear` maps to logits."""
+    def modulate(self, cond: Tensor) -> tuple[Tensor, Tensor]:
+        """Map the conditioning, (1, C) for all tokens or (T, C), to shift and scale."""
         shift, scale = self.adaLN_modulation(cond).float().chunk(2, -1)
-        return torch.addcmul(shift, self.norm_final(x), 1 + scale).to(self.linear.weight.dtype)
+        return shift, scale
+
+    def forward(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """Return the features (R, D) that `linear` maps to logits."""
+        return self.norm_final(x, scale, shift).to(self.linear.weight.dtype)  # type: ignore[no-any-return]
 
 
 class DiT(nn.Module):
@@ -160,6 +183,7 @@ class DiT(nn.Module):
         angles = torch.outer(torch.arange(config.length).float(), frequencies)[:, None]
         self.register_buffer("rotary_cos", angles.cos(), persistent=False)
         self.register_buffer("rotary_sin", angles.sin(), persistent=False)
+        self._modulations: _Modulations | None = None
 
     def features(
         self,
@@ -189,14 +213,31 @@ class DiT(nn.Module):
         if max(lengths) > self.config.length:
             raise ValueError(f"a row has {max(lengths)} tokens, but the context holds {self.config.length}")
         x = self.vocab_embed(y_t).float()
-        cond = self._conditioning(lengths, t, x.device)
+        modulations, (shift, scale) = self._modulations or self._modulate(self._conditioning(lengths, t))
         rotation = self._rotation(lengths)
-        for block in self.blocks:
-            x = block(x, cond, lengths, rotation)
-        if positions is not None:
-            x = x[positions]
-            cond = cond if len(cond) == 1 else cond[positions]
-        return self.output_layer(x, cond)  # type: ignore[no-any-return]
+        for block, modulation in zip(self.blocks, modulations[:-1], strict=False):
+            x = block(x, modulation, lengths, rotation)
+        x = self.blocks[-1](x, modulations[-1], lengths, rotation, positions)
+        if positions is not None and len(shift) > 1:
+            shift, scale = shift[positions], scale[positions]
+        return self.output_layer(x, shift, scale)  # type: ignore[no-any-return]
+
+    def prepare(self) -> None:
+        """Compute once what inference would repeat: weights packed for a CPU, the modulation of a time-free network.
+
+        Later changes of the weights are not seen; training mode drops what was prepared.
+        """
+        pack_linears(self)
+        if not self.config.time_conditioned:
+            with torch.no_grad():
+                self._modulations = self._modulate(self._conditioning([], None))
+
+    def train(self, mode: bool = True) -> DiT:
+        """Set training or evaluation mode."""
+        if mode:
+            self._modulations = None
+        super().train(mode)
+        return self
 
     def head(self, features: Tensor) -> Tensor:
         """Map features (R, D) to logits (R, V) float32: unnormalised log-probabilities of whole tokens."""
@@ -241,7 +282,13 @@ class DiT(nn.Module):
         if not (int(y_t.min()) >= 0 and int(y_t.max()) <= base):
             raise ValueError(f"y_t must hold digits 0..{base - 1}, or {base} where masked")
 
-    def _conditioning(self, lengths: Sequence[int], t: Tensor | None, device: torch.device) -> Tensor:
+    def _modulate(self, cond: Tensor) -> _Modulations:
+        """Return the modulation of every block, and shift and scale of the output."""
+        blocks = cast("list[Block]", list(self.blocks))
+        return [block.modulate(cond) for block in blocks], self.output_layer.modulate(cond)
+
+    def _conditioning(self, lengths: Sequence[int], t: Tensor | None) -> Tensor:
+        device = self.get_buffer("rotary_cos").device
         if not self.config.time_conditioned:
             return F.silu(self.sigma_map(torch.zeros(1, device=device)))
         if t is None:
@@ -254,30 +301,3 @@ class DiT(nn.Module):
     def _rotation(self, lengths: Sequence[int]) -> Rotation:
         cos, sin = self.get_buffer("rotary_cos").float(), self.get_buffer("rotary_sin").float()
         return Rotation(torch.cat([cos[:n] for n in lengths]), torch.cat([sin[:n] for n in lengths]))
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Full attention, q, k and v (B, H, L, E) -> (B, H, L, E)."""
-    if q.device.type == "cpu" and torch.is_grad_enabled():
-        # The fused kernel's backward pass on a CPU is many times slower than these two products.
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-        return torch.softmax(scores, -1) @ v
-    return F.scaled_dot_product_attention(q, k, v)
-
-
-def _rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Rotary embedding: turn feature i with feature i + E/2 by the token's angle; x is (T, H, E)."""
-    first, second = x.float().chunk(2, -1)
-    cos, sin = rotation
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
-
-
-def _groups(lengths: Sequence[int], device: torch.device) -> list[tuple[Tensor | None, int]]:
-    """Split packed rows into groups of equal length: (indices of their tokens or None for all, the length)."""
-    if len(set(lengths)) == 1:
-        return [(None, lengths[0])]
-    per_row = torch.arange(sum(lengths), device=device).split(list(lengths))
-    return [
-        (torch.cat([tokens for tokens, n in zip(per_row, lengths, strict=True) if n == length]), length)
-        for length in sorted(set(lengths))
-    ]

@@ -148,6 +148,9 @@ class UNet(nn.Module):
             positions = torch.arange(len(y_t), device=y_t.device)
         return PixelFeatures(h, None if h.requires_grad else _padded(h), positions)
 
+    def prepare(self) -> None:
+        """Compute once what inference would repeat: nothing in this network."""
+
     def head(self, features: PixelFeatures) -> Tensor:
         """Map features of R positions to logits (R, V) float32: unnormalised log-probabilities of whole tokens.
 

@@ -164,3 +164,50 @@ def test_digits_that_are_none_are_refused(y_t: Tensor, message: str) -> None:
     network = make_network()
     with pytest.raises(ValueError, match=message):
         network(y_t)
+
+
+@pytest.mark.parametrize("time_conditioned", [False, True])
+@pytest.mark.parametrize("lengths", [LENGTHS, [16, 16, 16]])
+def test_features_of_some_positions_are_those_of_all(lengths: list[int], time_conditioned: bool) -> None:
+    network = make_network(time_conditioned=time_conditioned)
+    y_t, t = digits(sum(lengths)), torch.linspace(0.1, 0.9, len(lengths))
+    everything = network.features(y_t, lengths, t)
+    for positions in ([5], [0, 0, 0], [31, 2, 17, 2, sum(lengths) - 1], list(range(sum(lengths)))):
+        wanted = torch.tensor(positions)
+        some = network.features(y_t, lengths, t, wanted)
+        torch.testing.assert_close(some, everything[wanted], rtol=0, atol=2e-6)
+
+
+def test_the_last_block_computes_only_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, y_t = make_network(), digits(48)
+    rows: list[int] = []
+    for block in network.blocks:
+        block.mlp[0].register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    network.features(y_t, [16, 16, 16], None, torch.tensor([3, 40]))
+    assert rows == [48, 2]
+
+
+@pytest.mark.parametrize("time_conditioned", [False, True])
+def test_a_prepared_network_computes_the_same(time_conditioned: bool) -> None:
+    network = make_network(time_conditioned=time_conditioned)
+    y_t, t = digits(sum(LENGTHS)), torch.linspace(0.1, 0.9, len(LENGTHS))
+    with torch.no_grad():
+        plain = network.head(network.features(y_t, LENGTHS, t))
+        network.prepare()
+        torch.testing.assert_close(network.head(network.features(y_t, LENGTHS, t)), plain, rtol=0, atol=0)
+
+        network.bfloat16().prepare()
+        rounded = network.head(network.features(y_t, LENGTHS, t))
+    # bfloat16 keeps 8 bits: the norm of the error stays within a few of its steps.
+    assert float((rounded - plain).norm() / plain.norm()) < 0.03
+
+
+def test_training_drops_what_was_prepared() -> None:
+    network = make_network()
+    network.prepare()
+    before = network.features(digits(16), [16])
+    for parameter in network.parameters():
+        parameter.data.mul_(1.5)
+    network.train()
+    network.eval()
+    assert not torch.allclose(network.features(digits(16), [16]), before)
