@@ -55,7 +55,8 @@ def reveal_digits(
     Raises:
         ValueError: if the backend is not available, or some combinations of digits stand for no token.
     """
-    choose_backend(backend)
+    if choose_backend(backend, logits) == "triton":
+        raise NotImplementedError
     vocab_size, num_digits = digits.shape
     if mask_index**num_digits != vocab_size:
         raise ValueError(

@@ -73,7 +73,8 @@ def reveal_tokens(
     Raises:
         ValueError: if the backend is not available.
     """
-    choose_backend(backend)
+    if choose_backend(backend, logits) == "triton":
+        raise NotImplementedError
     if logits.device.type != "cpu":
         return _reveal(digits, mask_index, logits, y, due, u, temperature, top_k, top_p)
     # A few rows at a time stay in the cache, through about ten passes over them.

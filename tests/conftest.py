@@ -7,6 +7,10 @@ import pytest
 import torch
 from hypothesis import settings
 
+# Triton reads this when it is imported: without a GPU its interpreter runs the kernels.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 # Small tensors run slower on many threads, and a shared machine more slowly still.
 torch.set_num_threads(max(1, min(2, os.cpu_count() or 1)))
 

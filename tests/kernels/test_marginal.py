@@ -173,21 +173,3 @@ def test_codes_without_a_token_are_refused() -> None:
     codec = SubtokenCodec(50, 2)  # 8**2 = 64 codes
     with pytest.raises(ValueError, match=r"8\*\*2 codes, but 50 tokens"):
         reveal(codec, torch.zeros(1, 50), torch.full((1, 2), 8), draws_u(1, 2))
-
-
-def test_a_backend_that_is_not_available_is_an_error() -> None:
-    codec, one = SubtokenCodec(4, 1), torch.ones(1)
-    y = torch.full((1, 1), 4)
-    with pytest.raises(ValueError, match="no Triton kernels"):
-        reveal_digits(
-            torch.zeros(1, 4),
-            y,
-            y == 4,
-            codec.digits,
-            draws_u(1, 1),
-            one,
-            y[0],
-            one,
-            mask_index=4,
-            backend="triton",
-        )

@@ -278,25 +278,3 @@ def test_inputs_are_left_alone() -> None:
     reveal(codec, logits, y, draws_u(2), SamplingSettings(temperature=0.5, top_k=3))
     assert not logits.any()
     assert bool((y == codec.mask_index).all())
-
-
-@pytest.mark.parametrize(
-    ("backend", "message"), [("triton", "no Triton kernels"), ("other", "must be 'auto'")]
-)
-def test_a_backend_that_is_not_available_is_an_error(backend: str, message: str) -> None:
-    codec = SubtokenCodec(4, 1)
-    y = torch.full((1, 1), 4)
-    one = torch.ones(1)
-    with pytest.raises(ValueError, match=message):
-        reveal_tokens(
-            torch.zeros(1, 4),
-            y,
-            y == 4,
-            codec.digits,
-            draws_u(1),
-            one,
-            y[0],
-            one,
-            mask_index=4,
-            backend=backend,
-        )  # type: ignore[call-overload]

@@ -1,0 +1,1 @@
+"""Triton kernels and their launchers, one op a file under the name of its reference in `kernels`."""
