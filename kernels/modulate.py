@@ -204,11 +204,17 @@ def rotate_qk(
 def _norm_modulate(
     x: Tensor, weight: Tensor, shift: Tensor, scale: Tensor, out_dtype: torch.dtype, eps: float
 ) -> Tensor:
-    """Two passes where all tokens share the modulation (it folds into the norm's weight and bias), else three."""
+    """One pass where all tokens share the modulation (it folds into the norm's weight and bias), else three.
+
+    One more narrows the result. Fresh memory costs a CPU more than a pass, so the passes share one tensor.
+    """
     x, weight, shift, scale = x.float(), weight.float(), shift.float(), scale.float()
     if len(shift) == len(scale) == 1:
         return F.layer_norm(x, weight.shape, weight * (1 + scale[0]), shift[0], eps).to(out_dtype)
-    return torch.addcmul(shift, F.layer_norm(x, weight.shape, weight, None, eps), 1 + scale).to(out_dtype)
+    h = F.layer_norm(x, weight.shape, weight, None, eps)
+    if _wants_gradient(h, shift, scale):
+        return torch.addcmul(shift, h, 1 + scale).to(out_dtype)
+    return h.addcmul_(h, scale).add_(shift).to(out_dtype)
 
 
 def _gated_residual(x: Tensor, branch: Tensor, gate: Tensor, inplace: bool) -> Tensor:
@@ -220,15 +226,14 @@ def _gated_residual(x: Tensor, branch: Tensor, gate: Tensor, inplace: bool) -> T
 def _rotate_qk(qkv: Tensor, cos: Tensor, sin: Tensor, num_heads: int, inplace: bool) -> Tensor:
     """Turn all heads of q and k together; (T, 2D)."""
     size = qkv.shape[-1] // 3 * 2
-    source = qkv[:, :size].unflatten(-1, (2 * num_heads, 2, -1)).float()  # (T, 2H, 2, E / 2)
+    source: Tensor = qkv[:, :size].unflatten(-1, (2 * num_heads, 2, -1)).float()  # (T, 2H, 2, E / 2)
     cos, sin = cos[:, None, None].float(), sin[:, None].float()
     turned = source * cos
     turned[:, :, 0].addcmul_(source[:, :, 1], sin, value=-1)
     turned[:, :, 1].addcmul_(source[:, :, 0], sin)
     if inplace:
         target = qkv[:, :size]
-        target.copy_(turned.flatten(1))
-        return target
+        return target.copy_(turned.flatten(1))
     return turned.to(qkv.dtype).flatten(1)
 
 

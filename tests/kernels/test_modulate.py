@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from kernels.backend import Backend
 from kernels.modulate import gated_residual, norm_modulate, residual_norm_modulate, rotate_qk
@@ -248,13 +247,6 @@ def test_a_token_does_not_feel_its_neighbours(backend: Backend) -> None:
             )
             assert torch.equal(some.x, together.x[rows])
             assert torch.equal(some.h, together.h[rows])
-
-
-def test_the_reference_is_what_the_blocks_computed() -> None:
-    x, weight, v = normal(9, 48, seed=1), normal(48, seed=2), vectors(9, 48)
-    expected = torch.addcmul(v["shift"], F.layer_norm(x, (48,), weight), 1 + v["scale"])
-    actual = norm_modulate(x, weight, v["shift"], v["scale"], out_dtype=torch.float32, backend="reference")
-    assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize(
