@@ -70,7 +70,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 # Images, channels, groups, height, width: one value a group, no power of two, several blocks of pixels, several
 # programs an image of which the last is not full.
 SHAPES = [
-    (1, 4, 4, 1, 1),
+    (2, 4, 4, 1, 1),
     (3, 6, 2, 3, 5),
     (2, 18, 2, 30, 31),
     (2, 45, 5, 8, 7),
