@@ -131,20 +131,21 @@ def launch_group_norm_silu(
         return out
     blocks = _blocks(channels, num_groups, height * width, channels_last)
     together = blocks["NUM_GROUPS"]
-    group_norm_silu_kernel[(num_images, triton.cdiv(num_groups, together))](
-        x,
-        weight.contiguous(),
-        bias.contiguous(),
-        None if scale is None else scale.contiguous(),
-        None if shift is None else shift.contiguous(),
-        out,
-        eps,
-        **blocks,
-        CHANNELS_LAST=channels_last,
-        MODULATED=scale is not None,
-        ACTIVATION=activation,
-        num_warps=_NUM_WARPS,
-    )
+    with torch.cuda.device_of(x):
+        group_norm_silu_kernel[(num_images, triton.cdiv(num_groups, together))](
+            x,
+            weight.contiguous(),
+            bias.contiguous(),
+            None if scale is None else scale.contiguous(),
+            None if shift is None else shift.contiguous(),
+            out,
+            eps,
+            **blocks,
+            CHANNELS_LAST=channels_last,
+            MODULATED=scale is not None,
+            ACTIVATION=activation,
+            num_warps=_NUM_WARPS,
+        )
     return out
 
 

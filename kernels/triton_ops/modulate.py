@@ -122,28 +122,29 @@ def _launch(
     x = x if x.stride(1) == 1 else x.contiguous()
     branch, gate, shift, scale = (_packed(tensor) for tensor in (branch, gate, shift, scale))
     block = triton.next_power_of_2(size)
-    residual_norm_modulate_kernel[(num_tokens,)](
-        x,
-        branch,
-        gate,
-        None if weight is None else weight.contiguous(),
-        shift,
-        scale,
-        x_out,
-        h,
-        x.stride(0),
-        0 if branch is None else branch.stride(0),
-        _token_stride(gate),
-        _token_stride(shift),
-        _token_stride(scale),
-        0 if x_out is None else x_out.stride(0),
-        eps,
-        D=size,
-        BLOCK=block,
-        RESIDUAL=x_out is not None,
-        NORM=h is not None,
-        num_warps=_num_warps(block),
-    )
+    with torch.cuda.device_of(x):
+        residual_norm_modulate_kernel[(num_tokens,)](
+            x,
+            branch,
+            gate,
+            None if weight is None else weight.contiguous(),
+            shift,
+            scale,
+            x_out,
+            h,
+            x.stride(0),
+            0 if branch is None else branch.stride(0),
+            _token_stride(gate),
+            _token_stride(shift),
+            _token_stride(scale),
+            0 if x_out is None else x_out.stride(0),
+            eps,
+            D=size,
+            BLOCK=block,
+            RESIDUAL=x_out is not None,
+            NORM=h is not None,
+            num_warps=_num_warps(block),
+        )
 
 
 def _packed(tensor: Tensor | None) -> Tensor | None:

@@ -56,19 +56,20 @@ def launch_rotate_qk(qkv: Tensor, cos: Tensor, sin: Tensor, num_heads: int, inpl
     size, half = width // 3 * 2, width // (6 * num_heads)
     out = qkv[:, :size] if inplace else torch.empty(num_tokens, size, dtype=qkv.dtype, device=qkv.device)
     if num_tokens:
-        rotate_qk_kernel[(num_tokens,)](
-            qkv,
-            cos.contiguous(),
-            sin.contiguous(),
-            out,
-            qkv.stride(0),
-            out.stride(0),
-            NUM_HEADS=2 * num_heads,
-            HALF=half,
-            BLOCK_HEADS=triton.next_power_of_2(2 * num_heads),
-            BLOCK_HALF=triton.next_power_of_2(half),
-            num_warps=4,
-        )
+        with torch.cuda.device_of(qkv):
+            rotate_qk_kernel[(num_tokens,)](
+                qkv,
+                cos.contiguous(),
+                sin.contiguous(),
+                out,
+                qkv.stride(0),
+                out.stride(0),
+                NUM_HEADS=2 * num_heads,
+                HALF=half,
+                BLOCK_HEADS=triton.next_power_of_2(2 * num_heads),
+                BLOCK_HALF=triton.next_power_of_2(half),
+                num_warps=4,
+            )
     return out
 
 

@@ -66,7 +66,8 @@ def launch_compact_rows(changed: Tensor) -> tuple[Tensor, Tensor]:
     indices = torch.empty(len(changed), dtype=torch.int64, device=changed.device)
     count = torch.empty(1, dtype=torch.int64, device=changed.device)
     mask = changed.contiguous().view(torch.uint8)
-    compact_rows_kernel[(1,)](mask, indices, count, len(changed), BLOCK=_BLOCK_ROWS, num_warps=4)
+    with torch.cuda.device_of(changed):
+        compact_rows_kernel[(1,)](mask, indices, count, len(changed), BLOCK=_BLOCK_ROWS, num_warps=4)
     return indices, count
 
 
@@ -80,9 +81,10 @@ def launch_copy_rows(
     source, target = _as_words(source, target)
     num_words = source.shape[1]
     block = min(_BLOCK_WORDS, triton.next_power_of_2(num_words))
-    copy_rows_kernel[(num_places, triton.cdiv(num_words, block))](
-        source, target, indices.contiguous(), count, num_words, SCATTER=scatter, BLOCK=block, num_warps=4
-    )
+    with torch.cuda.device_of(source):
+        copy_rows_kernel[(num_places, triton.cdiv(num_words, block))](
+            source, target, indices.contiguous(), count, num_words, SCATTER=scatter, BLOCK=block, num_warps=4
+        )
 
 
 def _as_words(*batches: Tensor) -> tuple[Tensor, ...]:
