@@ -11,9 +11,9 @@ runs only where logits are asked for. The blocks are in `unet_layers`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,9 @@ from prime_core.models.unet_layers import (
     PixelEmbedding,
     ResidualBlock,
     Stage,
+    group_norm,
     stage_layers,
+    trunk_memory_format,
     zeroed,
 )
 from prime_core.schedule import Schedule
@@ -170,8 +172,7 @@ class UNet(nn.Module):
         """Run the whole network.
 
         Args:
-            y_t: (B, C, H, W, S) integers in 0..b, b = masked. Nothing in the network has the size of a picture, so
-                other sizes than the configuration's are computed too; samplers use the configuration's.
+            y_t: (B, C, H, W, S) integers in 0..b, b = masked; other sizes than the configuration's are computed too.
             t: (B,) noise times in [0, 1]; needed by time-conditioned models only.
             labels: (B,) int64; needed by models with labels only.
 
@@ -199,6 +200,16 @@ class UNet(nn.Module):
         size = next((size for size in _BATCH_SIZES if size >= num_rows), -(-num_rows // 16) * 16)
         return [self.config.length] * (size - len(lengths))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `Module.to` does to all tensors; then the convolutions are laid out as their device wants them."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for parameter in self.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(
+                    memory_format=trunk_memory_format(parameter.device)
+                )
+        return self
+
     def _trunk(self, y_t: Tensor, labels: Tensor, time: Tensor | None) -> Tensor:
         """Map digits (B, C, H, W, S) to the last features (B, F, H, W)."""
         h = self.pixel_embedding(y_t).to(_compute_dtype(self.out.get_parameter("2.weight")))
@@ -209,7 +220,7 @@ class UNet(nn.Module):
         h = self.middle_block(h, labels, time)
         for stage in self.output_blocks:
             h = stage(torch.cat([h, skips.pop()], 1), labels, time)
-        return self.out[1](self.out[0](h))  # type: ignore[no-any-return]
+        return group_norm(self.out[0], h)
 
     def _dense_logits(self, features: Tensor) -> Tensor:
         """Map (B, F, H, W) to logits (B, L, V)."""

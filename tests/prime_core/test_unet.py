@@ -6,11 +6,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from kernels.group_norm import is_channels_last
 from prime_core.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from prime_core.config import CodecConfig, Config, PolynomialConfig, UNetConfig
+from prime_core.models import unet, unet_layers
 from prime_core.models.unet import MIN_DENSE_POSITIONS, UNet
+from prime_core.models.unet_layers import trunk_memory_format
 from prime_core.schedule import PolynomialSchedule
 from tests.published import DATA
 from tests.reference_unet import Net
@@ -159,6 +162,51 @@ class TestOutputs:
         logits, full = half(digits()), network(digits())
         assert logits.dtype == torch.float32
         assert 0 < (logits - full).norm() < 0.05 * full.norm()
+
+
+class TestMemoryFormat:
+    """CUDA keeps the features of a pixel side by side; here a CPU is made to."""
+
+    def test_is_chosen_by_the_device(self) -> None:
+        assert trunk_memory_format(torch.device("cuda")) == torch.channels_last
+        assert trunk_memory_format(torch.device("cpu")) == torch.contiguous_format
+
+    @pytest.mark.parametrize("labels", ["none", "class"])
+    def test_channels_last_gives_the_same_logits(self, labels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        network = make_network(labels=labels, num_labels=3 if labels == "class" else 1).requires_grad_(False)
+        given = torch.arange(3) if labels == "class" else None
+        positions = torch.arange(0, 3 * LENGTH, 7)
+        expected = network(digits(), labels=given)
+        monkeypatch.setattr(unet_layers, "trunk_memory_format", lambda device: torch.channels_last)
+        monkeypatch.setattr(unet, "trunk_memory_format", lambda device: torch.channels_last)
+        network.to("cpu")
+        weight = network.get_parameter("input_blocks.1.0.in_layers.2.weight")
+        assert is_channels_last(weight)
+        seen: list[bool] = []
+        for name, module in network.named_modules():
+            if isinstance(module, nn.Conv2d) and name != "out.2":
+                module.register_forward_hook(
+                    lambda _, given, out: seen.extend(map(is_channels_last, (*given, out)))
+                )
+        torch.testing.assert_close(network(digits(), labels=given), expected, rtol=0, atol=1e-5)
+        assert len(seen) > 10 and all(seen)  # nothing on the way falls back to planes
+        features = network.features(*packed(digits()), positions=positions, labels=given)
+        assert is_channels_last(features.map)
+        shown = expected.flatten(0, 3)[positions]
+        torch.testing.assert_close(network.head(features), shown, rtol=0, atol=1e-5)
+        monkeypatch.undo()
+        assert network.to("cpu").get_parameter("input_blocks.1.0.in_layers.2.weight").is_contiguous()
+
+    def test_channels_last_learns_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        grads = []
+        for layout in (torch.contiguous_format, torch.channels_last):
+            monkeypatch.setattr(unet_layers, "trunk_memory_format", lambda device, layout=layout: layout)
+            network = make_network().train()
+            network(digits()).square().mean().backward()
+            grads.append([p.grad for p in network.parameters() if p.grad is not None])
+        assert len(grads[0]) == len(grads[1]) > 40
+        for a, b in zip(*grads, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5 + 1e-3 * float(a.abs().max()))
 
 
 class TestBatches:
