@@ -28,11 +28,11 @@ def choose_backend(backend: Backend, tensor: Tensor) -> Literal["reference", "tr
     """
     if backend not in ("auto", "reference", "triton"):
         raise ValueError(f"backend must be 'auto', 'reference' or 'triton', got {backend!r}")
-    if backend == "reference":
+    if backend == "reference" or (backend == "auto" and not tensor.is_cuda):
         return "reference"
-    installed = find_spec("triton") is not None
+    installed = find_spec("triton") is not None  # looks at the file system where triton is not imported yet
     if backend == "auto":
-        return "triton" if tensor.is_cuda and installed else "reference"
+        return "triton" if installed else "reference"
     if not installed:
         raise ValueError(
             "backend 'triton' is not available: the package triton is not installed; use 'auto', or install "
