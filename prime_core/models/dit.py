@@ -58,8 +58,8 @@ class SubtokenEmbedding(nn.Module):
         nn.init.kaiming_uniform_(self.embedding, a=math.sqrt(5))
 
     def forward(self, y_t: Tensor) -> Tensor:
-        """Map y_t (T, S) to (T, D)."""
-        return embed_subtokens(y_t, self.embedding)
+        """Map y_t (T, S) to (T, D) float32, the number type of the residual stream, whatever the table's is."""
+        return embed_subtokens(y_t, self.embedding, out_dtype=torch.float32)
 
 
 class ScaleNorm(nn.Module):
@@ -188,7 +188,7 @@ class DiT(nn.Module):
             raise ValueError("this model has no labels")
         if max(lengths) > self.config.length:
             raise ValueError(f"a row has {max(lengths)} tokens, but the context holds {self.config.length}")
-        x = self.vocab_embed(y_t).float()
+        x = self.vocab_embed(y_t)
         cond = self._conditioning(lengths, t, x.device)
         rotation = self._rotation(lengths)
         for block in self.blocks:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernels.embed import embed_subtokens
+from kernels.embed import embed_planes
 from prime_core.config import UNetConfig
 
 NUM_GROUPS = 32
@@ -30,10 +30,9 @@ class PixelEmbedding(nn.Module):
             nn.init.normal_(table)
         self.embedding_table = nn.Embedding.from_pretrained(table, freeze=False)
 
-    def forward(self, y_t: Tensor) -> Tensor:
-        """Map y_t (B, C, H, W, S) to (B, F, H, W); plane c S + s holds digit s of channel c."""
-        embedded = embed_subtokens(y_t.permute(0, 2, 3, 1, 4).flatten(-2), self.embedding_table.weight)
-        return embedded.permute(0, 3, 1, 2).contiguous()
+    def forward(self, y_t: Tensor, out_dtype: torch.dtype) -> Tensor:
+        """Map y_t (B, C, H, W, S) to (B, F, H, W) in a number type; plane c S + s holds digit s of channel c."""
+        return embed_planes(y_t, self.embedding_table.weight, out_dtype=out_dtype)
 
 
 class Conditioning(nn.Module):
