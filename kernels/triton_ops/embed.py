@@ -34,12 +34,12 @@ COLUMN_BLOCK = 8
 
 
 @triton.jit
-def nan_unless(known, value):
-    """Return value as float32 (float64 stays), NaN where it is not known."""
-    if value.dtype == tl.float64:
+def nan_unless(known, value, OUT: tl.constexpr):
+    """Return value in the type OUT, NaN where it is not known; by way of float32, as PyTorch casts too."""
+    if value.dtype == tl.float64 and OUT == tl.float64:
         return tl.where(known, value, float("nan"))
     else:
-        return tl.where(known, value.to(tl.float32), float("nan"))
+        return tl.where(known, value.to(tl.float32), float("nan")).to(OUT)
 
 
 @triton.jit
@@ -74,8 +74,8 @@ def side_by_side_kernel(
         ):  # where blocks of columns fit, their mask would only be in the way of wide loads
             inside = inside & (column < E)
         value = tl.load(table_ptr + digit * E + column, inside & known, other=0.0)
-        value = nan_unless(known, value)
-        tl.store(out_ptr + row * E + column, value.to(out_ptr.dtype.element_ty), inside)
+        value = nan_unless(known, value, out_ptr.dtype.element_ty)
+        tl.store(out_ptr + row * E + column, value, inside)
 
 
 @triton.jit
@@ -106,9 +106,9 @@ def channels_first_kernel(
         inside = (column < E) & (pixel < P)[None, :]
         address = transposed_ptr + column * num_values + digit[None, :]
         value = tl.load(address, inside & known[None, :], other=0.0)
-        value = nan_unless(known[None, :], value)
+        value = nan_unless(known[None, :], value, out_ptr.dtype.element_ty)
         out = out_ptr + (plane * E + column) * P + pixel[None, :]
-        tl.store(out, value.to(out_ptr.dtype.element_ty), inside)
+        tl.store(out, value, inside)
 
 
 def launch_embed(y_t: Tensor, table: Tensor, out_dtype: torch.dtype, layout: Layout) -> Tensor:

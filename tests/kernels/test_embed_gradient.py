@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -14,8 +15,8 @@ from kernels.embed import embed_planes, embed_subtokens
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LAYOUTS = ["tokens", "channels_first", "channels_last"]
-# Number of values and whether sums are ordered -> the way that sums them.
-WAYS = [(5, False, "few_values"), (5, True, "few_values"), (40, False, "atomics"), (40, True, "sorted_runs")]
+# Number of values and whether sums are ordered -> the way that sums them, with `small_pieces`.
+WAYS = [(4, False, "few_values"), (4, True, "few_values"), (6, False, "atomics"), (6, True, "sorted_runs")]
 
 
 @pytest.fixture(params=["reference", "triton"])
@@ -23,6 +24,14 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     if request.param == "triton":
         pytest.importorskip("triton")
     return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few rows a piece, so that few rows are several pieces: the interpreter is slow."""
+    if find_spec("triton") is not None:
+        monkeypatch.setattr("kernels.triton_ops.embed_gradient.CHUNK", 4)
+        monkeypatch.setattr("kernels.triton_ops.embed_gradient.FEW_VALUES", 4)
 
 
 @pytest.fixture
@@ -55,13 +64,14 @@ def gradient(out: Tensor, table: Tensor, generator: torch.Generator) -> Tensor:
     return result
 
 
+@pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("num_values", "deterministic", "way"), WAYS)
 def test_finite_differences(
     num_values: int, deterministic: bool, way: str, layout: str, backend: Backend, generator: torch.Generator
 ) -> None:
-    y_t = masked_digits(generator, num_values, 1, 2, 2, 1, 2)
-    table = torch.randn(num_values, 2, generator=generator, dtype=torch.float64).to(DEVICE).requires_grad_()
+    y_t = masked_digits(generator, num_values, 1, 2, 1, 3, 1)
+    table = torch.randn(num_values, 1, generator=generator, dtype=torch.float64).to(DEVICE).requires_grad_()
 
     def op(table: Tensor) -> Tensor:
         return embed(y_t, table, layout, deterministic=deterministic, backend=backend)
@@ -69,25 +79,26 @@ def test_finite_differences(
     assert torch.autograd.gradcheck(op, table, nondet_tol=0.0 if deterministic else 1e-12)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("num_values", "deterministic", "way"), WAYS)
+@pytest.mark.usefixtures("small_pieces")
+# An ulp of bfloat16: Triton's interpreter cuts off where a GPU rounds.
 @pytest.mark.parametrize(
-    ("table_dtype", "out_dtype", "tolerance"),
+    ("layout", "table_dtype", "out_dtype", "tolerance"),
     [
-        (torch.float32, torch.float32, 1e-5),
-        (torch.float32, torch.bfloat16, 1e-5),
-        (torch.bfloat16, torch.float32, 2**-8),
-        (torch.bfloat16, torch.bfloat16, 2**-8),
+        ("channels_first", torch.float32, torch.float32, 1e-5),
+        ("channels_last", torch.float32, torch.bfloat16, 1e-5),
+        ("tokens", torch.bfloat16, torch.float32, 2**-7),
+        ("channels_first", torch.bfloat16, torch.bfloat16, 2**-7),
     ],
 )
+@pytest.mark.parametrize(("num_values", "deterministic", "way"), WAYS)
 def test_every_way_agrees_with_float64(
+    layout: str,
     table_dtype: torch.dtype,
     out_dtype: torch.dtype,
     tolerance: float,
     num_values: int,
     deterministic: bool,
     way: str,
-    layout: str,
     monkeypatch: pytest.MonkeyPatch,
     generator: torch.Generator,
 ) -> None:
@@ -102,7 +113,7 @@ def test_every_way_agrees_with_float64(
             f"_{name}",
             lambda *args, name=name, original=original: ran.append(name) or original(*args),
         )
-    y_t = masked_digits(generator, num_values, 2, 2, 5, 3, 2)
+    y_t = masked_digits(generator, num_values, 2, 2, 3, 3, 2)
     table = torch.randn(num_values, 10, generator=generator).to(DEVICE, table_dtype).requires_grad_()
     state = generator.get_state()
     options: dict[str, Any] = {"out_dtype": out_dtype, "deterministic": deterministic}
@@ -118,10 +129,10 @@ def test_every_way_agrees_with_float64(
 
 
 RUNS = {
-    "one long run": [3] * 300,
-    "runs that end where pieces end": [0] * 64 + [1] * 128 + [2] * 64 + [7] * 64,
-    "runs inside pieces": [value for value in range(40) for _ in range(5)],
-    "a run over pieces between others": [0] * 30 + [1] * 170 + [39] * 3,
+    "one long run": [3] * 150,
+    "runs that end where pieces end": [0] * 64 + [7] * 128,
+    "runs inside pieces": [value for value in range(40) for _ in range(3)],
+    "a run over pieces between others": [0] * 30 + [1] * 100 + [39] * 3,
     "one of each": list(range(40)),
     "one row": [17],
 }
@@ -142,11 +153,12 @@ def test_sorted_runs_of_every_kind(name: str, generator: torch.Generator) -> Non
     )  # whole numbers: exact
 
 
-@pytest.mark.parametrize("num_values", [5, 40])
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("num_values", [4, 6])
 def test_deterministic_gradients_have_the_same_bits_in_every_run(
     num_values: int, backend: Backend, generator: torch.Generator
 ) -> None:
-    y_t = masked_digits(generator, num_values, 70, 3)
+    y_t = masked_digits(generator, num_values, 20, 3)
     table = torch.randn(num_values, 4, generator=generator).to(DEVICE).requires_grad_()
     out = embed_subtokens(y_t, table, deterministic=True, backend=backend)
     numbers = torch.randn(out.shape, generator=generator).to(DEVICE)
@@ -163,6 +175,7 @@ def test_the_global_switch_asks_for_determinism(monkeypatch: pytest.MonkeyPatch)
         raise AssertionError("atomics add in any order")
 
     monkeypatch.setattr(triton_gradient, "_atomics", refuse)
+    monkeypatch.setattr(triton_gradient, "CHUNK", 4)
     table = torch.ones(40, 2, device=DEVICE, requires_grad=True)
     out = embed_subtokens(torch.tensor([[1, 39]], device=DEVICE), table, backend="triton").sum()
     with pytest.raises(AssertionError, match="any order"):
@@ -175,16 +188,17 @@ def test_the_global_switch_asks_for_determinism(monkeypatch: pytest.MonkeyPatch)
 def test_sixteen_bit_tables_do_not_lose_long_sums(backend: Backend) -> None:
     for num_values in (2, 40):
         table = torch.zeros(num_values, 1, dtype=torch.bfloat16, device=DEVICE, requires_grad=True)
-        y_t = torch.full((600, 1), num_values - 1, device=DEVICE)
+        y_t = torch.full((260, 1), num_values - 1, device=DEVICE)
         embed_subtokens(y_t, table, backend=backend).sum().backward()
         assert table.grad is not None
-        assert table.grad[-1].item() == 600  # bfloat16 cannot count past 256
+        assert table.grad[-1].item() == 260  # bfloat16 cannot count past 256
         assert not table.grad[:-1].any()
 
 
+@pytest.mark.usefixtures("small_pieces")
 def test_wrong_digits_and_no_digits_add_nothing() -> None:
     pytest.importorskip("triton")
-    for num_values in (5, 40):
+    for num_values in (4, 6):
         for deterministic in (False, True):
             table = torch.zeros(num_values, 2, device=DEVICE, requires_grad=True)
             y_t = torch.tensor([[1], [-1], [num_values], [1]], device=DEVICE)
