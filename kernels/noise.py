@@ -10,9 +10,12 @@ product wraps around in int64, and its two halves are read back with a shift and
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from kernels.backend import Backend, choose_backend
 
 MAX_SEED = 2**64 - 1
 
@@ -46,16 +49,9 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
     Returns:
         (4, ...) int64 of 32-bit words, in the broadcast shape.
     """
-    even, odd = counter[0::2], counter[1::2]
-    shape = (1, 2, *[1] * (key.ndim - 1))
-    multipliers = torch.tensor(_MULTIPLIERS, device=counter.device).view(shape[1:])
-    weyl = torch.tensor(_WEYL, device=counter.device).view(shape)
-    rounds = torch.arange(_ROUNDS, device=counter.device).view(-1, *[1] * key.ndim)
-    for round_key in (key + rounds * weyl & _WORD).unbind():
-        product = (even * multipliers).flip(0)
-        even = product >> 32 & _WORD ^ odd ^ round_key
-        odd = product & _WORD
-    return torch.stack([even, odd], 1).flatten(0, 1)
+    c0, c1, c2, c3 = counter.unbind()
+    k0, k1 = key.unbind()
+    return torch.stack(_rounds(c0, c1, c2, c3, k0, k1))
 
 
 def seed_words(seed: int) -> tuple[int, int]:
@@ -69,29 +65,34 @@ def seed_words(seed: int) -> tuple[int, int]:
     return seed & _WORD, seed >> 32
 
 
-def uniform(seed: int | Tensor, positions: Tensor, index: Tensor, purpose: Purpose) -> Tensor:
+def uniform(
+    seed: int | Tensor, positions: Tensor, index: Tensor, purpose: Purpose, *, backend: Backend = "auto"
+) -> Tensor:
     """Return one uniform number in the open interval (0, 1) per element.
 
-    The counter is (position, index, 0, purpose) and the key is the seed.
+    The counter is (position, index, 0, purpose) and the key is the seed. Every backend gives the same bits.
 
     Args:
         seed: one seed in 0..2**64-1, or (..., 2) int64: the `seed_words` of every element's own seed.
         positions: (...) int64 in 0..2**32-1.
-        index: (...) int64 in 0..2**32-1: a digit or a step.
+        index: (...) int64 in 0..2**32-1: a digit or a step. The shapes of seeds (without the last dimension),
+            positions and index broadcast; what is broadcast or expanded is not copied.
         purpose: what the number is used for.
+        backend: see `choose_backend`.
 
     Returns:
         (...) float64: (k + 1/2) / 2**52, where k is the high 52 bits of the first two output words.
 
     Raises:
-        ValueError: if the seed is out of range.
+        ValueError: if the seed is out of range, or the backend is not available.
     """
-    if isinstance(seed, int):
-        key = positions.new_tensor(seed_words(seed)).view(2, *[1] * positions.ndim)
-    else:
-        key = seed.movedim(-1, 0)
-    zero = torch.zeros_like(positions)
-    high, low, _, _ = philox(torch.stack([positions, index, zero, zero + int(purpose)]), key)
+    words = seed_words(seed) if isinstance(seed, int) else seed
+    if choose_backend(backend, positions) == "triton":
+        from kernels.triton_ops.noise import launch_uniform
+
+        return launch_uniform(words, positions, index, int(purpose))
+    low_key, high_key = words.unbind(-1) if isinstance(words, Tensor) else words
+    high, low, _, _ = _rounds(positions, index, 0, int(purpose), low_key, high_key)
     return unit_interval(high, low)
 
 
@@ -128,16 +129,20 @@ def row_seed(seed: int, row: int) -> int:
         raise ValueError(f"row must be in 0..2**32-1, got {row}")
     if row == 0:
         return seed
-    high, low, _, _ = _philox_words((row, 0, 0, int(Purpose.ROW)), key)
-    return high << 32 | low
+    # On Python integers: for one number a hundred small tensor operations cost too much.
+    high, low, _, _ = _rounds(row, 0, 0, int(Purpose.ROW), *key)
+    return int(high << 32 | low)
 
 
-def _philox_words(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
-    """`philox` of one counter on Python integers: for one number a hundred small tensor ops cost too much."""
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
+def _rounds(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> tuple[Any, Any, Any, Any]:
+    """`philox` of words that are Python integers or int64 tensors, which broadcast.
+
+    Words c1 and c3 keep the high halves of their products and the key's words their carries until the end: they are
+    only XORed into words that are masked then.
+    """
     for _ in range(_ROUNDS):
         first, second = _MULTIPLIERS[0] * c0, _MULTIPLIERS[1] * c2
-        c0, c1, c2, c3 = second >> 32 ^ c1 ^ k0, second & _WORD, first >> 32 ^ c3 ^ k1, first & _WORD
-        k0, k1 = k0 + _WEYL[0] & _WORD, k1 + _WEYL[1] & _WORD
-    return c0, c1, c2, c3
+        c0, c2 = (second >> 32 ^ c1 ^ k0) & _WORD, (first >> 32 ^ c3 ^ k1) & _WORD
+        c1, c3 = second, first
+        k0, k1 = k0 + _WEYL[0], k1 + _WEYL[1]
+    return c0, c1 & _WORD, c2, c3 & _WORD

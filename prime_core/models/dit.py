@@ -75,8 +75,8 @@ class SubtokenEmbedding(nn.Module):
         nn.init.kaiming_uniform_(self.embedding, a=math.sqrt(5))
 
     def forward(self, y_t: Tensor) -> Tensor:
-        """Map y_t (T, S) to (T, D)."""
-        return embed_subtokens(y_t, self.embedding)
+        """Map y_t (T, S) to (T, D) float32, the number type of the residual stream, whatever the table's is."""
+        return embed_subtokens(y_t, self.embedding, out_dtype=torch.float32)
 
 
 class ScaleNorm(nn.Module):
@@ -212,7 +212,7 @@ class DiT(nn.Module):
             raise ValueError("this model has no labels")
         if max(lengths) > self.config.length:
             raise ValueError(f"a row has {max(lengths)} tokens, but the context holds {self.config.length}")
-        x = self.vocab_embed(y_t).float()
+        x = self.vocab_embed(y_t)
         modulations, (shift, scale) = self._modulations or self._modulate(self._conditioning(lengths, t))
         rotation = self._rotation(lengths)
         for block, modulation in zip(self.blocks, modulations[:-1], strict=False):

@@ -212,7 +212,7 @@ class UNet(nn.Module):
 
     def _trunk(self, y_t: Tensor, labels: Tensor, time: Tensor | None) -> Tensor:
         """Map digits (B, C, H, W, S) to the last features (B, F, H, W)."""
-        h = self.pixel_embedding(y_t).to(_compute_dtype(self.out.get_parameter("2.weight")))
+        h = self.pixel_embedding(y_t, _compute_dtype(self.out.get_parameter("2.weight")))
         skips = []
         for stage in self.input_blocks:
             h = stage(h, labels, time)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernels.embed import embed_subtokens
+from kernels.embed import embed_planes
 from kernels.group_norm import group_norm_silu, is_channels_last
 from prime_core.config import UNetConfig
 
@@ -66,10 +66,11 @@ class PixelEmbedding(nn.Module):
             nn.init.normal_(table)
         self.embedding_table = nn.Embedding.from_pretrained(table, freeze=False)
 
-    def forward(self, y_t: Tensor) -> Tensor:
-        """Map y_t (B, C, H, W, S) to (B, F, H, W); plane c S + s holds digit s of channel c."""
-        embedded = embed_subtokens(y_t.permute(0, 2, 3, 1, 4).flatten(-2), self.embedding_table.weight)
-        return embedded.permute(0, 3, 1, 2).contiguous(memory_format=trunk_memory_format(y_t.device))
+    def forward(self, y_t: Tensor, out_dtype: torch.dtype) -> Tensor:
+        """Map y_t (B, C, H, W, S) to (B, F, H, W) in a number type; plane c S + s holds digit s of channel c."""
+        table = self.embedding_table.weight
+        memory_format = trunk_memory_format(y_t.device)
+        return embed_planes(y_t, table, out_dtype=out_dtype, memory_format=memory_format)
 
 
 class Conditioning(nn.Module):

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from scipy.stats import kstest
+from torch import Tensor
 
 from kernels.noise import MAX_SEED, Purpose, philox, row_seed, seed_words, uniform, unit_interval
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+EXTREME_WORDS = (0, 1, 2**31 - 1, 2**31, 2**32 - 1)
+SEEDS = (0, 1, 2**31, 2**32 - 1, 2**32, 2**63, MAX_SEED)
 
 # Known-answer vectors of philox4x32-10 (Random123 distribution): counter, key, output.
 KNOWN_ANSWERS = [
@@ -24,6 +31,16 @@ def test_philox_known_answers_in_one_batch() -> None:
     counters = torch.tensor([counter for counter, _, _ in KNOWN_ANSWERS])
     keys = torch.tensor([key for _, key, _ in KNOWN_ANSWERS])
     assert philox(counters.T, keys.T).T.tolist() == [list(output) for _, _, output in KNOWN_ANSWERS]
+
+
+def test_known_answers_in_the_kernel() -> None:
+    pytest.importorskip("triton")
+    from tests.kernels.philox_words_kernel import kernel_words
+
+    known = [*KNOWN_ANSWERS, KNOWN_ANSWERS[0]]  # a kernel's block is a power of two
+    counters = torch.tensor([counter for counter, _, _ in known], device=DEVICE)
+    keys = torch.tensor([key for _, key, _ in known], device=DEVICE)
+    assert kernel_words(counters.T, keys.T).T.tolist() == [list(output) for _, _, output in known]
 
 
 def test_counter_is_position_index_zero_purpose() -> None:
@@ -88,3 +105,91 @@ def test_row_seeds_reproduce_alone_and_differ() -> None:
             assert row_seed(seed, row) == high << 32 | low
     with pytest.raises(ValueError, match="row must be"):
         row_seed(0, -1)
+
+
+def words(generator: torch.Generator, *shape: int) -> Tensor:
+    """Random 32-bit words on the device of the tests."""
+    return torch.randint(0, 2**32, shape, generator=generator).to(DEVICE)
+
+
+def assert_same_bits(seed: int | Tensor, positions: Tensor, index: Tensor, purpose: Purpose) -> None:
+    """Kernel and reference agree in every bit, and the numbers are not all equal."""
+    pytest.importorskip("triton")
+    expected = uniform(seed, positions, index, purpose, backend="reference")
+    actual = uniform(seed, positions, index, purpose, backend="triton")
+    assert actual.shape == expected.shape and actual.dtype == expected.dtype == torch.float64
+    assert torch.equal(actual.view(torch.int64), expected.view(torch.int64))
+    assert expected.numel() < 2 or len(expected.unique()) > 1
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_kernel_has_the_same_bits_for_extreme_words(seed: int) -> None:
+    positions, index = torch.tensor([*itertools.product(EXTREME_WORDS, EXTREME_WORDS)], device=DEVICE).T
+    assert_same_bits(seed, positions, index, Purpose.MASK)
+    own = torch.tensor([seed_words(seed)], device=DEVICE).expand(len(positions), 2)
+    assert_same_bits(own, positions, index, Purpose.MASK)
+
+
+@pytest.mark.parametrize("purpose", Purpose)
+def test_kernel_has_the_same_bits_for_random_words(purpose: Purpose, generator: torch.Generator) -> None:
+    assert_same_bits(2**40 + 5, words(generator, 300), words(generator, 300), purpose)  # more than one block
+    assert_same_bits(words(generator, 300, 2), words(generator, 300), words(generator, 300), purpose)
+
+
+def test_kernel_broadcasts_and_reads_any_strides(generator: torch.Generator) -> None:
+    column, row, plane = words(generator, 7, 1), words(generator, 1, 5), words(generator, 3, 1, 1)
+    transposed = words(generator, 5, 7).T
+    for positions, index in (
+        (column, row),
+        (column.expand(7, 5), transposed),
+        (plane, transposed),
+        (column, plane),
+    ):
+        assert_same_bits(9, positions, index, Purpose.DRAW)
+        shape = torch.broadcast_shapes(positions.shape, index.shape)
+        assert_same_bits(words(generator, *shape, 2), positions, index, Purpose.DRAW)
+        assert_same_bits(words(generator, 7, 1, 2), positions, index, Purpose.DRAW)
+        assert_same_bits(words(generator, 2, 7, 1).movedim(0, -1), positions, index, Purpose.DRAW)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1, 1), (3, 0, 2)])
+def test_kernel_takes_single_numbers_and_none(shape: tuple[int, ...], generator: torch.Generator) -> None:
+    assert_same_bits(4, words(generator, *shape), words(generator, *shape), Purpose.LABEL)
+    assert_same_bits(
+        words(generator, *shape, 2), words(generator, *shape), words(generator, *shape), Purpose.LABEL
+    )
+
+
+def test_operands_that_fold_into_two_dimensions_are_not_copied(
+    monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
+) -> None:
+    pytest.importorskip("triton")
+    copies = []
+    contiguous = Tensor.contiguous
+
+    def counted(tensor: Tensor) -> Tensor:
+        copies.append(tensor.shape)
+        return contiguous(tensor)
+
+    monkeypatch.setattr(Tensor, "contiguous", counted)
+    uniform(
+        words(generator, 7, 1, 2), words(generator, 7, 1), words(generator, 5), Purpose.DRAW, backend="triton"
+    )
+    assert not copies
+    uniform(1, words(generator, 3, 1, 1), words(generator, 5, 7).T, Purpose.DRAW, backend="triton")
+    assert copies == [(3, 7, 5), (3, 7, 5)]
+
+
+def test_the_path_that_was_asked_for_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    import kernels.triton_ops.noise as triton_noise
+
+    ran = []
+    monkeypatch.setattr(triton_noise, "launch_uniform", lambda *args: ran.append(args))
+    number = torch.tensor(3, device=DEVICE)
+    uniform(1, number, number, Purpose.DRAW, backend="reference")
+    assert not ran
+    uniform(1, number, number, Purpose.DRAW, backend="triton")
+    assert len(ran) == 1
+    with pytest.raises(ValueError, match="backend must be"):
+        uniform(1, number, number, Purpose.DRAW, backend="numpy")  # type: ignore[arg-type]
