@@ -1,6 +1,6 @@
 """Draw tokens from logits and write the digits that are due.
 
-Shapes: R gathered rows (one token position each), V tokens, S digits a token.
+Shapes: R gathered rows (one token position each), V tokens, S digits a token, T tokens of a packed state.
 
 Law of one row: softmax(logits / temperature), restricted to the tokens that agree with the visible digits of
 the row ("carry-over", MDM-Prime, arXiv 2505.18495, section 3.3), then to the top k, then to the top p,
@@ -15,37 +15,35 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from kernels.backend import Backend, choose_backend
-from kernels.carry_over import contradicts
-
-BLOCK_SIZE = 256
-CACHED_LOGITS = 2**20
-NUM_CANDIDATES = 1024
+from kernels.draw import draw_by_scores, few_at_a_time
+from kernels.token_digits import TokenDigits
 
 
 class Revealed(NamedTuple):
     """Result of `reveal_tokens`.
 
     Attributes:
-        y: (R, S) int64, the digits after the draw.
-        finite: (R,) bool, False where no token could be drawn; ``y`` is unchanged there.
+        y: (R, S) the digits after the draw, in the dtype they came in; of `reveal_tokens_`, the state (T, S).
+        finite: (R,) bool, False where something is due and no token could be drawn; ``y`` is unchanged there.
+        changed: (R,) bool, whether any digit was written.
     """
 
     y: Tensor
     finite: Tensor
+    changed: Tensor
 
 
 def reveal_tokens(
     logits: Tensor,
     y: Tensor,
     due: Tensor,
-    digits: Tensor,
+    digits: Tensor | TokenDigits,
     u: Tensor,
     temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
+    top_k: Tensor | None,
+    top_p: Tensor | None,
     *,
     mask_index: int,
     backend: Backend = "auto",
@@ -53,174 +51,136 @@ def reveal_tokens(
     """Draw one token per row that agrees with its visible digits, and write only the digits that are due.
 
     Args:
-        logits: (R, V) float32, unnormalised log-probabilities; -inf excludes a token.
-        y: (R, S) int64, digits in 0..b-1, or ``mask_index`` where masked.
-        due: (R, S) bool, the masked digits to write.
-        digits: (V, S) int64, the digits of every token.
+        logits: (R, V) float32, bfloat16 or float16, unnormalised log-probabilities; -inf excludes a token.
+        y: (R, S) integers, digits in 0..b-1, or ``mask_index`` where masked.
+        due: (R, S) bool, the masked digits to write. A row where nothing is due costs next to nothing.
+        digits: the digits of every token, (V, S) int64; a caller that draws more than once keeps `TokenDigits`.
         u: (R,) float64 in (0, 1).
         temperature: (R,) float32, at least 0; 0 takes the most probable token (the lowest id of equals).
         top_k: (R,) int64, number of tokens to keep, 0 = all; of equally probable tokens the lowest ids are
-            kept.
+            kept. None: all of every row, which saves the search.
         top_p: (R,) float32 in (0, 1], the smallest set of most probable tokens with at least this mass is
-            kept.
+            kept. None: 1 for every row.
         mask_index: b.
         backend: see `choose_backend`.
 
     Returns:
-        The new digits, and which rows are finite. A row whose logits hold NaN or +inf, or that has no
-        consistent token with a finite logit, is not finite and keeps its digits.
+        The new digits, which rows are finite, and which changed. A row with something due whose logits hold NaN or
+        +inf, or that has no consistent token with a finite logit, is not finite and keeps its digits.
 
     Raises:
         ValueError: if the backend is not available.
     """
+    tokens = TokenDigits.of(digits, mask_index)
     if choose_backend(backend, logits) == "triton":
-        raise NotImplementedError
-    if logits.device.type != "cpu":
-        return _reveal(digits, mask_index, logits, y, due, u, temperature, top_k, top_p)
-    # A few rows at a time stay in the cache, through about ten passes over them.
-    num_cached = max(1, CACHED_LOGITS // logits.shape[1])
-    per_row = (logits, y, due, u, temperature, top_k, top_p)
-    chunks = zip(*(each.split(num_cached) for each in per_row), strict=True)
-    parts = [_reveal(digits, mask_index, *chunk) for chunk in chunks]
-    return Revealed(torch.cat([part.y for part in parts]), torch.cat([part.finite for part in parts]))
+        from kernels.triton_ops.reveal import launch_reveal
+
+        y = y.clone()
+        return Revealed(y, *launch_reveal(logits, y, None, due, tokens, u, temperature, top_k, top_p))
+    return _reveal_rows(tokens, logits, y, due, u, temperature, top_k, top_p)
 
 
-def _reveal(
-    digits: Tensor,
+def reveal_tokens_(
+    logits: Tensor,
+    state: Tensor,
+    positions: Tensor,
+    due: Tensor,
+    digits: Tensor | TokenDigits,
+    u: Tensor,
+    temperature: Tensor,
+    top_k: Tensor | None,
+    top_p: Tensor | None,
+    *,
     mask_index: int,
+    backend: Backend = "auto",
+) -> Revealed:
+    """Write the digits that are due straight into a packed state: `reveal_tokens` in place.
+
+    Args:
+        logits: (R, V) as in `reveal_tokens`.
+        state: (T, S) integers, the digits of all tokens; written.
+        positions: (R,) int64 in 0..T-1, which token of the state a row is. Positions of rows where something is due
+            are distinct; rows where nothing is due may repeat any.
+        due: (R, S) as in `reveal_tokens`, like all that follow.
+        digits: the digits of every token.
+        u: (R,) float64.
+        temperature: (R,) float32.
+        top_k: (R,) int64 or None.
+        top_p: (R,) float32 or None.
+        mask_index: b.
+        backend: see `choose_backend`.
+
+    Returns:
+        The state, which rows are finite, and which changed.
+
+    Raises:
+        ValueError: if the backend is not available.
+    """
+    tokens = TokenDigits.of(digits, mask_index)
+    if choose_backend(backend, logits) == "triton":
+        from kernels.triton_ops.reveal import launch_reveal
+
+        return Revealed(
+            state, *launch_reveal(logits, state, positions, due, tokens, u, temperature, top_k, top_p)
+        )
+    revealed = _reveal_rows(tokens, logits, state[positions], due, u, temperature, top_k, top_p)
+    state[positions[revealed.changed]] = revealed.y[revealed.changed]
+    return revealed._replace(y=state)
+
+
+def _reveal_rows(
+    tokens: TokenDigits,
     logits: Tensor,
     y: Tensor,
     due: Tensor,
     u: Tensor,
     temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
+    top_k: Tensor | None,
+    top_p: Tensor | None,
 ) -> Revealed:
-    """Draw for rows that are worked on together: `reveal_tokens` on plain torch.
-
-    Args:
-        digits: (V, S) int64.
-        mask_index: b.
-        logits: (R, V) float32.
-        y: (R, S) int64.
-        due: (R, S) bool.
-        u: (R,) float64.
-        temperature: (R,) float32.
-        top_k: (R,) int64.
-        top_p: (R,) float32.
-    """
-    scores = torch.where(contradicts(y, digits, mask_index), -torch.inf, logits)
-    best = scores.amax(-1)
-    finite = logits.amax(-1).lt(torch.inf) & best.gt(-torch.inf)  # amax hands NaN on, and NaN < inf is False
-    # Greedy rows are decided here: exp gives nearly equal scores the same weight. No truncation removes the best.
-    greedy = (temperature == 0).nonzero()[:, 0]
-    most_probable = scores[greedy].argmax(-1)
-    weights = truncate(tempered_weights(scores, best, temperature), top_k, top_p)
-    token = draw_tokens(weights, u)
-    token[greedy] = most_probable
-    return Revealed(torch.where(due & finite[:, None], digits[token], y), finite)
-
-
-def tempered_weights(scores: Tensor, best: Tensor, temperature: Tensor) -> Tensor:
-    """Return exp((scores - best) / temperature), in place of the scores.
-
-    Args:
-        scores: (R, V) float32.
-        best: (R,) float32, the largest score of each row.
-        temperature: (R,) float32; rows at 0 get those of temperature 1: they are decided by their best score.
-    """
-    # The largest score becomes 0 before the division, so that no temperature can overflow.
-    scores.sub_(best[:, None]).div_(torch.where(temperature > 0, temperature, 1.0)[:, None])
-    # exp is slow where it underflows: below exp(-87), next to the smallest normal number, weights become 0
-    # instead.
-    return F.threshold(scores.clamp_(min=-87.0).exp_(), 1.7e-38, 0.0, inplace=True)
+    """Draw for all rows: `reveal_tokens` on plain torch."""
+    needed = due.any(-1)
+    # amax hands NaN on, and NaN < inf is False
+    finite = logits.amax(-1).lt(torch.inf) if logits.numel() else torch.ones_like(needed)
+    drawn = torch.zeros(len(logits), dtype=torch.int64, device=y.device)
+    # The tokens of one visible digit are few, and all others have no part in the draw.
+    narrow = needed & y.ne(tokens.mask_index).any(-1)
+    if bool(narrow.any()) and tokens.candidates is None:
+        narrow = torch.zeros_like(narrow)
+    per_row = (u, temperature, top_k, top_p)
+    for rows in few_at_a_time(needed & ~narrow, logits.shape[1]):
+        scores = logits[rows].float()
+        if not bool(y[rows].eq(tokens.mask_index).all()):
+            scores = torch.where(tokens.contradicted(y[rows]), -torch.inf, scores)
+        drawn[rows], possible = draw_by_scores(
+            scores, *(part if part is None else part[rows] for part in per_row)
+        )
+        finite[rows] &= possible
+    if bool(narrow.any()):
+        assert tokens.candidates is not None
+        for rows in few_at_a_time(narrow, tokens.candidates.tokens.shape[1]):
+            candidates, scores = _candidate_scores(tokens, logits, rows, y[rows])
+            column, possible = draw_by_scores(
+                scores, *(part if part is None else part[rows] for part in per_row)
+            )
+            drawn[rows] = candidates.gather(-1, column[:, None])[:, 0]
+            finite[rows] &= possible
+    finite |= ~needed
+    written = tokens.table[drawn].to(y.dtype)
+    return Revealed(torch.where(due & finite[:, None], written, y), finite, needed & finite)
 
 
-def truncate(weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """Set the weights outside the top k, then outside the top p, to zero, in place.
-
-    The largest weights of a row usually decide; only where they do not is the whole row sorted.
-
-    Args:
-        weights: (R, V) float32, not negative.
-        top_k: (R,) int64, 0 = all.
-        top_p: (R,) float32 in (0, 1].
-    """
-    vocab_size = weights.shape[-1]
-    limit = torch.where(top_k > 0, top_k, vocab_size).clamp(max=vocab_size)
-    rows = ((limit < vocab_size) | (top_p < 1)).nonzero()[:, 0]
-    for num_sorted in (min(NUM_CANDIDATES, vocab_size), vocab_size):
-        if not len(rows):
-            break
-        candidates = weights[rows]
-        largest = candidates.topk(num_sorted).values
-        count = _count_kept(candidates, largest, limit[rows], top_p[rows])
-        settled = count.le(num_sorted)
-        floor = largest.gather(-1, count.clamp(max=num_sorted)[:, None] - 1)
-        for row in settled.nonzero()[:, 0]:
-            weights[rows[row]] = _keep_largest(candidates[row], floor[row], count[row])
-        rows = rows[~settled]
-    return weights
-
-
-def _count_kept(weights: Tensor, largest: Tensor, limit: Tensor, top_p: Tensor) -> Tensor:
-    """Return how many tokens (R,) survive top k = ``limit`` and top p; more than N if N do not tell.
-
-    Args:
-        weights: (R, V) float32.
-        largest: (R, N) float32, their N largest, in descending order.
-        limit: (R,) int64 in 1..V.
-        top_p: (R,) float32.
-    """
-    num_sorted, vocab_size = largest.shape[-1], weights.shape[-1]
-    mass = largest.double().cumsum(-1)
-    within = mass.gather(-1, limit.clamp(max=num_sorted)[:, None] - 1)[:, 0]
-    total = torch.where(limit < vocab_size, within, weights.sum(-1, dtype=torch.float64))
-    # A token is kept while the mass before it is short of p, so the token that crosses p stays.
-    crossing = mass.ge((top_p.double() * total)[:, None])
-    count = torch.where(crossing.any(-1), crossing.int().argmax(-1) + 1, num_sorted + 1)
-    count = torch.where(top_p < 1, count, limit).minimum(limit)
-    undecided = (limit > num_sorted) & (limit < vocab_size)  # their total is not known yet
-    if num_sorted == vocab_size:
-        return count.clamp(max=vocab_size)  # rounding may leave the sum of all an ulp short of the total
-    return torch.where(undecided, num_sorted + 1, count)
-
-
-def _keep_largest(weights: Tensor, floor: Tensor, count: Tensor) -> Tensor:
-    """Keep the ``count`` largest weights (V,), none of which is below ``floor``; of equals the first ones."""
-    keep = weights >= floor
-    surplus = keep.sum() - count
-    if surplus > 0:
-        equal = (weights == floor).nonzero()[:, 0]
-        keep[equal[len(equal) - surplus :]] = False
-    return weights * keep
-
-
-def draw_tokens(weights: Tensor, u: Tensor) -> Tensor:
-    """Return the tokens at given quantiles.
-
-    Args:
-        weights: (R, V) float32, not negative, unnormalised.
-        u: (R,) float64 in (0, 1).
-
-    Returns:
-        (R,) int64.
-    """
-    num_rows, vocab_size = weights.shape
-    blocks = F.pad(weights, (0, -vocab_size % BLOCK_SIZE)).unflatten(-1, (-1, BLOCK_SIZE))
-    mass = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
-    target = u * mass[:, -1]
-    block = _first_above(mass, target)
-    before = F.pad(mass, (1, 0)).gather(-1, block[:, None])[:, 0]
-    inside = blocks[torch.arange(num_rows, device=u.device), block].double().cumsum(-1)
-    return block * BLOCK_SIZE + _first_above(inside, target - before)
-
-
-def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
-    """Return the first index (R,) where the cumulative sums (R, N) exceed the target (R,).
-
-    Rounding may put the target an ulp above the total: then it is the last entry with any mass, never an
-    empty one.
-    """
-    index = torch.searchsorted(cumulative, target[:, None].contiguous(), right=True)[:, 0]
-    return torch.minimum(index, cumulative.argmax(-1))
+def _candidate_scores(
+    tokens: TokenDigits, logits: Tensor, rows: Tensor | slice, y: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the tokens (R, K) with the first visible digit of y (R, S), and their scores: -inf for no candidate."""
+    assert tokens.candidates is not None
+    first = y.ne(tokens.mask_index).int().argmax(-1)
+    line = first * tokens.mask_index + y.gather(-1, first[:, None])[:, 0].long()
+    candidates = tokens.candidates.tokens.index_select(0, line)
+    packed = tokens.candidates.packed.index_select(0, line)
+    want, care = tokens.visible(y)
+    care |= -(2**62)  # the sign is set only where a line is filled up
+    differs = (packed ^ want[:, None].to(packed.dtype)).bitwise_and_(care[:, None].to(packed.dtype)).ne(0)
+    scores = logits[rows].gather(-1, candidates).float()
+    return candidates, torch.where(differs, -torch.inf, scores)

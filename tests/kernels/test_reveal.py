@@ -11,7 +11,8 @@ from torch import Tensor
 
 from kernels.carry_over import contradicts
 from kernels.noise import Purpose, uniform
-from kernels.reveal import NUM_CANDIDATES, Revealed, reveal_tokens
+from kernels.reveal import Revealed, reveal_tokens
+from kernels.truncate import NUM_CANDIDATES
 from prime_core.codec import SubtokenCodec
 from prime_core.exact_tokens import token_law
 from prime_core.stepper import SamplingSettings
@@ -175,7 +176,7 @@ def test_top_p_keeps_the_token_that_crosses() -> None:
 
 @pytest.mark.parametrize("scale", [0.0, 0.02, 4.0])
 @pytest.mark.parametrize(
-    ("top_k", "top_p"), [(0, 0.9001), (1500, 1.0), (1500, 0.6003), (NUM_CANDIDATES, 0.5001), (7, 0.51)]
+    ("top_k", "top_p"), [(0, 0.9001), (1500, 1.0), (1500, 0.6003), (NUM_CANDIDATES[0], 0.5001), (7, 0.51)]
 )
 def test_truncation_of_large_vocabularies_equals_the_sorted_definition(
     scale: float, top_k: int, top_p: float
