@@ -141,12 +141,12 @@ def _reveal_rows(
     needed = due.any(-1)
     finite = torch.ones_like(needed)
     written = torch.zeros(y.shape, dtype=torch.int64, device=y.device)
-    for rows in few_at_a_time(needed, logits.shape[1]):
+    for rows in few_at_a_time(needed.nonzero()[:, 0], logits.shape[1]):
         scores = logits[rows].float()
         best = scores.amax(-1)
         finite[rows] = best.lt(torch.inf) & best.gt(-torch.inf)  # amax hands NaN on, and NaN < inf is False
-        settings = (part if part is None else part[rows] for part in (temperature, top_k, top_p))
-        drawn = _quantiles(tokens, kept_weights(scores, best, *settings), u[rows], due[rows])
+        k, p = (part if part is None else part[rows] for part in (top_k, top_p))
+        drawn = _quantiles(tokens, kept_weights(scores, best, temperature[rows], k, p), u[rows], due[rows])
         greedy = (temperature[rows] == 0).nonzero()[:, 0]
         if len(greedy):
             drawn[greedy] = tokens.table[scores[greedy].argmax(-1)]

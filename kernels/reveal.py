@@ -17,7 +17,15 @@ import torch
 from torch import Tensor
 
 from kernels.backend import Backend, choose_backend
-from kernels.draw import draw_by_scores, few_at_a_time
+from kernels.draw import (
+    block_sums,
+    columns_of,
+    draw_blocks,
+    draw_by_scores,
+    draw_inside,
+    few_at_a_time,
+    kept_weights,
+)
 from kernels.token_digits import TokenDigits
 
 
@@ -77,7 +85,7 @@ def reveal_tokens(
 
         y = y.clone()
         return Revealed(y, *launch_reveal(logits, y, None, due, tokens, u, temperature, top_k, top_p))
-    return _reveal_rows(tokens, logits, y, due, u, temperature, top_k, top_p)
+    return _reveal_rows(tokens, _Rows(logits, y, u, temperature, top_k, top_p), due)
 
 
 def reveal_tokens_(
@@ -123,64 +131,120 @@ def reveal_tokens_(
         return Revealed(
             state, *launch_reveal(logits, state, positions, due, tokens, u, temperature, top_k, top_p)
         )
-    revealed = _reveal_rows(tokens, logits, state[positions], due, u, temperature, top_k, top_p)
+    rows = _Rows(logits, state[positions], u, temperature, top_k, top_p)
+    revealed = _reveal_rows(tokens, rows, due)
     state[positions[revealed.changed]] = revealed.y[revealed.changed]
     return revealed._replace(y=state)
 
 
-def _reveal_rows(
-    tokens: TokenDigits,
-    logits: Tensor,
-    y: Tensor,
-    due: Tensor,
-    u: Tensor,
-    temperature: Tensor,
-    top_k: Tensor | None,
-    top_p: Tensor | None,
-) -> Revealed:
+class _Rows(NamedTuple):
+    """How rows are drawn; see `reveal_tokens`."""
+
+    logits: Tensor
+    y: Tensor
+    u: Tensor
+    temperature: Tensor
+    top_k: Tensor | None
+    top_p: Tensor | None
+
+    def select(self, rows: Tensor | slice) -> _Rows:
+        top_k = None if self.top_k is None else self.top_k[rows]
+        top_p = None if self.top_p is None else self.top_p[rows]
+        return _Rows(self.logits[rows], self.y[rows], self.u[rows], self.temperature[rows], top_k, top_p)
+
+    def plain(self) -> Tensor:
+        """Which rows (R,) are drawn from all their weights."""
+        plain = self.temperature > 0
+        if self.top_k is not None:
+            plain &= (self.top_k <= 0) | (self.top_k >= self.logits.shape[-1])
+        if self.top_p is not None:
+            plain &= self.top_p >= 1
+        return plain
+
+
+def _reveal_rows(tokens: TokenDigits, rows: _Rows, due: Tensor) -> Revealed:
     """Draw for all rows: `reveal_tokens` on plain torch."""
     needed = due.any(-1)
-    # amax hands NaN on, and NaN < inf is False
-    finite = logits.amax(-1).lt(torch.inf) if logits.numel() else torch.ones_like(needed)
-    drawn = torch.zeros(len(logits), dtype=torch.int64, device=y.device)
+    best = rows.logits.amax(-1)
     # The tokens of one visible digit are few, and all others have no part in the draw.
-    narrow = needed & y.ne(tokens.mask_index).any(-1)
+    narrow = needed & rows.y.ne(tokens.mask_index).any(-1)
     if bool(narrow.any()) and tokens.candidates is None:
         narrow = torch.zeros_like(narrow)
-    per_row = (u, temperature, top_k, top_p)
-    for rows in few_at_a_time(needed & ~narrow, logits.shape[1]):
-        scores = logits[rows].float()
-        if not bool(y[rows].eq(tokens.mask_index).all()):
-            scores = torch.where(tokens.contradicted(y[rows]), -torch.inf, scores)
-        drawn[rows], possible = draw_by_scores(
-            scores, *(part if part is None else part[rows] for part in per_row)
-        )
-        finite[rows] &= possible
-    if bool(narrow.any()):
-        assert tokens.candidates is not None
-        for rows in few_at_a_time(narrow, tokens.candidates.tokens.shape[1]):
-            candidates, scores = _candidate_scores(tokens, logits, rows, y[rows])
-            column, possible = draw_by_scores(
-                scores, *(part if part is None else part[rows] for part in per_row)
-            )
-            drawn[rows] = candidates.gather(-1, column[:, None])[:, 0]
-            finite[rows] &= possible
-    finite |= ~needed
-    written = tokens.table[drawn].to(y.dtype)
-    return Revealed(torch.where(due & finite[:, None], written, y), finite, needed & finite)
+    plain = rows.plain()
+    token = torch.zeros(len(best), dtype=torch.int64, device=best.device)
+    possible = torch.ones_like(needed)
+    for kind, draw in (
+        (needed & ~narrow & plain, _draw_plain),
+        (needed & ~narrow & ~plain, _draw_wide),
+        (narrow, _draw_narrow),
+    ):
+        chosen = kind.nonzero()[:, 0]
+        if len(chosen):
+            token[chosen], possible[chosen] = draw(tokens, rows, chosen)
+    finite = ~needed | possible & best.lt(torch.inf)  # amax hands NaN on, and NaN < inf is False
+    written = tokens.table[token].to(rows.y.dtype)
+    return Revealed(torch.where(due & finite[:, None], written, rows.y), finite, needed & finite)
 
 
-def _candidate_scores(
-    tokens: TokenDigits, logits: Tensor, rows: Tensor | slice, y: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the tokens (R, K) with the first visible digit of y (R, S), and their scores: -inf for no candidate."""
+def _draw_plain(tokens: TokenDigits, rows: _Rows, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw the tokens of rows without truncation: one pass over the logits, and another over one block of them."""
+    vocab_size = rows.logits.shape[-1]
+    parts = []
+    for part in few_at_a_time(chosen, vocab_size):
+        few = rows.select(part)
+        scores = _scores(tokens, few)
+        best = scores.amax(-1)
+        parts.append((best, block_sums(kept_weights(scores, best, few.temperature, None, None))))
+    best, sums = (torch.cat(part) for part in zip(*parts, strict=True))
+    block, share = draw_blocks(sums, rows.u[chosen])
+    columns = columns_of(block, vocab_size)
+    inside = columns.clamp(max=vocab_size - 1)
+    want, care = (part[:, None].to(tokens.packed.dtype) for part in tokens.visible(rows.y[chosen]))
+    excluded = (columns >= vocab_size) | ((tokens.packed[inside] ^ want) & care).ne(0)
+    scores = torch.where(excluded, -torch.inf, rows.logits[chosen[:, None], inside].float())
+    weights = kept_weights(scores, scores.amax(-1), rows.temperature[chosen], None, None)
+    return draw_inside(block, weights, share), best.gt(-torch.inf)
+
+
+def _draw_wide(tokens: TokenDigits, rows: _Rows, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw the tokens of rows of any kind."""
+    parts = []
+    for part in few_at_a_time(chosen, rows.logits.shape[-1]):
+        few = rows.select(part)
+        parts.append(draw_by_scores(_scores(tokens, few), few.u, few.temperature, few.top_k, few.top_p))
+    token, possible = (torch.cat(part) for part in zip(*parts, strict=True))
+    return token, possible
+
+
+def _draw_narrow(tokens: TokenDigits, rows: _Rows, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw the tokens of rows with a visible digit, from the tokens that have it."""
     assert tokens.candidates is not None
-    first = y.ne(tokens.mask_index).int().argmax(-1)
-    line = first * tokens.mask_index + y.gather(-1, first[:, None])[:, 0].long()
+    parts = []
+    for part in few_at_a_time(chosen, tokens.candidates.tokens.shape[1]):
+        few = rows.select(part)
+        candidates, scores = _candidate_scores(tokens, few)
+        column, possible = draw_by_scores(scores, few.u, few.temperature, few.top_k, few.top_p)
+        parts.append((candidates.gather(-1, column[:, None])[:, 0], possible))
+    token, possible = (torch.cat(part) for part in zip(*parts, strict=True))
+    return token, possible
+
+
+def _scores(tokens: TokenDigits, rows: _Rows) -> Tensor:
+    """Return the logits (R, V) of the tokens that agree with the visible digits, -inf for the others."""
+    scores = rows.logits.float()
+    if bool(rows.y.eq(tokens.mask_index).all()):
+        return scores
+    return torch.where(tokens.contradicted(rows.y), -torch.inf, scores)
+
+
+def _candidate_scores(tokens: TokenDigits, rows: _Rows) -> tuple[Tensor, Tensor]:
+    """Return the tokens (R, K) with the first visible digit, and their scores (R, K): -inf where there is no more."""
+    assert tokens.candidates is not None
+    first = rows.y.ne(tokens.mask_index).int().argmax(-1)
+    line = first * tokens.mask_index + rows.y.gather(-1, first[:, None])[:, 0]
     candidates = tokens.candidates.tokens.index_select(0, line)
     packed = tokens.candidates.packed.index_select(0, line)
-    want, care = tokens.visible(y)
-    care |= -(2**62)  # the sign is set only where a line is filled up
-    differs = (packed ^ want[:, None].to(packed.dtype)).bitwise_and_(care[:, None].to(packed.dtype)).ne(0)
-    scores = logits[rows].gather(-1, candidates).float()
-    return candidates, torch.where(differs, -torch.inf, scores)
+    want, care = (part[:, None].to(packed.dtype) for part in tokens.visible(rows.y))
+    care |= torch.iinfo(packed.dtype).min  # the sign is set only where a line is filled up
+    excluded = (packed ^ want).bitwise_and_(care).ne(0)
+    return candidates, torch.where(excluded, -torch.inf, rows.logits.gather(-1, candidates).float())
