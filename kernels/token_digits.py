@@ -136,4 +136,4 @@ class TokenDigits:
     @cached_property
     def by_digit(self) -> Tensor:
         """The tokens in the order of each digit, of equal digits the lowest ids first: (S, V) int64."""
-        return self.table.T.argsort(dim=-1, stable=True)
+        return self.table.T.contiguous().argsort(dim=-1, stable=True)

@@ -39,15 +39,20 @@ def truncate(
     for num_ranked in (*(n for n in NUM_CANDIDATES if 2 * n < vocab_size), vocab_size):
         if not len(rows):
             break
-        ranked = _largest(scores[rows], num_ranked)
+        if bool(((limit[rows] > num_ranked) & (limit[rows] < vocab_size)).all()):
+            continue  # so few cannot tell
+        some = scores if len(rows) == num_rows else scores[rows]
+        ranked = _largest(some, num_ranked)
         # As softmax has them, but for the last bit: relative to the largest score, which has the largest weight.
         mass = (ranked - best[rows, None]).div_(divisor[rows, None]).exp_()
-        mass *= weights[rows].amax(-1, keepdim=True)
-        total = weights[rows].sum(-1, dtype=torch.float64)
+        mass *= weights.amax(-1)[rows, None]
+        total = weights.sum(-1, dtype=torch.float64)[rows]
         count = _count_kept(mass, total, limit[rows], top_p[rows], vocab_size)
         settled = count.le(num_ranked)
-        done = rows[settled]
-        weights[done] *= _is_kept(scores[done], ranked[settled], count[settled])
+        if len(rows) == num_rows and bool(settled.all()):  # without copies
+            torch.where(_is_kept(scores, ranked, count), weights, weights.new_zeros(()), out=weights)
+            break
+        weights[rows[settled]] *= _is_kept(some[settled], ranked[settled], count[settled])
         rows = rows[~settled]
 
 
@@ -57,11 +62,12 @@ def _largest(scores: Tensor, num_ranked: int) -> Tensor:
     if scores.device.type != "cpu":
         return scores.topk(num_ranked).values
     if num_ranked * _BLOCK_SIZE * 4 < vocab_size:
-        # They are in the N blocks with the largest maxima, so most of a long row is looked at only once.
+        # They are in the N blocks with the largest maxima, so most of a long row is looked at only once. A block is
+        # every M-th token, which makes the maxima fast.
         whole = vocab_size - vocab_size % _BLOCK_SIZE
-        blocks = scores[:, :whole].unflatten(-1, (-1, _BLOCK_SIZE))
-        chosen = blocks.amax(-1).topk(num_ranked, sorted=False).indices
-        inside = blocks[torch.arange(num_rows)[:, None], chosen].flatten(1)
+        blocks = scores[:, :whole].unflatten(-1, (_BLOCK_SIZE, -1))
+        chosen = blocks.amax(1).topk(num_ranked, sorted=False).indices
+        inside = blocks.gather(-1, chosen[:, None].expand(-1, _BLOCK_SIZE, -1)).flatten(1)
         return torch.cat([inside, scores[:, whole:]], -1).topk(num_ranked).values
     # numpy's sort and partition of float32 are an order of magnitude faster than those of torch on a CPU.
     values = scores.numpy()
