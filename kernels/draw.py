@@ -98,7 +98,7 @@ def block_sums(weights: Tensor) -> Tensor:
     """Return the sum of every block of weights (R, V): (R, blocks) float32, the last of them of fewer tokens."""
     size = block_size(weights.shape[-1])
     whole = weights.shape[-1] - weights.shape[-1] % size
-    sums = weights[:, :whole].unflatten(-1, (-1, size)).sum(-1)
+    sums: Tensor = weights[:, :whole].unflatten(-1, (-1, size)).sum(-1)
     if whole < weights.shape[-1]:
         sums = torch.cat([sums, weights[:, whole:].sum(-1, keepdim=True)], -1)
     return sums

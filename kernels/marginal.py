@@ -14,6 +14,8 @@ result depends on the other rows of the call.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -50,7 +52,7 @@ def reveal_digits(
         top_p: (R,) float32 in (0, 1], the smallest set of most probable tokens with at least this mass is kept. None:
             1 for every row.
         mask_index: b.
-        backend: see `choose_backend`.
+        backend: see `choose_backend`; "auto" takes the reference for more than 4,096 tokens.
 
     Returns:
         The new digits, which rows are finite, and which changed. A row with something due whose logits hold NaN or
@@ -60,7 +62,7 @@ def reveal_digits(
         ValueError: if the backend is not available, or some combinations of digits stand for no token.
     """
     tokens = _checked(digits, mask_index)
-    if choose_backend(backend, logits) == "triton":
+    if _choose_backend(backend, logits) == "triton":
         from kernels.triton_ops.marginal import launch_marginal
 
         y = y.clone()
@@ -96,7 +98,7 @@ def reveal_digits_(
         top_k: (R,) int64 or None.
         top_p: (R,) float32 or None.
         mask_index: b.
-        backend: see `choose_backend`.
+        backend: see `choose_backend`; "auto" takes the reference for more than 4,096 tokens.
 
     Returns:
         The state, which rows are finite, and which changed.
@@ -105,7 +107,7 @@ def reveal_digits_(
         ValueError: if the backend is not available, or some combinations of digits stand for no token.
     """
     tokens = _checked(digits, mask_index)
-    if choose_backend(backend, logits) == "triton":
+    if _choose_backend(backend, logits) == "triton":
         from kernels.triton_ops.marginal import launch_marginal
 
         return Revealed(
@@ -114,6 +116,24 @@ def reveal_digits_(
     revealed = _reveal_rows(tokens, logits, state[positions], due, u, temperature, top_k, top_p)
     state[positions[revealed.changed]] = revealed.y[revealed.changed]
     return revealed._replace(y=state)
+
+
+MAX_KERNEL_VOCAB_SIZE = 4096
+"""The kernel keeps a row in registers."""
+
+
+def _choose_backend(backend: Backend, logits: Tensor) -> Literal["reference", "triton"]:
+    """Return the implementation that runs: for long rows "auto" takes the reference."""
+    vocab_size = logits.shape[-1]
+    if vocab_size > MAX_KERNEL_VOCAB_SIZE and backend == "auto":
+        return "reference"
+    chosen = choose_backend(backend, logits)
+    if vocab_size > MAX_KERNEL_VOCAB_SIZE and chosen == "triton":
+        raise ValueError(
+            f"the kernel of digits drawn alone takes at most {MAX_KERNEL_VOCAB_SIZE} tokens, got {vocab_size}; "
+            "use 'auto'"
+        )
+    return chosen
 
 
 def _checked(digits: Tensor | TokenDigits, mask_index: int) -> TokenDigits:

@@ -58,7 +58,7 @@ def truncate(
 
 def _largest(scores: Tensor, num_ranked: int) -> Tensor:
     """Return the N largest scores (R, N), in descending order."""
-    num_rows, vocab_size = scores.shape
+    vocab_size = scores.shape[-1]
     if scores.device.type != "cpu":
         return scores.topk(num_ranked).values
     if num_ranked * _BLOCK_SIZE * 4 < vocab_size:
@@ -70,7 +70,7 @@ def _largest(scores: Tensor, num_ranked: int) -> Tensor:
         inside = blocks.gather(-1, chosen[:, None].expand(-1, _BLOCK_SIZE, -1)).flatten(1)
         return torch.cat([inside, scores[:, whole:]], -1).topk(num_ranked).values
     # numpy's sort and partition of float32 are an order of magnitude faster than those of torch on a CPU.
-    values = scores.numpy()
+    values = scores.detach().numpy()
     if num_ranked < vocab_size:
         values = np.partition(values, vocab_size - num_ranked)[:, vocab_size - num_ranked :]
     return torch.from_numpy(np.sort(values)).flip(-1)

@@ -196,7 +196,10 @@ class Stepper:
 
     def _draw(self, logits: Tensor, draws: _Draws, *, marginal: bool) -> Revealed:
         """Draw tokens, or every digit alone, from logits (R, V)."""
-        y, due, u, temperature, top_k, top_p, _ = (part.to(self.device) for part in draws)
+        y, due, u, temperature = (part.to(self.device) for part in draws[:4])
+        # On the CPU it is known whether any row is truncated; without, a kernel reads the logits only once.
+        top_k = draws.top_k.to(self.device) if bool(draws.top_k.any()) else None
+        top_p = draws.top_p.to(self.device) if bool(draws.top_p.lt(1).any()) else None
         mask_index = self.codec.mask_index
         if marginal:
             return reveal_digits(

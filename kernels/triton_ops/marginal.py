@@ -32,9 +32,6 @@ from kernels.triton_ops.scores import (
 )
 from kernels.triton_ops.truncate import launch_cut
 
-MAX_VOCAB_SIZE = 4096
-"""One program keeps a row in registers."""
-
 
 @triton.jit
 def _kept_weights(
@@ -42,6 +39,7 @@ def _kept_weights(
 ):  # fmt: skip
     """Return the weights of tokens in any order, float64; 0 for those that are cut off."""
     scores = load_logits(row_ptr, stride, columns, V)
+    scores = tl.where(scores < float("inf"), scores, float("-inf"))
     weights = weights_of(scores, best, scale)
     if TRUNCATED:
         key = order_key(scores)
@@ -68,7 +66,7 @@ def marginal_kernel(
         index = tl.arange(0, VP)
         logits = load_logits(row_ptr, stride_column, index, V)
         bad = tl.max((logits < float("inf")).to(tl.int32) ^ 1) > 0
-        best = tl.max(logits)
+        best = tl.max(tl.where(logits < float("inf"), logits, float("-inf")))
         finite = (best > float("-inf")) & (bad == 0)
         temperature = tl.load(temperature_ptr + row)
         scale = scale_of(temperature)
@@ -123,7 +121,7 @@ def launch_marginal(
     """Write the digits that are due in place; return which rows are finite, and which changed, both (R,) bool.
 
     Args:
-        logits: (R, V), V at most MAX_VOCAB_SIZE.
+        logits: (R, V), V at most 4,096: a row is kept in registers.
         y: (R, S), or the state (T, S) of which ``positions`` are the rows; written.
         positions: (R,) int64 or None.
         due: (R, S) bool.

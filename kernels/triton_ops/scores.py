@@ -44,7 +44,8 @@ def load_logits(row_ptr, stride, columns, V):
 
 @triton.jit
 def carry_over(logits, packed_ptr, columns, V, want, care):
-    """Return the logits of the tokens that agree with the visible digits, -inf for the others."""
+    """Return the logits of the tokens that agree with the visible digits, -inf for the others, NaN and +inf."""
+    logits = tl.where(logits < float("inf"), logits, float("-inf"))
     if care != 0:  # the same for a whole program: rows with nothing visible do not read the table
         packed = tl.load(packed_ptr + columns, mask=columns < V, other=0)
         differs = (packed ^ want.to(packed.dtype)) & care.to(packed.dtype)
