@@ -1,6 +1,6 @@
 """Draw tokens from logits and write the digits that are due.
 
-Shapes: R gathered rows (one token position each), V tokens, S digits a token.
+Shapes: R gathered rows (one token position each), V tokens, S digits a token, T tokens of a packed state.
 
 Law of one row: softmax(logits / temperature), restricted to the tokens that agree with the visible digits of
 the row ("carry-over", MDM-Prime, arXiv 2505.18495, section 3.3), then to the top k, then to the top p,
@@ -15,37 +15,43 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from kernels.backend import Backend, choose_backend
-from kernels.carry_over import contradicts
-
-BLOCK_SIZE = 256
-CACHED_LOGITS = 2**20
-NUM_CANDIDATES = 1024
+from kernels.draw import (
+    block_sums,
+    columns_of,
+    draw_blocks,
+    draw_by_scores,
+    draw_inside,
+    few_at_a_time,
+    kept_weights,
+)
+from kernels.token_digits import TokenDigits
 
 
 class Revealed(NamedTuple):
     """Result of `reveal_tokens`.
 
     Attributes:
-        y: (R, S) int64, the digits after the draw.
-        finite: (R,) bool, False where no token could be drawn; ``y`` is unchanged there.
+        y: (R, S) the digits after the draw, in the dtype they came in; of `reveal_tokens_`, the state (T, S).
+        finite: (R,) bool, False where something is due and no token could be drawn; ``y`` is unchanged there.
+        changed: (R,) bool, whether any digit was written.
     """
 
     y: Tensor
     finite: Tensor
+    changed: Tensor
 
 
 def reveal_tokens(
     logits: Tensor,
     y: Tensor,
     due: Tensor,
-    digits: Tensor,
+    digits: Tensor | TokenDigits,
     u: Tensor,
     temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
+    top_k: Tensor | None,
+    top_p: Tensor | None,
     *,
     mask_index: int,
     backend: Backend = "auto",
@@ -53,174 +59,192 @@ def reveal_tokens(
     """Draw one token per row that agrees with its visible digits, and write only the digits that are due.
 
     Args:
-        logits: (R, V) float32, unnormalised log-probabilities; -inf excludes a token.
-        y: (R, S) int64, digits in 0..b-1, or ``mask_index`` where masked.
-        due: (R, S) bool, the masked digits to write.
-        digits: (V, S) int64, the digits of every token.
+        logits: (R, V) float32, bfloat16 or float16, unnormalised log-probabilities; -inf excludes a token.
+        y: (R, S) integers, digits in 0..b-1, or ``mask_index`` where masked.
+        due: (R, S) bool, the masked digits to write. A row where nothing is due costs next to nothing.
+        digits: the digits of every token, (V, S) int64; a caller that draws more than once keeps `TokenDigits`.
         u: (R,) float64 in (0, 1).
         temperature: (R,) float32, at least 0; 0 takes the most probable token (the lowest id of equals).
         top_k: (R,) int64, number of tokens to keep, 0 = all; of equally probable tokens the lowest ids are
-            kept.
+            kept. None: all of every row, which saves the search.
         top_p: (R,) float32 in (0, 1], the smallest set of most probable tokens with at least this mass is
-            kept.
+            kept. None: 1 for every row.
         mask_index: b.
         backend: see `choose_backend`.
 
     Returns:
-        The new digits, and which rows are finite. A row whose logits hold NaN or +inf, or that has no
-        consistent token with a finite logit, is not finite and keeps its digits.
+        The new digits, which rows are finite, and which changed. A row with something due whose logits hold NaN or
+        +inf, or that has no consistent token with a finite logit, is not finite and keeps its digits.
 
     Raises:
         ValueError: if the backend is not available.
     """
+    tokens = TokenDigits.of(digits, mask_index)
     if choose_backend(backend, logits) == "triton":
-        raise NotImplementedError
-    if logits.device.type != "cpu":
-        return _reveal(digits, mask_index, logits, y, due, u, temperature, top_k, top_p)
-    # A few rows at a time stay in the cache, through about ten passes over them.
-    num_cached = max(1, CACHED_LOGITS // logits.shape[1])
-    per_row = (logits, y, due, u, temperature, top_k, top_p)
-    chunks = zip(*(each.split(num_cached) for each in per_row), strict=True)
-    parts = [_reveal(digits, mask_index, *chunk) for chunk in chunks]
-    return Revealed(torch.cat([part.y for part in parts]), torch.cat([part.finite for part in parts]))
+        from kernels.triton_ops.reveal import launch_reveal
+
+        y = y.clone()
+        return Revealed(y, *launch_reveal(logits, y, None, due, tokens, u, temperature, top_k, top_p))
+    return _reveal_rows(tokens, _Rows(logits, y, u, temperature, top_k, top_p), due)
 
 
-def _reveal(
-    digits: Tensor,
-    mask_index: int,
+def reveal_tokens_(
     logits: Tensor,
-    y: Tensor,
+    state: Tensor,
+    positions: Tensor,
     due: Tensor,
+    digits: Tensor | TokenDigits,
     u: Tensor,
     temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
+    top_k: Tensor | None,
+    top_p: Tensor | None,
+    *,
+    mask_index: int,
+    backend: Backend = "auto",
 ) -> Revealed:
-    """Draw for rows that are worked on together: `reveal_tokens` on plain torch.
+    """Write the digits that are due straight into a packed state: `reveal_tokens` in place.
 
     Args:
-        digits: (V, S) int64.
-        mask_index: b.
-        logits: (R, V) float32.
-        y: (R, S) int64.
-        due: (R, S) bool.
+        logits: (R, V) as in `reveal_tokens`.
+        state: (T, S) integers, the digits of all tokens; written.
+        positions: (R,) int64 in 0..T-1, which token of the state a row is. Positions of rows where something is due
+            are distinct; rows where nothing is due may repeat any.
+        due: (R, S) as in `reveal_tokens`, like all that follow.
+        digits: the digits of every token.
         u: (R,) float64.
         temperature: (R,) float32.
-        top_k: (R,) int64.
-        top_p: (R,) float32.
-    """
-    scores = torch.where(contradicts(y, digits, mask_index), -torch.inf, logits)
-    best = scores.amax(-1)
-    finite = logits.amax(-1).lt(torch.inf) & best.gt(-torch.inf)  # amax hands NaN on, and NaN < inf is False
-    # Greedy rows are decided here: exp gives nearly equal scores the same weight. No truncation removes the best.
-    greedy = (temperature == 0).nonzero()[:, 0]
-    most_probable = scores[greedy].argmax(-1)
-    weights = truncate(tempered_weights(scores, best, temperature), top_k, top_p)
-    token = draw_tokens(weights, u)
-    token[greedy] = most_probable
-    return Revealed(torch.where(due & finite[:, None], digits[token], y), finite)
-
-
-def tempered_weights(scores: Tensor, best: Tensor, temperature: Tensor) -> Tensor:
-    """Return exp((scores - best) / temperature), in place of the scores.
-
-    Args:
-        scores: (R, V) float32.
-        best: (R,) float32, the largest score of each row.
-        temperature: (R,) float32; rows at 0 get those of temperature 1: they are decided by their best score.
-    """
-    # The largest score becomes 0 before the division, so that no temperature can overflow.
-    scores.sub_(best[:, None]).div_(torch.where(temperature > 0, temperature, 1.0)[:, None])
-    # exp is slow where it underflows: below exp(-87), next to the smallest normal number, weights become 0
-    # instead.
-    return F.threshold(scores.clamp_(min=-87.0).exp_(), 1.7e-38, 0.0, inplace=True)
-
-
-def truncate(weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """Set the weights outside the top k, then outside the top p, to zero, in place.
-
-    The largest weights of a row usually decide; only where they do not is the whole row sorted.
-
-    Args:
-        weights: (R, V) float32, not negative.
-        top_k: (R,) int64, 0 = all.
-        top_p: (R,) float32 in (0, 1].
-    """
-    vocab_size = weights.shape[-1]
-    limit = torch.where(top_k > 0, top_k, vocab_size).clamp(max=vocab_size)
-    rows = ((limit < vocab_size) | (top_p < 1)).nonzero()[:, 0]
-    for num_sorted in (min(NUM_CANDIDATES, vocab_size), vocab_size):
-        if not len(rows):
-            break
-        candidates = weights[rows]
-        largest = candidates.topk(num_sorted).values
-        count = _count_kept(candidates, largest, limit[rows], top_p[rows])
-        settled = count.le(num_sorted)
-        floor = largest.gather(-1, count.clamp(max=num_sorted)[:, None] - 1)
-        for row in settled.nonzero()[:, 0]:
-            weights[rows[row]] = _keep_largest(candidates[row], floor[row], count[row])
-        rows = rows[~settled]
-    return weights
-
-
-def _count_kept(weights: Tensor, largest: Tensor, limit: Tensor, top_p: Tensor) -> Tensor:
-    """Return how many tokens (R,) survive top k = ``limit`` and top p; more than N if N do not tell.
-
-    Args:
-        weights: (R, V) float32.
-        largest: (R, N) float32, their N largest, in descending order.
-        limit: (R,) int64 in 1..V.
-        top_p: (R,) float32.
-    """
-    num_sorted, vocab_size = largest.shape[-1], weights.shape[-1]
-    mass = largest.double().cumsum(-1)
-    within = mass.gather(-1, limit.clamp(max=num_sorted)[:, None] - 1)[:, 0]
-    total = torch.where(limit < vocab_size, within, weights.sum(-1, dtype=torch.float64))
-    # A token is kept while the mass before it is short of p, so the token that crosses p stays.
-    crossing = mass.ge((top_p.double() * total)[:, None])
-    count = torch.where(crossing.any(-1), crossing.int().argmax(-1) + 1, num_sorted + 1)
-    count = torch.where(top_p < 1, count, limit).minimum(limit)
-    undecided = (limit > num_sorted) & (limit < vocab_size)  # their total is not known yet
-    if num_sorted == vocab_size:
-        return count.clamp(max=vocab_size)  # rounding may leave the sum of all an ulp short of the total
-    return torch.where(undecided, num_sorted + 1, count)
-
-
-def _keep_largest(weights: Tensor, floor: Tensor, count: Tensor) -> Tensor:
-    """Keep the ``count`` largest weights (V,), none of which is below ``floor``; of equals the first ones."""
-    keep = weights >= floor
-    surplus = keep.sum() - count
-    if surplus > 0:
-        equal = (weights == floor).nonzero()[:, 0]
-        keep[equal[len(equal) - surplus :]] = False
-    return weights * keep
-
-
-def draw_tokens(weights: Tensor, u: Tensor) -> Tensor:
-    """Return the tokens at given quantiles.
-
-    Args:
-        weights: (R, V) float32, not negative, unnormalised.
-        u: (R,) float64 in (0, 1).
+        top_k: (R,) int64 or None.
+        top_p: (R,) float32 or None.
+        mask_index: b.
+        backend: see `choose_backend`.
 
     Returns:
-        (R,) int64.
+        The state, which rows are finite, and which changed.
+
+    Raises:
+        ValueError: if the backend is not available.
     """
-    num_rows, vocab_size = weights.shape
-    blocks = F.pad(weights, (0, -vocab_size % BLOCK_SIZE)).unflatten(-1, (-1, BLOCK_SIZE))
-    mass = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
-    target = u * mass[:, -1]
-    block = _first_above(mass, target)
-    before = F.pad(mass, (1, 0)).gather(-1, block[:, None])[:, 0]
-    inside = blocks[torch.arange(num_rows, device=u.device), block].double().cumsum(-1)
-    return block * BLOCK_SIZE + _first_above(inside, target - before)
+    tokens = TokenDigits.of(digits, mask_index)
+    if choose_backend(backend, logits) == "triton":
+        from kernels.triton_ops.reveal import launch_reveal
+
+        return Revealed(
+            state, *launch_reveal(logits, state, positions, due, tokens, u, temperature, top_k, top_p)
+        )
+    rows = _Rows(logits, state[positions], u, temperature, top_k, top_p)
+    revealed = _reveal_rows(tokens, rows, due)
+    state[positions[revealed.changed]] = revealed.y[revealed.changed]
+    return revealed._replace(y=state)
 
 
-def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
-    """Return the first index (R,) where the cumulative sums (R, N) exceed the target (R,).
+class _Rows(NamedTuple):
+    """How rows are drawn; see `reveal_tokens`."""
 
-    Rounding may put the target an ulp above the total: then it is the last entry with any mass, never an
-    empty one.
-    """
-    index = torch.searchsorted(cumulative, target[:, None].contiguous(), right=True)[:, 0]
-    return torch.minimum(index, cumulative.argmax(-1))
+    logits: Tensor
+    y: Tensor
+    u: Tensor
+    temperature: Tensor
+    top_k: Tensor | None
+    top_p: Tensor | None
+
+    def select(self, rows: Tensor | slice) -> _Rows:
+        top_k = None if self.top_k is None else self.top_k[rows]
+        top_p = None if self.top_p is None else self.top_p[rows]
+        return _Rows(self.logits[rows], self.y[rows], self.u[rows], self.temperature[rows], top_k, top_p)
+
+    def plain(self) -> Tensor:
+        """Which rows (R,) are drawn from all their weights."""
+        plain = self.temperature > 0
+        if self.top_k is not None:
+            plain &= (self.top_k <= 0) | (self.top_k >= self.logits.shape[-1])
+        if self.top_p is not None:
+            plain &= self.top_p >= 1
+        return plain
+
+
+def _reveal_rows(tokens: TokenDigits, rows: _Rows, due: Tensor) -> Revealed:
+    """Draw for all rows: `reveal_tokens` on plain torch."""
+    needed = due.any(-1)
+    best = rows.logits.amax(-1)
+    # The tokens of one visible digit are few, and all others have no part in the draw.
+    narrow = needed & rows.y.ne(tokens.mask_index).any(-1)
+    if bool(narrow.any()) and tokens.candidates is None:
+        narrow = torch.zeros_like(narrow)
+    plain = rows.plain()
+    token = torch.zeros(len(best), dtype=torch.int64, device=best.device)
+    possible = torch.ones_like(needed)
+    for kind, draw in (
+        (needed & ~narrow & plain, _draw_plain),
+        (needed & ~narrow & ~plain, _draw_wide),
+        (narrow, _draw_narrow),
+    ):
+        chosen = kind.nonzero()[:, 0]
+        if len(chosen):
+            token[chosen], possible[chosen] = draw(tokens, rows, chosen)
+    finite = ~needed | possible & best.lt(torch.inf)  # amax hands NaN on, and NaN < inf is False
+    written = tokens.table[token].to(rows.y.dtype)
+    return Revealed(torch.where(due & finite[:, None], written, rows.y), finite, needed & finite)
+
+
+def _draw_plain(tokens: TokenDigits, rows: _Rows, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw the tokens of rows without truncation: one pass over the logits, and another over one block of them."""
+    vocab_size = rows.logits.shape[-1]
+    parts = []
+    for part in few_at_a_time(chosen, vocab_size):
+        few = rows.select(part)
+        scores = _scores(tokens, few)
+        best = scores.amax(-1)
+        parts.append((best, block_sums(kept_weights(scores, best, few.temperature, None, None))))
+    best, sums = (torch.cat(part) for part in zip(*parts, strict=True))
+    block, share = draw_blocks(sums, rows.u[chosen])
+    columns = columns_of(block, vocab_size)
+    inside = columns.clamp(max=vocab_size - 1)
+    want, care = (part[:, None].to(tokens.packed.dtype) for part in tokens.visible(rows.y[chosen]))
+    excluded = (columns >= vocab_size) | ((tokens.packed[inside] ^ want) & care).ne(0)
+    scores = torch.where(excluded, -torch.inf, rows.logits[chosen[:, None], inside].float())
+    weights = kept_weights(scores, scores.amax(-1), rows.temperature[chosen], None, None)
+    return draw_inside(block, weights, share), best.gt(-torch.inf)
+
+
+def _draw_wide(tokens: TokenDigits, rows: _Rows, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw the tokens of rows of any kind."""
+    parts = []
+    for part in few_at_a_time(chosen, rows.logits.shape[-1]):
+        few = rows.select(part)
+        parts.append(draw_by_scores(_scores(tokens, few), few.u, few.temperature, few.top_k, few.top_p))
+    token, possible = (torch.cat(part) for part in zip(*parts, strict=True))
+    return token, possible
+
+
+def _draw_narrow(tokens: TokenDigits, rows: _Rows, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw the tokens of rows with a visible digit, from the tokens that have it."""
+    assert tokens.candidates is not None
+    parts = []
+    for part in few_at_a_time(chosen, tokens.candidates.tokens.shape[1]):
+        few = rows.select(part)
+        candidates, scores = _candidate_scores(tokens, few)
+        column, possible = draw_by_scores(scores, few.u, few.temperature, few.top_k, few.top_p)
+        parts.append((candidates.gather(-1, column[:, None])[:, 0], possible))
+    token, possible = (torch.cat(part) for part in zip(*parts, strict=True))
+    return token, possible
+
+
+def _scores(tokens: TokenDigits, rows: _Rows) -> Tensor:
+    """Return the logits (R, V) of the tokens that agree with the visible digits, -inf for the others."""
+    scores = rows.logits.float()
+    if bool(rows.y.eq(tokens.mask_index).all()):
+        return scores
+    return torch.where(tokens.contradicted(rows.y), -torch.inf, scores)
+
+
+def _candidate_scores(tokens: TokenDigits, rows: _Rows) -> tuple[Tensor, Tensor]:
+    """Return the tokens (R, K) with the first visible digit, and their scores (R, K): -inf where there is no more."""
+    assert tokens.candidates is not None
+    first = rows.y.ne(tokens.mask_index).int().argmax(-1)
+    line = first * tokens.mask_index + rows.y.gather(-1, first[:, None])[:, 0]
+    candidates = tokens.candidates.tokens.index_select(0, line)
+    packed = tokens.candidates.packed.index_select(0, line)
+    want, care = (part[:, None].to(packed.dtype) for part in tokens.visible(rows.y))
+    care |= torch.iinfo(packed.dtype).min  # the sign is set only where a line is filled up
+    excluded = (packed ^ want).bitwise_and_(care).ne(0)
+    return candidates, torch.where(excluded, -torch.inf, rows.logits.gather(-1, candidates).float())

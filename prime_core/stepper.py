@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from kernels.marginal import reveal_digits
 from kernels.noise import Purpose, seed_words, uniform
 from kernels.reveal import Revealed, reveal_tokens
+from kernels.token_digits import TokenDigits
 from prime_core.codec import SubtokenCodec
 from prime_core.curves import MAX_TEMPERATURE
 from prime_core.models.denoiser import Denoiser, device_of, filled_size
@@ -93,7 +94,7 @@ class Stepper:
         self.denoiser = denoiser
         self.codec = codec
         self.device = device_of(denoiser) if device is None else torch.device(device)
-        self._digits = codec.digits.to(self.device)
+        self._digits = TokenDigits(codec.digits.to(self.device), codec.mask_index)
 
     @torch.inference_mode()
     def step(self, rows: Sequence[Row]) -> list[StepResult]:
@@ -114,7 +115,8 @@ class Stepper:
         chunks = _chunk_sizes(sum(len(event.positions) for event in events))
         features = self._features(rows, events, states, chunks)
         revealed = self._reveal(features, chunks, self._draws(rows, events, states))
-        parts = (part.split([len(event.positions) for event in events]) for part in revealed)
+        sizes = [len(event.positions) for event in events]
+        parts = (part.split(sizes) for part in (revealed.y, revealed.finite))
         return [_write(*result) for result in zip(rows, events, states, *parts, strict=True)]
 
     def _features(
@@ -169,7 +171,7 @@ class Stepper:
         )
 
     def _reveal(self, features: Any, chunks: Sequence[int], draws: _Draws) -> Revealed:
-        """Draw the tokens of all gathered positions: digits (R, S) and finite (R,), both on the CPU."""
+        """Draw the tokens of all gathered positions; the result is on the CPU."""
         start, drawn = 0, []
         for size, chunk in zip(
             chunks, zip(*(part.split(chunks) for part in draws), strict=True), strict=True
@@ -177,9 +179,7 @@ class Stepper:
             stop = start + filled_size(size)
             drawn.append(self._reveal_chunk(self.denoiser.head(features[start:stop])[:size], _Draws(*chunk)))
             start = stop
-        return Revealed(
-            torch.cat([part.y for part in drawn]).cpu(), torch.cat([part.finite for part in drawn]).cpu()
-        )
+        return Revealed(*(torch.cat(part).cpu() for part in zip(*drawn, strict=True)))
 
     def _reveal_chunk(self, logits: Tensor, draws: _Draws) -> Revealed:
         """Draw the tokens of one chunk of positions from their logits (R, V)."""
@@ -196,7 +196,10 @@ class Stepper:
 
     def _draw(self, logits: Tensor, draws: _Draws, *, marginal: bool) -> Revealed:
         """Draw tokens, or every digit alone, from logits (R, V)."""
-        y, due, u, temperature, top_k, top_p, _ = (part.to(self.device) for part in draws)
+        y, due, u, temperature = (part.to(self.device) for part in draws[:4])
+        # On the CPU it is known whether any row is truncated; without, a kernel reads the logits only once.
+        top_k = draws.top_k.to(self.device) if bool(draws.top_k.any()) else None
+        top_p = draws.top_p.to(self.device) if bool(draws.top_p.lt(1).any()) else None
         mask_index = self.codec.mask_index
         if marginal:
             return reveal_digits(

@@ -1,0 +1,139 @@
+"""The digits of every token in the forms that the draws read: made once for a codec, kept by the caller.
+
+All digits of a token are packed into one integer, digit j in bits of its own. So carry-over (MDM-Prime, arXiv
+2505.18495, section 3.3) costs one XOR and one AND per token, whatever the permutation of the codec: token x agrees
+with the visible digits of a row where
+
+    (packed[x] ^ want) & care == 0,     want: the visible digits packed, care: all bits of the visible digits.
+
+For V = 50257 that is a table of 2 bytes a token if b is a power of two or S <= 4. No (S, V, b) table exists.
+
+Shapes: R rows (one token position each), V tokens, S digits a token, b = base, K tokens of the most common digit.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Candidates(NamedTuple):
+    """Which tokens have digit j equal to v, for every j and v: row j b + v of both tables, in the order of the ids.
+
+    Attributes:
+        tokens: (S b, K) int64, filled up with token 0.
+        packed: (S b, K) int32 or int64, their packed digits, filled up with -1, which no packed digits are.
+    """
+
+    tokens: Tensor
+    packed: Tensor
+
+
+class TokenDigits:
+    """Digits of every token.
+
+    Attributes:
+        table: (V, S) int64.
+        mask_index: b.
+        num_bits: bits of one digit.
+        packed: (V,) int16, int32 or int64, digit j in bits (S - 1 - j) num_bits and up. The top bit may be used: a
+            number can be negative, and is to be read through `care`.
+    """
+
+    def __init__(self, digits: Tensor, mask_index: int) -> None:
+        """Pack the digits; nothing is copied to the host.
+
+        Args:
+            digits: (V, S) integers in 0..b-1.
+            mask_index: b.
+
+        Raises:
+            ValueError: if the digits of a token do not fit into 62 bits.
+        """
+        self.table = digits
+        self.mask_index = mask_index
+        self.num_bits = max(1, (mask_index - 1).bit_length())
+        width = self.num_bits * digits.shape[1]
+        if width > 62:
+            raise ValueError(f"{digits.shape[1]} digits of {self.num_bits} bits do not fit into 62 bits")
+        narrow = torch.int16 if width <= 16 else torch.int32 if width <= 32 else torch.int64
+        self.packed = (digits.long() << self.shifts).sum(-1).to(narrow)
+
+    @classmethod
+    def of(cls, digits: Tensor | TokenDigits, mask_index: int) -> TokenDigits:
+        """Return the digits as they are if they are packed already, else pack them.
+
+        Raises:
+            ValueError: if they were packed for another base.
+        """
+        if not isinstance(digits, TokenDigits):
+            return cls(digits, mask_index)
+        if digits.mask_index != mask_index:
+            raise ValueError(f"digits were packed for mask_index {digits.mask_index}, got {mask_index}")
+        return digits
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return self.table.shape[0]
+
+    @property
+    def num_digits(self) -> int:
+        """S."""
+        return self.table.shape[1]
+
+    @property
+    def shifts(self) -> Tensor:
+        """Lowest bit (S,) of every digit."""
+        return torch.arange(self.num_digits - 1, -1, -1, device=self.table.device) * self.num_bits
+
+    def visible(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what tokens must agree with: (want, care), both (R,) int64.
+
+        Args:
+            y: (R, S) integers, digits in 0..b-1, or ``mask_index`` where masked.
+        """
+        shown = y != self.mask_index
+        want = (torch.where(shown, y, 0).long() << self.shifts).sum(-1)
+        care = (shown.long() * ((1 << self.num_bits) - 1) << self.shifts).sum(-1)
+        return want, care
+
+    def contradicted(self, y: Tensor) -> Tensor:
+        """Return which tokens (R, V) bool disagree with the visible digits of y (R, S)."""
+        want, care = (part[:, None].to(self.packed.dtype) for part in self.visible(y))
+        return (self.packed ^ want).bitwise_and_(care).ne(0)
+
+    @cached_property
+    def candidates(self) -> Candidates | None:
+        """The tokens of every digit; None where a digit would rule out too few of them to be worth a table."""
+        lines = self.table + torch.arange(self.num_digits, device=self.table.device) * self.mask_index
+        counts = lines.flatten().bincount(minlength=self.num_digits * self.mask_index)
+        counts = counts.unflatten(0, (self.num_digits, -1))
+        if 4 * int(counts.max()) > self.vocab_size:
+            return None
+        # Of equal digits the lowest ids come first; K slots for each digit, of which the last may stay empty.
+        slot = torch.arange(int(counts.max()), device=self.table.device)
+        start = counts.cumsum(-1) - counts
+        index = (start[..., None] + slot).clamp(max=self.vocab_size - 1)
+        tokens = self.by_digit.gather(-1, index.flatten(1)).unflatten(-1, index.shape[1:])
+        filled = slot < counts[..., None]
+        wide = torch.int32 if self.num_bits * self.num_digits < 32 else torch.int64
+        packed = (self.table << self.shifts).sum(-1).to(wide)[tokens]
+        return Candidates(
+            torch.where(filled, tokens, 0).flatten(0, 1), torch.where(filled, packed, -1).flatten(0, 1)
+        )
+
+    @cached_property
+    def in_order(self) -> bool:
+        """Whether token x has the digits of the number x: no permutation."""
+        device = self.table.device
+        place_values = self.mask_index ** torch.arange(self.num_digits - 1, -1, -1, device=device)
+        return bool((self.table * place_values).sum(-1).equal(torch.arange(self.vocab_size, device=device)))
+
+    @cached_property
+    def by_digit(self) -> Tensor:
+        """The tokens in the order of each digit, of equal digits the lowest ids first: (S, V) int64."""
+        return self.table.T.contiguous().argsort(dim=-1, stable=True)
