@@ -22,6 +22,8 @@ from tests.stubs import TableDenoiser
 class MarginalDenoiser:
     """The optimal predictor of rows of independent tokens: carry-over turns the marginal into the posterior."""
 
+    linear_head = None
+
     def __init__(self, probabilities: list[float]) -> None:
         self.logits = torch.tensor(probabilities).double().log()
 
