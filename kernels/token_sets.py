@@ -182,10 +182,10 @@ def _kept(values: Tensor, differ: Tensor, mask: Tensor) -> Tensor:
 
 
 def _exp_(scores: Tensor) -> Tensor:
-    """Exponentiate in place; what is below the smallest normal number becomes 0.
+    """Exponentiate in place; what is next to the smallest normal number or below becomes 0.
 
-    exp is up to fifty times slower where its result is subnormal, and so is arithmetic with it.
+    exp is a hundred times slower where its result is subnormal, and so is arithmetic with it.
     """
     tiny = torch.finfo(scores.dtype).tiny
-    floor = math.log(tiny)
-    return F.threshold(scores.clamp_(min=floor).exp_(), 2 * tiny, 0.0, inplace=True)
+    floor = math.log(tiny) + 0.3  # exp(0.3) = 1.35
+    return F.threshold(scores.clamp_(min=floor).exp_(), 1.5 * tiny, 0.0, inplace=True)
