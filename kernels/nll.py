@@ -58,7 +58,8 @@ def coded_nll(
 
     Returns:
         (R,) float32 (float64 for float64 logits), nats. Infinite where x_0 is excluded or contradicts y_t. With
-        ``carry_over`` zero where nothing is masked. Not finite where logits hold NaN or +inf.
+        ``carry_over`` zero where nothing is masked. Not finite where a token that is not ruled out has NaN or +inf;
+        NaN of tokens that are may come through too.
 
     Raises:
         ValueError: if the backend is not available.
@@ -251,7 +252,7 @@ class _SetScores(torch.autograd.Function):
         logits, packed, code, masks, x_0, lse = ctx.saved_tensors
         upstream = Scores(lse_upstream, target_upstream)
         # The logits belong to the caller, who may still read them: the gradient has its own memory.
-        gradient = torch.empty_like(logits)
+        gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
         sets = TokenSets(packed, code, masks)
         backward_scores(logits, sets, x_0, lse, upstream, gradient, ctx.backend)
         return gradient, None, None, None, None, None
