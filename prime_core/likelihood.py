@@ -17,14 +17,13 @@ Shapes: B rows, L tokens a row, S digits a token, V vocab_size.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from kernels.carry_over import contradicts
-from kernels.nll import SubtokenNLL, subtoken_nll
+from kernels.linear_nll import Targets, linear_subtoken_nll
+from kernels.nll import SubtokenNLL, revealed_nll, subtoken_nll
 from prime_core.codec import SubtokenCodec
 from prime_core.models.denoiser import Denoiser
 from prime_core.schedule import Schedule
@@ -219,11 +218,15 @@ def _masked_nll(
     positions = (y_packed == codec.mask_index).any(-1).nonzero().squeeze(-1)
     features = denoiser.features(y_packed, [length] * num_rows, t, positions, labels)
     digits = codec.digits.to(x_0.device)
-    totals = [torch.zeros(num_rows, device=x_0.device) for _ in range(2)]
-    for chunk, where in zip(features.split(chunk_rows), positions.split(chunk_rows), strict=True):
-        nll = subtoken_nll(denoiser.head(chunk), y_packed[where], x_packed[where], digits, codec.mask_index)
-        for total, part in zip(totals, nll, strict=True):
-            total.index_add_(0, where // length, part)
+    y_masked, x_masked = y_packed[positions], x_packed[positions]
+    if (head := denoiser.linear_head) is not None:
+        targets = Targets(y_masked, x_masked, digits, codec.mask_index)
+        nll = linear_subtoken_nll(features, head, targets, chunk_rows=chunk_rows)
+    else:
+        chunks = zip(*(part.split(chunk_rows) for part in (features, y_masked, x_masked)), strict=True)
+        parts = [subtoken_nll(denoiser.head(f), y, x, digits, codec.mask_index) for f, y, x in chunks]
+        nll = SubtokenNLL(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    totals = [nll_sum.new_zeros(num_rows).index_add_(0, positions // length, nll_sum) for nll_sum in nll]
     return SubtokenNLL(*totals)
 
 
@@ -246,12 +249,6 @@ def _revealed_nll(
     features = denoiser.features(before, [length] * num_rows, t, positions, labels)
     digits = codec.digits.to(y_t.device)
     for chunk, where in zip(features.split(chunk_rows), positions.split(chunk_rows), strict=True):
-        logits = denoiser.head(chunk)
-        mass = [
-            torch.logsumexp(
-                logits.masked_fill(contradicts(y[where], digits, codec.mask_index), -math.inf), -1
-            )
-            for y in (before, after)
-        ]
-        totals.index_add_(0, where // length, (mass[0] - mass[1]).double())
+        nll = revealed_nll(denoiser.head(chunk), before[where], after[where], digits, codec.mask_index)
+        totals.index_add_(0, where // length, nll.double())
     return totals

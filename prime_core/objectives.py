@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from kernels.linear_nll import Targets, linear_nll
 from kernels.nll import coded_nll, subtoken_nll
 from prime_core.codec import SubtokenCodec
 from prime_core.corruption import mask_subtokens
@@ -71,19 +72,23 @@ def training_loss(
     num_rows, length = x_0.shape
     y_packed = y_t.flatten(0, 1)
     features = denoiser.features(y_packed, [length] * num_rows, t, positions, labels)
+    y_masked, x_masked, digits = y_packed[positions], x_0.flatten()[positions], codec.digits.to(x_0.device)
+    weights = (schedule.weight(t).float() if weighted else torch.ones_like(t).float())[positions // length]
+    if (head := denoiser.linear_head) is not None:
+        total = linear_nll(
+            features,
+            head,
+            Targets(y_masked, x_masked, digits, codec.mask_index),
+            weights,
+            objective="coded" if objective == "coded" else "digits",
+            carry_over=carry_over,
+            chunk_rows=chunk_rows,
+        )
+        return total / x_0.numel()
     nll = _chunked_nll(
-        denoiser,
-        codec,
-        features,
-        y_packed[positions],
-        x_0.flatten()[positions],
-        objective,
-        carry_over,
-        chunk_rows,
+        denoiser, codec, features, y_masked, x_masked, digits, objective, carry_over, chunk_rows
     )
-    if weighted:
-        nll = nll * schedule.weight(t).float()[positions // length]
-    return nll.sum() / x_0.numel()
+    return (nll * weights).sum() / x_0.numel()
 
 
 def _chunked_nll(
@@ -92,11 +97,14 @@ def _chunked_nll(
     features: Any,
     y_t: Tensor,
     x_0: Tensor,
+    digits: Tensor,
     objective: Objective,
     carry_over: bool,
     chunk_rows: int,
 ) -> Tensor:
-    """Return the negative log-likelihood of every token with a masked digit: (R,), nats.
+    """Return the negative log-likelihood of every token with a masked digit, for heads of any kind: (R,), nats.
+
+    The head of a chunk runs again in the backward pass, so that its logits need not be kept.
 
     Args:
         denoiser: gives the head.
@@ -104,11 +112,11 @@ def _chunked_nll(
         features: what the trunk gave for R positions.
         y_t: (R, S) partly masked digits.
         x_0: (R,) tokens.
+        digits: (V, S) the digits of every token.
         objective: "coded" or "nelbo".
         carry_over: see `training_loss`.
         chunk_rows: tokens whose logits exist at the same time.
     """
-    digits = codec.digits.to(y_t.device)
 
     def nll_of(chunk: Any, y_chunk: Tensor, x_chunk: Tensor) -> Tensor:
         logits = denoiser.head(chunk)

@@ -23,6 +23,8 @@ class TableDenoiser:
     Counts its calls and what they held.
     """
 
+    linear_head = None
+
     def __init__(
         self,
         codec: SubtokenCodec,

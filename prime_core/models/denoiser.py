@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from kernels.linear_nll import LinearHead
+
 # CPU matrix products take another path for few rows, whose results differ in the last bit; from 16 rows on every
 # row's result is the same in any batch. Smaller products are filled up where a row must not feel its neighbours.
 MIN_GEMM_ROWS = 16
@@ -59,6 +61,14 @@ class Denoiser(Protocol):
 
     def head(self, features: Any) -> Tensor:
         """Map features of R positions to logits (R, V) float32."""
+        ...
+
+    @property
+    def linear_head(self) -> LinearHead | None:
+        """The head, where it is one linear map of features (R, D); None where it is not.
+
+        Objectives fuse such a head with the log-likelihood (`kernels.linear_nll`) and call `head` of the others.
+        """
         ...
 
     def fill(self, lengths: Sequence[int]) -> list[int]:

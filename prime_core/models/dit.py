@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kernels.embed import embed_subtokens
+from kernels.linear_nll import LinearHead
 from prime_core.config import CodecConfig, DiTConfig
 from prime_core.models.attention import Rotation, attend, attend_at, rotate
 from prime_core.models.denoiser import filled_size
@@ -242,6 +243,12 @@ class DiT(nn.Module):
     def head(self, features: Tensor) -> Tensor:
         """Map features (R, D) to logits (R, V) float32: unnormalised log-probabilities of whole tokens."""
         return self.output_layer.linear(features).float()  # type: ignore[no-any-return]
+
+    @property
+    def linear_head(self) -> LinearHead:
+        """The linear map of `head`."""
+        linear = self.output_layer.linear
+        return LinearHead(linear.weight, linear.bias)
 
     def fill(self, lengths: Sequence[int]) -> list[int]:
         """Return the lengths of masked rows that fill a call up to `filled_size` tokens, none above the longest row.

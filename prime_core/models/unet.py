@@ -187,6 +187,11 @@ class UNet(nn.Module):
         h = self._trunk(y_t, self._labels(labels, y_t), self._time(t, len(y_t)))
         return self._dense_logits(h).view(*y_t.shape[:4], -1).float()
 
+    @property
+    def linear_head(self) -> None:
+        """None: the head is a convolution over the neighbourhoods of the positions."""
+        return None
+
     def fill(self, lengths: Sequence[int]) -> list[int]:
         """Return the lengths of the masked images that fill a call up to one of a few batch sizes.
 
