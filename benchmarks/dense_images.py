@@ -79,7 +79,7 @@ class DenseImages(DensePublished):
         times = torch.full((self.num_rows,), t, dtype=torch.float64, device=y.device)
         pictures = y.view(self.num_rows, config.channels, config.height, config.width, -1)
         logits: Tensor = network(pictures, times, self.labels)
-        return logits.view(self.num_positions, -1)
+        return logits.reshape(self.num_positions, -1)
 
     def _draw(self, y: Tensor, logits: Tensor | None, generator: torch.Generator) -> Tensor:
         """Draw every digit alone at every position: (B, L, S)."""

@@ -74,7 +74,7 @@ def _compare(settings: SamplerSettings, rates: dict[str, Any], log: Log) -> dict
     trunks = [_trunk(settings, checkpoints[dtype], dtype, products[dtype]) for dtype in settings.dtypes]
     checkpoints.clear()
     for run in runs:
-        if device.type == "cpu":
+        if device.type == "cpu" and settings.peak_memory == "measure":
             log(f"peak memory of {run['sampler']} {run['dtype']}")
             run["peak_memory_above_weights_bytes"] = measure_peak_memory(
                 run["sampler"], workload, run["dtype"], torch.get_num_threads()
@@ -150,7 +150,7 @@ def _measure(
             elapsed = time.perf_counter() - started
             extrapolation = outcomes[pair].extrapolation
             seconds[pair].append(elapsed if extrapolation is None else extrapolation.seconds)
-            if device.type == "cuda":
+            if device.type == "cuda" and settings.peak_memory == "measure":
                 peaks[pair] = torch.cuda.max_memory_allocated(device) - before
             log(
                 f"repeat {repeat + 1} of {settings.repeats}: {pair[0]} {pair[1]} {seconds[pair][-1]:.2f} s"

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from benchmarks.command_line import UsageError, explain
 from benchmarks.contenders import DTypeName
-from benchmarks.settings import BenchSettings
+from benchmarks.settings import MemorySettings
 from benchmarks.workloads import MODELS, VOCAB_SIZES, ModelName, Workload
 from prime_core.codec import SubtokenCodec
 from prime_core.config import DiTConfig
@@ -23,7 +23,7 @@ WORKLOAD_FIELDS = (
 )  # fmt: skip
 
 
-class SamplerSettings(BenchSettings):
+class SamplerSettings(MemorySettings):
     """A comparison."""
 
     against: Literal["dense_published"] = Field(description="baseline: dense_published")

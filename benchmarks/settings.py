@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -46,6 +47,15 @@ class BenchSettings(BaseSettings):
         """
         device = choose_device(self.device)
         return torch.device("cuda", torch.cuda.current_device()) if str(device) == "cuda" else device
+
+
+class MemorySettings(BenchSettings):
+    """A benchmark that also measures memory; on a CPU that takes a process for each figure."""
+
+    peak_memory: Literal["measure", "skip"] = Field(
+        default="measure",
+        description="measure, or skip (on a CPU it takes a process of its own for each figure)",
+    )
 
 
 @contextmanager

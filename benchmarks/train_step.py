@@ -19,7 +19,7 @@ from benchmarks.document import document_head
 from benchmarks.machine import peak_memory, reset_peak_memory
 from benchmarks.plain_training import PlainLoop
 from benchmarks.rates import measure_ceilings, timed
-from benchmarks.settings import BenchSettings, Log, computing_threads
+from benchmarks.settings import Log, MemorySettings, computing_threads
 from benchmarks.workloads import MODELS
 from prime_core.codec import SubtokenCodec
 from prime_core.config import Config, DiTConfig
@@ -34,7 +34,7 @@ LOOPS: tuple[LoopName, ...] = ("trainer", "plain")
 _CONFIGS = Path(training.__file__).resolve().parent / "configs"
 
 
-class TrainSettings(BenchSettings):
+class TrainSettings(MemorySettings):
     """A comparison of training steps."""
 
     model: Literal["small", "tiny"] = Field(default="small", description="network: small (published) or tiny")
@@ -116,11 +116,11 @@ def run_training(settings: TrainSettings, log: Log) -> dict[str, Any]:
                 with timed(device) as elapsed:
                     step()
                 seconds[name].append(elapsed.seconds)
-                if device.type == "cuda":
+                if device.type == "cuda" and settings.peak_memory == "measure":
                     peaks[name] = torch.cuda.max_memory_allocated(device) - before
                 log(f"repeat {repeat + 1} of {settings.repeats}: {name} {elapsed.seconds:.2f} s")
         steps.clear()
-        if device.type == "cpu":
+        if device.type == "cpu" and settings.peak_memory == "measure":
             for name in LOOPS:
                 log(f"peak memory of {name}")
                 peaks[name] = _peak_memory(name, settings, torch.get_num_threads())
