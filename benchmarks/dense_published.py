@@ -194,7 +194,7 @@ class DensePublished:
 
 def race(probabilities: Tensor, noise: Tensor, generator: torch.Generator, *, out: Tensor) -> None:
     """Draw one index per row of ``probabilities`` (R, V) float64 into ``out`` (R,); ``noise`` (R, V) is overwritten."""
-    torch.rand(noise.shape, dtype=torch.float64, generator=generator, out=noise).log_()
+    noise.uniform_(generator=generator).log_()
     torch.argmin(torch.div(probabilities, noise, out=noise), -1, out=out)
 
 

@@ -4,8 +4,8 @@
 
 Runs from the checkout with the Python, torch and triton that are there. What the project needs and the machine lacks is
 named first; it may lie unpacked in a folder given with --packages (pip install --target FOLDER ...). Every part is a
-process of its own with a limit of time, so that none takes the others with it; its output goes to RESULTS/PART.log.
---smoke runs every part at tiny sizes on a CPU. This module imports the standard library alone.
+process of its own with a limit of time, so that none takes the others with it; its output goes to RESULTS/gpu.log.
+--smoke runs every part at tiny sizes on a CPU. This module needs the standard library alone.
 """
 
 from __future__ import annotations
@@ -28,11 +28,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.report import headlines  # needs nothing but the standard library
+
 ROOT = Path(__file__).resolve().parent.parent
 BUDGET_S = 530.0
 SMOKE_BUDGET_S = 85.0
 # With less time left a part is not started.
 MIN_PART_S = 5.0
+LOG_NAME = "gpu.log"
 
 # Import name to what cannot run without it.
 NEEDED = {
@@ -62,7 +65,7 @@ class Part:
     """One process.
 
     Attributes:
-        name: also that of its files.
+        name: also that of its file.
         arguments: after `python -m`.
         limit_s: after which it is ended.
         writes: whether it writes RESULTS/NAME.json by itself.
@@ -77,7 +80,9 @@ class Part:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run all parts; 0 if every one succeeded, 1 otherwise."""
     options = _parser().parse_args(argv)
+    options.output = options.output.resolve()
     options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / LOG_NAME).unlink(missing_ok=True)
     missing = missing_packages(options.packages)
     for name, what in missing.items():
         print(f"missing: {name}, needed for {what}", flush=True)
@@ -102,6 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     (options.output / "gpu.json").write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
     print("\n" + "\n".join(_line(result) for result in results))
+    for result in results:
+        for line in _headlines(options.output / f"{result['name']}.json", result):
+            print(f"{result['name']}: {line}")
     print(f"{summary['seconds']} s on {summary['device']}; files in {options.output}")
     return 0 if results and all(result["status"] == "ok" for result in results) else 1
 
@@ -133,13 +141,13 @@ def parts(options: argparse.Namespace, missing: dict[str, str]) -> list[Part]:
                   "--image-steps", "2", "--clients", "2", "--limit-s", "10"),
         ]  # fmt: skip
     return [
-        Part("tests", _pytest("tests/kernels", missing=missing), 180, writes=False),
-        bench("kernels", "kernels", 60),
+        Part("tests", _pytest("tests/kernels", missing=missing), 150, writes=False),
         sampler("text-gpu", 150),
-        bench("train", "train", 60, "--length", "1024", "--batch", "16", "--repeats", "5"),
-        sampler("images-gpu", 60),
-        Part("tests-sampling", _pytest(*_SAMPLING_TESTS, missing=missing), 90, writes=False),
-        bench("server", "server", 60, "--requests", "256", "--clients", "32", "--limit-s", "15"),
+        bench("kernels", "kernels", 60),
+        bench("train", "train", 45, "--length", "1024", "--batch", "16", "--repeats", "5"),
+        bench("server", "server", 45, "--requests", "256", "--clients", "32", "--limit-s", "10"),
+        sampler("images-gpu", 50),
+        Part("tests-sampling", _pytest(*_SAMPLING_TESTS, missing=missing), 60, writes=False),
     ]
 
 
@@ -153,15 +161,21 @@ _SAMPLING_TESTS = (
 
 def run_part(part: Part, options: argparse.Namespace, limit_s: float) -> dict[str, Any]:
     """Run one part and say how it went: "ok", "failed", "out of time" or "not started"."""
-    result: dict[str, Any] = {"name": part.name, "command": ["python", "-m", *part.arguments]}
+    result: dict[str, Any] = {
+        "name": part.name,
+        "command": ["python", "-m", *part.arguments],
+        "writes": part.writes,
+    }
     if limit_s < MIN_PART_S:
         return result | {"status": "not started", "seconds": 0.0, "last_line": "no time was left"}
-    log = options.output / f"{part.name}.log"
     started = time.monotonic()
-    with log.open("w", encoding="utf-8") as file:
+    with (options.output / LOG_NAME).open("ab") as log:
+        log.write(f"=== {part.name}\n".encode())
+        log.flush()
+        begin = log.tell()
         process = subprocess.Popen(
             [sys.executable, "-m", *part.arguments],
-            stdout=file,
+            stdout=log,
             stderr=subprocess.STDOUT,
             cwd=ROOT,
             env=_environment(options),
@@ -172,9 +186,12 @@ def run_part(part: Part, options: argparse.Namespace, limit_s: float) -> dict[st
         except subprocess.TimeoutExpired:
             status = "out of time"
             _end(process)
-    lines = [line for line in log.read_text("utf-8", errors="replace").splitlines() if line.strip()]
     seconds = round(time.monotonic() - started, 1)
-    return result | {"status": status, "seconds": seconds, "last_line": lines[-1][:300] if lines else ""}
+    with (options.output / LOG_NAME).open("rb") as written:
+        written.seek(begin)
+        lines = written.read().decode(errors="replace").split("\n")
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    return result | {"status": status, "seconds": seconds, "last_line": last[:300]}
 
 
 def missing_packages(packages: Path | None) -> dict[str, str]:
@@ -229,6 +246,13 @@ def _gpu_name() -> str:
 def _line(result: dict[str, Any]) -> str:
     last = re.sub(r"\s+", " ", result["last_line"])
     return f"{result['name']:<20}{result['status']:<13}{result['seconds']:>7.1f} s  {last[:90]}"
+
+
+def _headlines(path: Path, result: dict[str, Any]) -> list[str]:
+    """Return the first figures of what a part wrote in this run."""
+    if result["status"] != "ok" or not result["writes"]:
+        return []
+    return headlines(json.loads(path.read_text("utf-8")))
 
 
 def _git_commit() -> str | None:

@@ -85,6 +85,43 @@ def server_table(document: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def headlines(document: dict[str, Any]) -> list[str]:
+    """Return the few figures of any document that one looks at first, a line each."""
+    if document["benchmark"] == "sampler":
+        return [
+            f"{entry['workload']}: {name} {_number(ratio['measured'])}x"
+            f" (predicted {_number(ratio['predicted'])}x){'; ' if 'note' in ratio else ''}{ratio.get('note', '')}"
+            for entry in document.get("workloads", [document])
+            for name, ratio in entry["ratios"].items()
+        ] + [
+            f"{entry['workload']}: trunk {trunk['dtype']} {trunk['share_of_product_rate']:.0%} of the product rate"
+            for entry in document.get("workloads", [document])
+            for trunk in entry["trunk"]
+        ]
+    if document["benchmark"] == "kernels":
+        return [
+            f"{entry['op']}, {entry['size']}, {entry['backend']}: "
+            + (
+                entry["error"]
+                if entry["seconds"] is None
+                else f"{milliseconds(entry['seconds'])}, {entry['share_of_copy_bandwidth']:.0%} of the copy bandwidth"
+            )
+            for entry in document["ops"]
+        ]
+    if document["benchmark"] == "train":
+        trainer, plain = document["runs"]
+        peaks = (_megabytes(run["peak_memory_above_state_bytes"]) for run in (trainer, plain))
+        return [
+            f"trainer {_number(trainer['tokens_per_s'])} tokens/s, plain loop {_number(plain['tokens_per_s'])}, "
+            f"peak MB {' and '.join(peaks)}"
+        ]
+    return [
+        f"{loop['loop']} loop: {loop['requests_per_s']:.2f} requests/s, p50 "
+        f"{milliseconds(loop['latency']['all']['p50_s'])}, p99 {milliseconds(loop['latency']['all']['p99_s'])}"
+        for loop in document["loops"]
+    ]
+
+
 def columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Align cells: the first column to the left, the others to the right."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]

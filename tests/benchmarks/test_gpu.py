@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
@@ -13,6 +14,7 @@ import pytest
 from benchmarks import gpu
 from benchmarks.command_line import load_settings
 from benchmarks.main import BENCHMARKS, main
+from benchmarks.report import headlines
 
 SMOKE_BENCHMARKS = ("kernels", "sampler-text-gpu", "train", "server")
 
@@ -40,6 +42,11 @@ def test_smoke_part_writes_its_result_and_a_picture(
     printed = capsys.readouterr().out
     assert "commit abc123" in printed
     _CHECKS[document["benchmark"]](document, printed)
+    shown = headlines(document)
+    assert len(shown) == {"kernels": 8, "sampler": 15, "train": 1, "server": 2}[document["benchmark"]]
+    assert any("; the baseline is extrapolated from 2 of 6 steps" in line for line in shown) == (
+        document["benchmark"] == "sampler"
+    )
 
     picture = tmp_path / "picture.svg"
     assert main(["plot", str(tmp_path / f"{name}.json"), "--output", str(picture)]) == 0
@@ -121,7 +128,17 @@ def test_script_reports_its_parts_and_what_is_missing(
     printed = capsys.readouterr().out
     assert "missing: no_such_package, needed for nothing" in printed
     assert "No module named no_such_module" in printed
-    assert (tmp_path / "new" / "bad.log").is_file()
+    log = (tmp_path / "new" / "gpu.log").read_text()
+    assert log.index("=== good") < log.index("Zen of Python") < log.index("=== bad")
+
+
+def test_script_needs_nothing_but_the_standard_library() -> None:
+    code = (
+        "import benchmarks.gpu, sys; print([n for n in ('torch', 'numpy', 'pydantic') if n in sys.modules])"
+    )
+    command = [sys.executable, "-S", "-c", code]
+    root = Path(__file__).resolve().parents[2]
+    assert subprocess.run(command, capture_output=True, text=True, cwd=root, check=True).stdout == "[]\n"
 
 
 def test_part_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
