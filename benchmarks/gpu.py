@@ -138,7 +138,7 @@ def parts(options: argparse.Namespace, missing: dict[str, str]) -> list[Part]:
             bench("train", "train", 60, *tiny, "--batch", "2", "--repeats", "1", "--peak-memory",
                   "skip"),
             bench("server", "server", 60, "--requests", "4", "--max-tokens", "4", "--text-steps", "4",
-                  "--image-steps", "2", "--clients", "2", "--limit-s", "10"),
+                  "--image-steps", "2", "--clients", "2"),
         ]  # fmt: skip
     return [
         Part("tests", _pytest("tests/kernels", missing=missing), 150, writes=False),

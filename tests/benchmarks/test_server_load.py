@@ -4,7 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -18,27 +18,31 @@ TEXT = LoadRequest("text", {"max_tokens": 2})
 
 
 @contextmanager
-def one_at_a_time(seconds: float, status: int = 200, held: list[int] | None = None) -> Iterator[str]:
+def one_at_a_time(
+    seconds: float, status: int = 200, together: threading.Barrier | None = None
+) -> Iterator[str]:
     """A server that takes so long for each request and serves one after the other.
 
-    ``held`` collects how many requests were there as each was served.
+    With ``together`` no request is served before as many are there as pass that barrier at once.
     """
-    turn, here = threading.Lock(), list[None]()
-    held = [] if held is None else held
+    turn = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["content-length"]))
-            here.append(None)
+            if together is not None:
+                together.wait()
             with turn:
                 time.sleep(seconds)
-                held.append(len(here))
-                here.pop()
             body = json.dumps({"outputs": [{"token_ids": [1, 2]}]}).encode()
             self.send_response(status)
             self.send_header("content-length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
+
+        def handle(self) -> None:
+            with suppress(threading.BrokenBarrierError):  # drops the connection
+                super().handle()
 
         def log_message(self, *arguments: Any) -> None:
             pass
@@ -53,14 +57,18 @@ def one_at_a_time(seconds: float, status: int = 200, held: list[int] | None = No
             thread.join()
 
 
-def test_closed_loop_sends_all_and_keeps_to_its_clients() -> None:
-    held: list[int] = []
-    with one_at_a_time(0.05, held=held) as url:
-        answers, seconds = closed_loop(url, [TEXT] * 6, num_clients=2, limit_s=30, timeout_s=30)
+def test_closed_loop_sends_all_from_clients_at_the_same_time() -> None:
+    with one_at_a_time(0.01, together=threading.Barrier(3, timeout=60)) as url:
+        answers, seconds = closed_loop(url, [TEXT] * 6, num_clients=3, limit_s=60, timeout_s=90)
     assert [answer.status for answer in answers] == [200] * 6
     assert sum(answer.num_tokens for answer in answers) == 12
-    assert seconds >= 6 * 0.05
-    assert len(held) == 6 and max(held) == 2
+    assert seconds >= 6 * 0.01
+
+
+def test_closed_loop_has_no_more_in_flight_than_clients() -> None:
+    with one_at_a_time(0.01, together=threading.Barrier(3, timeout=0.3)) as url:
+        answers, _ = closed_loop(url, [TEXT] * 2, num_clients=2, limit_s=60, timeout_s=90)
+    assert [answer.status for answer in answers] == [0, 0]  # a third one never came
 
 
 def test_closed_loop_ends_in_time() -> None:
