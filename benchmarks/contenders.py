@@ -11,50 +11,25 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from benchmarks.dense_images import DenseImages
 from benchmarks.dense_published import DensePublished
+from benchmarks.extrapolation import Extrapolation, extrapolate
 from benchmarks.machine import peak_memory, reset_peak_memory
+from benchmarks.workloads import Workload
 from prime_core.checkpoint import Checkpoint
-from prime_core.config import CodecConfig, Config, DiTConfig
-from prime_core.models.dit import DiT
+from prime_core.config import UNetConfig
+from prime_core.models.build import build_denoiser
+from prime_core.models.dit import ScaleNorm
+from prime_core.models.unet import UNet
 from prime_core.sample import sample
+
+__all__ = ["DTYPES", "DTypeName", "Outcome", "SamplerName", "Workload", "build_checkpoint", "build_sampler"]
 
 SamplerName = Literal["planned", "dense_published"]
 DTypeName = Literal["float32", "bfloat16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-MODELS = {
-    "small": DiTConfig(),
-    "tiny": DiTConfig(hidden_size=192, num_blocks=2, num_heads=4, cond_dim=32),
-}
-"""Networks by name: the published small model, and one whose trunk costs next to nothing."""
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What both samplers do: ``num_rows`` unconditional rows of ``length`` tokens, on ``num_steps`` steps."""
-
-    model: Literal["small", "tiny"]
-    vocab_size: int
-    target_length: int
-    length: int
-    num_rows: int
-    num_steps: int
-    seed: int
-
-    @property
-    def config(self) -> Config:
-        """The model's configuration."""
-        return Config(
-            model=MODELS[self.model],
-            codec=CodecConfig(vocab_size=self.vocab_size, target_length=self.target_length),
-        )
-
-    @property
-    def network(self) -> DiTConfig:
-        """The configuration of the network alone."""
-        return MODELS[self.model]
 
 
 @dataclass(frozen=True)
@@ -62,30 +37,41 @@ class Outcome:
     """What one run did.
 
     Attributes:
-        tokens: (B, L) int64.
+        x_0: (B, L) int64, the samples; None if the run was not taken to its end.
         num_calls: denoiser calls.
         num_row_steps: rows of all denoiser calls.
+        extrapolation: how the time of a run that was not taken to its end follows from a part of it.
     """
 
-    tokens: Tensor
+    x_0: Tensor | None
     num_calls: int
     num_row_steps: int
+    extrapolation: Extrapolation | None = None
+
+    @property
+    def tokens(self) -> Tensor:
+        """The samples of a run that was taken to its end."""
+        assert self.x_0 is not None, "an extrapolated run has no samples"
+        return self.x_0
 
 
-def build_checkpoint(workload: Workload, dtype: DTypeName) -> Checkpoint:
+def build_checkpoint(workload: Workload, dtype: DTypeName, device: torch.device | str = "cpu") -> Checkpoint:
     """Return a model with seeded random weights; bfloat16 weights are those of float32, cast once.
 
     No weight is zero: the logits are not flat and every branch of the network counts.
     """
     config, generator = workload.config, torch.Generator().manual_seed(workload.seed)
     with torch.random.fork_rng(devices=[]):  # the network draws its own initial weights
-        denoiser = DiT(workload.network, config.codec, config.schedule.build())
-    for name, parameter in denoiser.named_parameters():
-        width = parameter.shape[-1] if parameter.ndim > 1 else 2500
+        denoiser = build_denoiser(config)
+    norms = {
+        id(module.weight) for module in denoiser.modules() if isinstance(module, ScaleNorm | nn.GroupNorm)
+    }
+    for parameter in denoiser.parameters():
+        width = parameter[0].numel() if parameter.ndim > 1 else 2500
+        is_norm = id(parameter) in norms
         weights = torch.empty_like(parameter).normal_(0, width**-0.5, generator=generator)
-        is_norm = name.endswith(("norm1.weight", "norm2.weight", "norm_final.weight"))
         parameter.data = (weights + 1 if is_norm else weights).to(DTYPES[dtype])
-    denoiser = denoiser.eval().requires_grad_(False)
+    denoiser = denoiser.to(device).eval().requires_grad_(False)
     denoiser.prepare()
     return Checkpoint(
         Path("random-weights"),
@@ -98,13 +84,38 @@ def build_checkpoint(workload: Workload, dtype: DTypeName) -> Checkpoint:
     )
 
 
-def build_sampler(name: SamplerName, checkpoint: Checkpoint, workload: Workload) -> Callable[[], Outcome]:
-    """Return a function that samples the whole workload once; the same noise at every call."""
-    return (_planned if name == "planned" else _dense)(checkpoint, workload)
+def build_sampler(
+    name: SamplerName, checkpoint: Checkpoint, workload: Workload, dense_steps: int = 0
+) -> Callable[[], Outcome]:
+    """Return a function that samples the whole workload once; the same noise at every call.
+
+    Args:
+        name: which sampler.
+        checkpoint: the model.
+        workload: what to sample.
+        dense_steps: steps of the dense sampler to time, from which the whole follows; 0 runs it to its end.
+    """
+    if name == "planned":
+        return _planned(checkpoint, workload)
+    return _dense(checkpoint, workload, dense_steps)
+
+
+def build_dense(checkpoint: Checkpoint, workload: Workload) -> DensePublished:
+    """Return the dense sampler of a workload, of text or of images."""
+    codec, schedule, network = checkpoint.codec, checkpoint.schedule, checkpoint.denoiser
+    num_rows, length = workload.num_rows, workload.length
+    if not isinstance(network, UNet):
+        return DensePublished(network, codec, schedule, num_rows=num_rows, length=length)
+    has_labels = network.config.labels != "none"
+    labels = torch.arange(num_rows) % network.config.num_labels if has_labels else None
+    return DenseImages(network, codec, schedule, num_rows=num_rows, length=length, labels=labels)
 
 
 def _planned(checkpoint: Checkpoint, workload: Workload) -> Callable[[], Outcome]:
     """The sampler of this project, through the door that the server's rows take: `prime_core.sample`."""
+    is_images = isinstance(checkpoint.config.model, UNetConfig)
+    # Images: the law of the published sampler, every digit drawn alone.
+    fields = {"sampler": "published"} if is_images else {"max_tokens": workload.length}
 
     def run() -> Outcome:
         progress: list[int] = []
@@ -113,27 +124,32 @@ def _planned(checkpoint: Checkpoint, workload: Workload) -> Callable[[], Outcome
             n=workload.num_rows,
             steps=workload.num_steps,
             seed=workload.seed,
-            max_tokens=workload.length,
             max_rows=workload.num_rows,
             progress=lambda done, total: progress.append(done),
+            **fields,
         )
-        tokens = torch.tensor([output.token_ids for output in samples])
+        if is_images:
+            tokens = torch.stack([output.pixels.permute(2, 0, 1).flatten() for output in samples]).long()
+        else:
+            tokens = torch.tensor([output.token_ids for output in samples])
         return Outcome(tokens, len(progress), sum(output.nfe for output in samples))
 
     return run
 
 
-def _dense(checkpoint: Checkpoint, workload: Workload) -> Callable[[], Outcome]:
-    sampler = DensePublished(
-        checkpoint.denoiser,
-        checkpoint.codec,
-        checkpoint.schedule,
-        num_rows=workload.num_rows,
-        length=workload.length,
-    )
+def _dense(checkpoint: Checkpoint, workload: Workload, dense_steps: int) -> Callable[[], Outcome]:
+    device = next(checkpoint.denoiser.parameters()).device
+    # On a CPU fresh buffers cost page faults, so they are kept; on a GPU they would count as another sampler's memory.
+    kept = build_dense(checkpoint, workload) if device.type == "cpu" else None
 
     def run() -> Outcome:
-        y, num_calls = sampler.sample(workload.num_steps, torch.Generator().manual_seed(workload.seed))
+        sampler = build_dense(checkpoint, workload) if kept is None else kept
+        generator = torch.Generator(device).manual_seed(workload.seed)
+        if dense_steps:
+            extrapolation = extrapolate(sampler, workload.num_steps, dense_steps, generator)
+            calls = extrapolation.num_calls
+            return Outcome(None, calls, calls * workload.num_rows, extrapolation)
+        y, num_calls = sampler.sample(workload.num_steps, generator)
         return Outcome(checkpoint.codec.decode(y), num_calls, num_calls * workload.num_rows)
 
     return run
@@ -142,7 +158,7 @@ def _dense(checkpoint: Checkpoint, workload: Workload) -> Callable[[], Outcome]:
 def measure_peak_memory(
     name: SamplerName, workload: Workload, dtype: DTypeName, num_threads: int
 ) -> int | None:
-    """Return the peak memory in bytes that a sampler adds to the weights, in a process of its own.
+    """Return the peak memory in bytes that a sampler adds to the weights on a CPU, in a process of its own.
 
     Resident memory of the process: what torch allocates and what the product library keeps beside it. The
     dense sampler's buffers have their full size in its first step, so it runs two.
@@ -164,14 +180,8 @@ def _memory_of_one_run(
     if before is None:
         return None
     if name == "dense_published":
-        sampler = DensePublished(
-            checkpoint.denoiser,
-            checkpoint.codec,
-            checkpoint.schedule,
-            num_rows=workload.num_rows,
-            length=workload.length,
-        )
-        sampler.sample(min(2, workload.num_steps), torch.Generator().manual_seed(workload.seed))
+        generator = torch.Generator().manual_seed(workload.seed)
+        build_dense(checkpoint, workload).sample(min(2, workload.num_steps), generator)
     else:
         build_sampler(name, checkpoint, workload)()
     return peak_memory() - before

@@ -5,7 +5,7 @@ Shapes: B rows, L tokens a row, N grid steps, S digits a token, V tokens, d hidd
 FLOPs count a multiplication and an addition as two. Of one block and one token: 2 d 3d for q, k, v, 2 d d for
 the output, 2 (2 d 4d) for the MLP, together 24 d^2; attention takes 2 L d for the scores and 2 L d for the
 values. So the trunk takes num_blocks (24 d^2 + 4 L d) a token, and the head 2 d V a position. Norms,
-activations and modulations are left out: they are bytes, not products.
+activations and modulations are left out: they are bytes, not products. The image network is in `unet_costs`.
 
 The prediction is a roofline without overlap: products at the measured product rate, the sampler's own passes
 over the vocabulary at the measured copy bandwidth. It leaves out what neither counts (random numbers,
@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from prime_core.config import DiTConfig
+from benchmarks.unet_costs import unet_head_flops, unet_trunk_flops
+from prime_core.config import DiTConfig, UNetConfig
 from prime_core.schedule import Schedule
 
 
@@ -45,44 +46,80 @@ class Cost:
         return (self.trunk_flops + self.head_flops) / flops_per_s + self.draw_bytes / bytes_per_s
 
 
-def trunk_flops(config: DiTConfig, num_tokens: float, length: int) -> float:
+def trunk_flops(config: DiTConfig | UNetConfig, num_tokens: float, length: int) -> float:
     """Return the FLOPs of the trunk for ``num_tokens`` tokens in rows of ``length``."""
+    if isinstance(config, UNetConfig):
+        return unet_trunk_flops(config, num_tokens / length)
     dim = config.hidden_size
     return num_tokens * config.num_blocks * (24 * dim**2 + 4 * length * dim)
 
 
-def head_flops(config: DiTConfig, num_positions: float, vocab_size: int) -> float:
+def head_flops(config: DiTConfig | UNetConfig, num_positions: float, vocab_size: int) -> float:
     """Return the FLOPs of the output head."""
+    if isinstance(config, UNetConfig):
+        return unet_head_flops(config, num_positions, vocab_size)
     return num_positions * 2 * config.hidden_size * vocab_size
 
 
 def dense_cost(
-    config: DiTConfig, num_rows: int, length: int, num_steps: int, num_digits: int, vocab_size: int
+    config: DiTConfig | UNetConfig,
+    num_rows: int,
+    length: int,
+    num_steps: int,
+    num_digits: int,
+    vocab_size: int,
+    num_calls: float | None = None,
 ) -> Cost:
-    """Return the cost of the published sampler when every step changes something in the batch.
+    """Return the cost of the published sampler.
 
-    Its draw passes over a position's vocabulary: the filter copies from a float32 table and rewrites the
-    logits for every digit (20 S bytes a token), softmax reads float32 and writes float64 (12), the noise is
-    written (8), its logarithm taken (16), the quotient formed (24) and searched (8).
+    The draw of text passes over a position's vocabulary. After a call, the filter copies from a float32 table and
+    rewrites the logits for every digit (20 S bytes a token; one digit needs no filter) and softmax reads float32 and
+    writes float64 (12). In every step the noise is written (8), its logarithm taken (16), the quotient formed (24)
+    and searched (8). That of images reads float32, writes float64 (12) and sums once a digit (8 S); its races over
+    the b values of a digit (56 b a digit) are small beside that.
+
+    Args:
+        config: the network.
+        num_rows: B.
+        length: L.
+        num_steps: N.
+        num_digits: S.
+        vocab_size: V.
+        num_calls: denoiser calls of the run; None for one in every step.
     """
-    positions = float(num_rows * length * num_steps)
+    calls = float(num_steps if num_calls is None else num_calls)
+    called, drawn = num_rows * length * calls, float(num_rows * length * num_steps)
+    if isinstance(config, UNetConfig):
+        base = round(vocab_size ** (1 / num_digits))
+        draw_bytes = drawn * (vocab_size * (12 + 8 * num_digits) + 56 * num_digits * base)
+    else:
+        filter_bytes = 20 * num_digits if num_digits > 1 else 0
+        draw_bytes = vocab_size * (called * (filter_bytes + 12) + drawn * 56)
     return Cost(
-        num_row_steps=num_rows * num_steps,
-        num_positions=positions,
-        trunk_flops=trunk_flops(config, positions, length),
-        head_flops=head_flops(config, positions, vocab_size),
-        draw_bytes=positions * vocab_size * (20 * num_digits + 68),
+        num_row_steps=num_rows * calls,
+        num_positions=called,
+        trunk_flops=trunk_flops(config, called, length),
+        head_flops=head_flops(config, called, vocab_size),
+        draw_bytes=draw_bytes,
     )
 
 
 def planned_cost(
-    config: DiTConfig, num_rows: int, length: int, reveal: Tensor, num_digits: int, vocab_size: int
+    config: DiTConfig | UNetConfig,
+    num_rows: int,
+    length: int,
+    reveal: Tensor,
+    num_digits: int,
+    vocab_size: int,
+    *,
+    fused: bool = False,
 ) -> Cost:
     """Return the expected cost of the reveal plan.
 
     A row skips a step that reveals none of its L S digits, and the head handles a position in the steps that
-    reveal at least one of its S digits. The draw reads and writes float32 (8 bytes a token and pass) to
-    filter, shift, divide, clamp, exponentiate, threshold and sum, and compares int16 digits (3 S bytes).
+    reveal at least one of its S digits. The draw of text reads and writes float32 (8 bytes a token and pass) to
+    filter, shift, divide, clamp, exponentiate, threshold and sum, and compares int16 digits (3 S bytes); that of
+    images brings the weights into the order of every digit instead (24 S).
 
     Args:
         config: the network.
@@ -91,15 +128,17 @@ def planned_cost(
         reveal: (N,) probability that a digit is revealed in each step; they sum to 1.
         num_digits: S.
         vocab_size: V.
+        fused: the draw is one kernel, which reads the logits twice (12 bytes a token with the head's writing).
     """
     row_steps = num_rows * float((1 - (1 - reveal) ** (length * num_digits)).sum())
     positions = num_rows * length * float((1 - (1 - reveal) ** num_digits).sum())
+    per_digit = 24 if isinstance(config, UNetConfig) else 3
     return Cost(
         num_row_steps=row_steps,
         num_positions=positions,
         trunk_flops=trunk_flops(config, row_steps * length, length),
         head_flops=head_flops(config, positions, vocab_size),
-        draw_bytes=positions * vocab_size * (3 * num_digits + 56),
+        draw_bytes=positions * vocab_size * (12 if fused else per_digit * num_digits + 56),
     )
 
 

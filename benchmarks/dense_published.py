@@ -7,8 +7,9 @@ masked digit takes its new value with probability (alpha_s - alpha_t) / (1 - alp
 again unless NOTHING changed in the WHOLE batch; with many rows something always does.
 
 It is as fast as that algorithm allows: one shared filter table instead of one per row; the float64 work
-allocates nothing per step and goes through blocks of positions that stay in the processor's cache; no
-logarithm of the probabilities. Unlike the published code it makes no last call when nothing is left masked.
+allocates nothing per step and goes through blocks of positions, on a CPU small ones that stay in the processor's
+cache, on a GPU as large as a bound on memory allows; no logarithm of the probabilities. Unlike the published code
+it makes no last call when nothing is left masked.
 
 Shapes: B rows, L tokens a row, Q = B L positions, S digits a token, V tokens, b = base.
 """
@@ -28,6 +29,10 @@ from prime_core.schedule import Schedule
 PUBLISHED_EPS = 1e-5
 # Positions whose float64 work is done together: 6 MB at V = 50257, about what a processor's cache holds.
 BLOCK_POSITIONS = 16
+# On a GPU a block's buffers may take so much: 2,800 positions at V = 50257, so that a launch costs next to nothing.
+GPU_BLOCK_BYTES = 2 * 2**30
+# float64 noise, a float32 row of the filter table
+_BYTES_PER_ENTRY = 12
 
 
 class DenseSamples(NamedTuple):
@@ -74,14 +79,19 @@ class DensePublished:
             raise ValueError(f"num_rows and length must be at least 1, got {num_rows} and {length}")
         self.denoiser, self.codec, self.schedule = denoiser, codec, schedule
         self.num_rows, self.length, self.time_free, self.eps = num_rows, length, time_free, eps
-        device = device_of(denoiser)
-        self._digits = codec.digits.to(device)
-        self._penalties = carry_over_penalties(codec).to(device)
-        self._probabilities = torch.empty(
-            num_rows * length, codec.vocab_size, dtype=torch.float64, device=device
-        )
-        self._noise = torch.empty(BLOCK_POSITIONS, codec.vocab_size, dtype=torch.float64, device=device)
-        self._penalty = torch.empty(BLOCK_POSITIONS, codec.vocab_size, device=device)
+        self.device = device_of(denoiser)
+        self._digits = codec.digits.to(self.device)
+        self._make_buffers()
+
+    @property
+    def num_positions(self) -> int:
+        """Positions Q of the whole batch."""
+        return self.num_rows * self.length
+
+    @property
+    def digits_shape(self) -> tuple[int, int, int]:
+        """(B, L, S)."""
+        return self.num_rows, self.length, self.codec.target_length
 
     @torch.inference_mode()
     def sample(self, num_steps: int, generator: torch.Generator) -> DenseSamples:
@@ -95,24 +105,54 @@ class DensePublished:
             ValueError: if ``num_steps`` is out of range.
         """
         times = self.schedule.time_grid(num_steps, self.eps)
-        alpha = self.schedule.alpha_t(times)
-        reveal = ((alpha[1:] - alpha[:-1]) / (1 - alpha[:-1])).tolist()
-        shape = (self.num_rows, self.length, self.codec.target_length)
-        y = torch.full(shape, self.codec.mask_index, device=self._digits.device)
+        y = torch.full(self.digits_shape, self.codec.mask_index, device=self.device)
         num_calls, is_stale = 0, True
-        for t, probability in zip(times.tolist(), reveal, strict=False):
+        for t, probability in zip(times.tolist(), self.reveal_chances(num_steps), strict=False):
             num_calls += is_stale
-            drawn = self._draw(y, self._logits(y, t) if is_stale else None, generator)
-            chance = torch.rand(shape, dtype=torch.float64, device=y.device, generator=generator)
-            y_next = torch.where(y.eq(self.codec.mask_index) & (chance < probability), drawn, y)
+            y_next = self.step(y, t, probability, generator, call=is_stale)
             is_stale = not self.time_free or not torch.equal(y_next, y)
             y = y_next
         masked = y.eq(self.codec.mask_index)
         if masked.any():  # noise removal
             num_calls += is_stale
-            drawn = self._draw(y, self._logits(y, self.eps) if is_stale else None, generator)
-            y = torch.where(masked, drawn, y)
+            y = self.step(y, self.eps, 1.0, generator, call=is_stale)
         return DenseSamples(y, num_calls)
+
+    def reveal_chances(self, num_steps: int) -> list[float]:
+        """Return with which probability a masked digit is revealed in each of N steps."""
+        alpha = self.schedule.alpha_t(self.schedule.time_grid(num_steps, self.eps))
+        chances: list[float] = ((alpha[1:] - alpha[:-1]) / (1 - alpha[:-1])).tolist()
+        return chances
+
+    @torch.inference_mode()
+    def step(
+        self, y: Tensor, t: float, probability: float, generator: torch.Generator, *, call: bool
+    ) -> Tensor:
+        """Take one step of the grid and return the digits after it.
+
+        Args:
+            y: (B, L, S) int64.
+            t: noise time of the step.
+            probability: with which a masked digit takes its new value.
+            generator: noise.
+            call: whether the network is called; if not, tokens are drawn from the result of the last call.
+        """
+        drawn = self._draw(y, self._logits(y, t) if call else None, generator)
+        masked = y.eq(self.codec.mask_index)
+        if probability < 1:
+            chance = torch.rand(y.shape, dtype=torch.float64, device=y.device, generator=generator)
+            masked &= chance < probability
+        return torch.where(masked, drawn, y)
+
+    def _make_buffers(self) -> None:
+        vocab_size, device = self.codec.vocab_size, self.device
+        self._block = block_positions(device, self.num_positions, vocab_size)
+        # One digit a token: a masked position shows nothing that could rule a token out.
+        has_filter = self.codec.target_length > 1
+        self._penalties = carry_over_penalties(self.codec).to(device) if has_filter else None
+        self._probabilities = torch.empty(self.num_positions, vocab_size, dtype=torch.float64, device=device)
+        self._noise = torch.empty(self._block, vocab_size, dtype=torch.float64, device=device)
+        self._penalty = torch.empty(self._block, vocab_size, device=device)
 
     def _logits(self, y: Tensor, t: float) -> Tensor:
         """One denoiser call: logits (Q, V) float32 of every position."""
@@ -131,26 +171,38 @@ class DensePublished:
             logits: (Q, V) float32, overwritten; None draws again from the probabilities of the last call.
             generator: noise.
         """
-        num_positions = self.num_rows * self.length
-        tokens = torch.empty(num_positions, dtype=torch.int64, device=y.device)
-        for start in range(0, num_positions, BLOCK_POSITIONS):
-            block = slice(start, min(start + BLOCK_POSITIONS, num_positions))
+        tokens = torch.empty(self.num_positions, dtype=torch.int64, device=y.device)
+        for start in range(0, self.num_positions, self._block):
+            block = slice(start, min(start + self._block, self.num_positions))
             probabilities = self._probabilities[block]
             if logits is not None:
                 scores = self._filter(logits[block], y.flatten(0, 1)[block])
                 torch.softmax(scores, -1, dtype=torch.float64, out=probabilities)
             noise = self._noise[: len(probabilities)]
-            torch.rand(noise.shape, dtype=torch.float64, generator=generator, out=noise).log_()
-            torch.argmin(torch.div(probabilities, noise, out=noise), -1, out=tokens[block])
-        digits = self._digits[tokens]
-        return digits.view(self.num_rows, self.length, -1)
+            race(probabilities, noise, generator, out=tokens[block])
+        return self._digits[tokens].view(self.digits_shape)
 
     def _filter(self, logits: Tensor, y: Tensor) -> Tensor:
         """Set the logits of tokens that contradict the visible digits y to -inf, in place."""
+        if self._penalties is None:
+            return logits
         penalty = self._penalty[: len(logits)]
         for digit, table in enumerate(self._penalties):
             logits.add_(torch.index_select(table, 0, y[:, digit], out=penalty))
         return logits
+
+
+def race(probabilities: Tensor, noise: Tensor, generator: torch.Generator, *, out: Tensor) -> None:
+    """Draw one index per row of ``probabilities`` (R, V) float64 into ``out`` (R,); ``noise`` (R, V) is overwritten."""
+    noise.uniform_(generator=generator).log_()
+    torch.argmin(torch.div(probabilities, noise, out=noise), -1, out=out)
+
+
+def block_positions(device: torch.device, num_positions: int, vocab_size: int) -> int:
+    """Return how many positions the float64 work handles at a time."""
+    if device.type == "cpu":
+        return BLOCK_POSITIONS
+    return max(1, min(num_positions, GPU_BLOCK_BYTES // (vocab_size * _BYTES_PER_ENTRY)))
 
 
 def carry_over_penalties(codec: SubtokenCodec) -> Tensor:

@@ -1,28 +1,22 @@
-"""The machine a result belongs to: what it is, how fast it multiplies and copies, what a process may need."""
+"""The machine a result belongs to: processor and GPU, versions, commit, and the memory that a process takes."""
 
 from __future__ import annotations
 
 import os
 import platform
-import statistics
 import subprocess
-import time
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-PRODUCT_SHAPE = (512, 768, 3072)
-"""(m, k, n) of the measured matrix product: 512 tokens through the first half of the small model's MLP."""
 
-_COPY_BYTES = 256 * 2**20
-
-
-def describe_machine() -> dict[str, Any]:
-    """Return processor, cores, threads in use and the load before the run."""
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Return the device that computes, processor, cores, threads in use and the load before the run."""
     return {
+        "device": str(device),
+        "gpu": _describe_gpu(device) if device.type == "cuda" else None,
         "cpu": _cpu_name(),
         "architecture": platform.machine(),
         "num_cores": os.cpu_count(),
@@ -34,9 +28,10 @@ def describe_machine() -> dict[str, Any]:
 
 def describe_versions() -> dict[str, str]:
     """Return the versions of what computes."""
-    return {name: _version(name) for name in ("mdm-prime", "torch", "numpy")} | {
+    return {name: _version(name) for name in ("mdm-prime", "torch", "triton", "numpy")} | {
         "python": platform.python_version(),
         "kernel": platform.release(),
+        "cuda": torch.version.cuda or "none",
     }
 
 
@@ -50,35 +45,6 @@ def git_commit() -> str | None:
         return commit + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def median_seconds(call: Callable[[], object], num_repeats: int) -> float:
-    """Return the median time of a call after one that does not count."""
-    call()
-    seconds = []
-    for _ in range(num_repeats):
-        started = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
-
-
-@torch.inference_mode()
-def product_rate(dtype: torch.dtype, num_repeats: int = 50) -> float:
-    """Return the FLOP/s of one matrix product of `PRODUCT_SHAPE`, as a linear layer computes it."""
-    m, k, n = PRODUCT_SHAPE
-    generator = torch.Generator().manual_seed(0)
-    left = torch.randn(m, k, generator=generator).to(dtype)
-    weight = torch.randn(n, k, generator=generator).to(dtype)
-    seconds = median_seconds(lambda: torch.nn.functional.linear(left, weight), num_repeats)
-    return 2 * m * k * n / seconds
-
-
-def copy_bandwidth(num_repeats: int = 5) -> float:
-    """Return the bytes per second, read and written, of a copy that fits no cache."""
-    source = torch.zeros(_COPY_BYTES, dtype=torch.uint8)
-    target = torch.empty_like(source)
-    return 2 * _COPY_BYTES / median_seconds(lambda: target.copy_(source), num_repeats)
 
 
 def reset_peak_memory() -> int | None:
@@ -102,6 +68,17 @@ def _status_bytes(field: str) -> int:
     lines = Path("/proc/self/status").read_text("ascii", errors="replace").splitlines()
     (value,) = (line.split()[1] for line in lines if line.startswith(f"{field}:"))
     return int(value) * 1024
+
+
+def _describe_gpu(device: torch.device) -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "memory_bytes": properties.total_memory,
+        "num_multiprocessors": properties.multi_processor_count,
+        "l2_cache_bytes": properties.L2_cache_size,
+    }
 
 
 def _cpu_name() -> str:

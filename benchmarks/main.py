@@ -3,20 +3,68 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pydantic import ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, TomlConfigSettingsSource
+from benchmarks.command_line import PROGRAM, UsageError, add_settings, load_settings
+from benchmarks.document import to_json, write_json
+from benchmarks.ops import OpsSettings, run_ops
+from benchmarks.plot import plot_files
+from benchmarks.report import ops_table, sampler_table, server_table, train_table
+from benchmarks.sampler import run_comparison
+from benchmarks.sampler_settings import SamplerSettings
+from benchmarks.server_load import ServerSettings, run_server_load
+from benchmarks.settings import BenchSettings, Log
+from benchmarks.train_step import TrainSettings, run_training
 
-from benchmarks.report import sampler_table, to_json, write_json
-from benchmarks.sampler import SamplerSettings, run_comparison
 
-PROGRAM = "prime-bench"
+@dataclass(frozen=True)
+class Benchmark:
+    """One command.
+
+    Attributes:
+        summary: its line in the help text.
+        settings: what it is told.
+        run: measures and returns the document, without ``command``.
+        table: the document for a person to read.
+    """
+
+    summary: str
+    settings: type[BenchSettings]
+    run: Callable[[Any, Log], dict[str, Any]]
+    table: Callable[[dict[str, Any]], str]
+
+
+BENCHMARKS = {
+    "sampler": Benchmark(
+        "this project's sampler against the published one, on the same random weights",
+        SamplerSettings,
+        run_comparison,
+        sampler_table,
+    ),
+    "kernels": Benchmark(
+        "every numerical op, on each backend, against what the machine can copy and multiply",
+        OpsSettings,
+        run_ops,
+        ops_table,
+    ),
+    "train": Benchmark(
+        "a step of the trainer against a plain loop with full logits, on the same network",
+        TrainSettings,
+        run_training,
+        train_table,
+    ),
+    "server": Benchmark(
+        "load of text and image requests on a server on this machine",
+        ServerSettings,
+        run_server_load,
+        server_table,
+    ),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,23 +74,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the command line without the program's name; None takes ``sys.argv``.
 
     Returns:
-        0; 2 if the settings cannot be used; 1 if the result cannot be written.
+        0; 2 if the settings cannot be used; 1 if it fails or the result cannot be written.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     flags = vars(_parser().parse_args(arguments))
-    flags.pop("benchmark")
-    as_json, output, config = flags.pop("json"), flags.pop("output"), flags.pop("config")
+    command = flags.pop("benchmark")
     try:
-        _check_environment()
-        settings = _settings(config)(**flags)
-        if output is not None and not output.parent.is_dir():
-            raise ValueError(f"--output: there is no folder {output.parent}")
-    except ValidationError as error:
-        return _fail("; ".join(_explain(item["loc"], item["msg"]) for item in error.errors()), 2)
-    except (OSError, ValueError) as error:
+        if command == "plot":
+            plot_files(flags["results"], flags["output"])
+            return 0
+        return _run(BENCHMARKS[command], flags, shlex.join([PROGRAM, *arguments]))
+    except UsageError as error:
         return _fail(str(error), 2)
-    document = run_comparison(settings, _log) | {"command": shlex.join([PROGRAM, *arguments])}
-    sys.stdout.write(to_json(document) if as_json else sampler_table(document))
+    except (OSError, RuntimeError) as error:
+        return _fail(str(error), 1)
+
+
+def _run(benchmark: Benchmark, flags: dict[str, Any], command: str) -> int:
+    as_json, output, config = flags.pop("json"), flags.pop("output"), flags.pop("config")
+    known = [each.settings for each in BENCHMARKS.values()]
+    settings = load_settings(benchmark.settings, flags, config, known)
+    if output is not None and not output.parent.is_dir():
+        raise UsageError(f"--output: there is no folder {output.parent}")
+    try:
+        _ = settings.torch_device
+    except ValueError as error:
+        raise UsageError(f"--device: {error}") from None
+    document = benchmark.run(settings, _log) | {"command": command}
+    sys.stdout.write(to_json(document) if as_json else benchmark.table(document))
     sys.stdout.flush()
     if output is not None:
         try:
@@ -54,73 +113,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=PROGRAM, allow_abbrev=False)
-    benchmarks = parser.add_subparsers(dest="benchmark", required=True)
-    sampler = benchmarks.add_parser(
-        "sampler",
-        help="this project's sampler against the published one",
-        description="Compare samplers on the same random weights, in one run. Each flag is also an "
-        "environment variable (--target-length: PRIME_BENCH_TARGET_LENGTH) and a key of the TOML file.",
-        allow_abbrev=False,
-    )
-    for name, field in SamplerSettings.model_fields.items():
-        shown = "" if field.is_required() or field.default is None else f" (default: {field.default})"
-        sampler.add_argument(
-            f"--{name.replace('_', '-')}",
-            metavar="X",
-            default=argparse.SUPPRESS,
-            help=f"{field.description}{shown}",
+    commands = parser.add_subparsers(dest="benchmark", required=True)
+    for name, benchmark in BENCHMARKS.items():
+        command = commands.add_parser(
+            name,
+            help=benchmark.summary,
+            description=f"Measure {benchmark.summary}. Each flag is also an environment variable (--seed: "
+            "PRIME_BENCH_SEED) and a key of the TOML file.",
+            allow_abbrev=False,
         )
-    sampler.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    sampler.add_argument("--output", type=Path, metavar="FILE", help="also write the JSON to a file")
-    sampler.add_argument("--config", type=Path, metavar="FILE", help="TOML file with any of these settings")
+        add_settings(command, benchmark.settings)
+    plot = commands.add_parser("plot", help="draw results as one SVG picture", allow_abbrev=False)
+    plot.add_argument("results", type=Path, nargs="+", metavar="RESULT.json", help="what --output wrote")
+    plot.add_argument("--output", type=Path, required=True, metavar="FILE.svg", help="the picture")
     return parser
-
-
-def _check_environment() -> None:
-    """Refuse variables with our prefix that no setting has: they are typing errors.
-
-    Raises:
-        ValueError: if there is one.
-    """
-    prefix = str(SamplerSettings.model_config["env_prefix"])
-    known = [prefix + name.upper() for name in SamplerSettings.model_fields]
-    for variable in sorted(os.environ):
-        name = variable.upper()
-        if name.startswith(prefix) and name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {close[0]}?" if close else f"{PROGRAM} sampler --help lists them"
-            raise ValueError(f"{variable} in the environment is no setting; {hint}")
-
-
-def _settings(config: Path | None) -> type[SamplerSettings]:
-    """Return the settings class; with a TOML file it is read after flags and environment.
-
-    Raises:
-        ValueError: if there is no such file.
-    """
-    if config is None:
-        return SamplerSettings
-    if not config.is_file():
-        raise ValueError(f"--config: there is no file {config}")
-
-    class FromFile(SamplerSettings):
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,
-            file_secret_settings: PydanticBaseSettingsSource,
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, config)
-
-    return FromFile
-
-
-def _explain(loc: tuple[int | str, ...], message: str) -> str:
-    message = message.removeprefix("Value error, ")
-    return f"--{str(loc[0]).replace('_', '-')}: {message[:1].lower()}{message[1:]}" if loc else message
 
 
 def _fail(message: str, status: int) -> int:

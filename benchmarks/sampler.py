@@ -2,98 +2,36 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
-from typing import Any, Literal, Self
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from benchmarks.contenders import (
-    DTYPES,
-    MODELS,
     DTypeName,
     Outcome,
     SamplerName,
-    Workload,
     build_checkpoint,
     build_sampler,
     measure_peak_memory,
 )
 from benchmarks.costs import Cost, dense_cost, planned_cost, reveal_probabilities, trunk_flops
-from benchmarks.machine import (
-    PRODUCT_SHAPE,
-    copy_bandwidth,
-    describe_machine,
-    describe_versions,
-    git_commit,
-    median_seconds,
-    product_rate,
-)
+from benchmarks.dense_published import PUBLISHED_EPS
+from benchmarks.document import document_head
+from benchmarks.extrapolation import expected_calls
+from benchmarks.rates import measure_ceilings, median_seconds, synchronise
+from benchmarks.sampler_settings import SamplerSettings, read_workloads
+from benchmarks.settings import Log, computing_threads
+from benchmarks.workloads import Workload
+from kernels.backend import choose_backend
 from prime_core.checkpoint import Checkpoint
-from prime_core.codec import SubtokenCodec
 from prime_core.config import DiTConfig
 
-SCHEMA_VERSION = 1
 SAMPLERS: tuple[SamplerName, ...] = ("planned", "dense_published")
 
-Log = Callable[[str], None]
-
-
-class SamplerSettings(BaseSettings):
-    """A comparison. Every field is a flag, a variable PRIME_BENCH_<FIELD> and a TOML key."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="PRIME_BENCH_", env_ignore_empty=True, frozen=True, extra="forbid", allow_inf_nan=False
-    )
-
-    against: Literal["dense_published"] = Field(description="baseline: dense_published")
-    model: Literal["small", "tiny"] = Field(default="small", description="network: small (published) or tiny")
-    vocab_size: int = Field(default=50257, ge=2, le=2**20, description="tokens V")
-    target_length: int = Field(default=4, ge=1, le=24, description="digits a token S")
-    length: int = Field(default=128, ge=1, le=1024, description="tokens a row L")
-    batch: int = Field(default=4, ge=1, le=1024, description="rows B")
-    steps: int = Field(default=32, ge=1, le=65536, description="steps of the grid N")
-    dtype: Literal["float32", "bfloat16", "both"] = Field(
-        default="both", description="weights: float32, bfloat16 or both"
-    )
-    repeats: int = Field(default=3, ge=1, le=100, description="timed runs of each sampler, interleaved")
-    seed: int = Field(default=0, ge=0, lt=2**63, description="seed of weights and noise")
-    threads: int | None = Field(
-        default=None, ge=1, le=1024, description="CPU threads; default: torch's choice"
-    )
-
-    @model_validator(mode="after")
-    def _check_codec(self) -> Self:
-        SubtokenCodec(self.vocab_size, self.target_length)  # says what is wrong
-        width = MODELS[self.model].hidden_size
-        if width % self.target_length:
-            raise ValueError(
-                f"target_length must divide the network's width {width}, got {self.target_length}"
-            )
-        return self
-
-    @property
-    def dtypes(self) -> tuple[DTypeName, ...]:
-        """The precisions to run, the published one first."""
-        return ("float32", "bfloat16") if self.dtype == "both" else (self.dtype,)
-
-    @property
-    def workload(self) -> Workload:
-        """What both samplers do."""
-        return Workload(
-            self.model,
-            self.vocab_size,
-            self.target_length,
-            self.length,
-            self.batch,
-            self.steps,
-            self.seed,
-        )
+Pair = tuple[SamplerName, DTypeName]
 
 
 def run_comparison(settings: SamplerSettings, log: Log) -> dict[str, Any]:
@@ -105,66 +43,82 @@ def run_comparison(settings: SamplerSettings, log: Log) -> dict[str, Any]:
 
     Returns:
         The JSON document described in benchmarks/README.md, without `command`.
+
+    Raises:
+        UsageError: if the file of workloads cannot be used.
     """
-    with _threads(settings.threads):
-        document: dict[str, Any] = {
-            "benchmark": "sampler",
-            "schema_version": SCHEMA_VERSION,
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": git_commit(),
-            "machine": describe_machine(),
-            "versions": describe_versions(),
-            "settings": settings.model_dump(),
-        }
-        rates = {name: product_rate(dtype) for name, dtype in DTYPES.items()}
-        bandwidth = copy_bandwidth()
-        predicted = _predict(settings.workload, rates, bandwidth)
-        for name, ratio in _ratios(predicted, settings.dtypes).items():
-            log(f"predicted ratio {name}: {_shown(ratio)}")
-        checkpoints = {dtype: build_checkpoint(settings.workload, dtype) for dtype in settings.dtypes}
-        parameters = list(checkpoints[settings.dtypes[0]].denoiser.parameters())
-        runs = _measure(settings, checkpoints, log)
-        trunks = [_trunk(settings, checkpoints[dtype], dtype, rates[dtype]) for dtype in settings.dtypes]
-        checkpoints.clear()
-        for run in runs:
+    many = None if settings.workloads is None else read_workloads(settings, settings.workloads)
+    with computing_threads(settings.threads):
+        document = document_head("sampler", settings)
+        rates = measure_ceilings(settings.torch_device)
+        document["rates"] = rates
+        if many is None:
+            return document | _compare(settings, rates, log)
+        entries = []
+        for number, single in enumerate(many, 1):
+            log(f"workload {number} of {len(many)}: {single.workload.shape}")
+            entries.append({"settings": single.model_dump(mode="json")} | _compare(single, rates, log))
+        return document | {"workloads": entries}
+
+
+def _compare(settings: SamplerSettings, rates: dict[str, Any], log: Log) -> dict[str, Any]:
+    """Measure one workload."""
+    products = rates["product_flops_per_s"]
+    workload, device = settings.workload, settings.torch_device
+    predicted = _predict(workload, products, rates["copy_bytes_per_s"], device)
+    for name, ratio in _ratios(predicted, settings.dtypes, device).items():
+        log(f"predicted ratio {name}: {_shown(ratio)}")
+    checkpoints = {dtype: build_checkpoint(workload, dtype, device) for dtype in settings.dtypes}
+    num_parameters = sum(p.numel() for p in checkpoints[settings.dtypes[0]].denoiser.parameters())
+    runs = _measure(settings, checkpoints, log)
+    trunks = [_trunk(settings, checkpoints[dtype], dtype, products[dtype]) for dtype in settings.dtypes]
+    checkpoints.clear()
+    for run in runs:
+        if device.type == "cpu" and settings.peak_memory == "measure":
             log(f"peak memory of {run['sampler']} {run['dtype']}")
             run["peak_memory_above_weights_bytes"] = measure_peak_memory(
-                run["sampler"], settings.workload, run["dtype"], torch.get_num_threads()
+                run["sampler"], workload, run["dtype"], torch.get_num_threads()
             )
-            run["predicted_s"] = predicted[run["sampler"], run["dtype"]]
-        measured = {(run["sampler"], run["dtype"]): run["median_s"] for run in runs}
-        ratios = _ratios(measured, settings.dtypes), _ratios(predicted, settings.dtypes)
-        return document | {
-            "model": settings.workload.config.model.model_dump()
-            | {"num_parameters": sum(p.numel() for p in parameters)},
-            "rates": {
-                "product_shape": PRODUCT_SHAPE,
-                "product_flops_per_s": rates,
-                "copy_bytes_per_s": bandwidth,
-            },
-            "runs": runs,
-            "ratios": {
-                name: {"measured": ratios[0][name], "predicted": ratios[1][name]} for name in ratios[0]
-            },
-            "trunk": trunks,
-        }
+        run["predicted_s"] = predicted[run["sampler"], run["dtype"]]
+    measured = {(run["sampler"], run["dtype"]): run["median_s"] for run in runs}
+    ratios = _ratios(measured, settings.dtypes, device), _ratios(predicted, settings.dtypes, device)
+    labels = [run["extrapolated"]["label"] for run in runs if run["extrapolated"]]
+    return {
+        "workload": workload.shape,
+        "model": workload.network.model_dump(mode="json") | {"num_parameters": num_parameters},
+        "runs": runs,
+        "ratios": {
+            name: {
+                "measured": ratios[0][name],
+                "predicted": ratios[1][name],
+                **({"note": f"the baseline is {labels[0]}"} if labels else {}),
+            }
+            for name in ratios[0]
+        },
+        "trunk": trunks,
+    }
 
 
 def _predict(
-    workload: Workload, rates: dict[str, float], bandwidth: float
-) -> dict[tuple[SamplerName, DTypeName], float]:
+    workload: Workload, products: dict[str, float], bandwidth: float, device: torch.device
+) -> dict[Pair, float]:
     """Predict the seconds of every sampler and precision from FLOPs and bytes."""
-    config = workload.config
-    reveal = reveal_probabilities(config.schedule.build(), workload.num_steps)
+    network, schedule = workload.network, workload.config.schedule.build()
+    reveal = reveal_probabilities(schedule, workload.num_steps)
     shape = (workload.num_rows, workload.length)
     codec = (workload.target_length, workload.vocab_size)
+    calls = None  # the image sampler calls in every step
+    if isinstance(network, DiTConfig):
+        num_digits = workload.num_tokens * workload.target_length
+        calls = expected_calls(schedule, workload.num_steps, num_digits, PUBLISHED_EPS)
+    fused = choose_backend("auto", torch.empty(0, device=device)) == "triton"
     costs: dict[SamplerName, Cost] = {
-        "planned": planned_cost(workload.network, *shape, reveal, *codec),
-        "dense_published": dense_cost(workload.network, *shape, workload.num_steps, *codec),
+        "planned": planned_cost(network, *shape, reveal, *codec, fused=fused),
+        "dense_published": dense_cost(network, *shape, workload.num_steps, *codec, calls),
     }
     dtypes: tuple[DTypeName, ...] = ("float32", "bfloat16")
     return {
-        (name, dtype): cost.predicted_s(rates[dtype], bandwidth)
+        (name, dtype): cost.predicted_s(products[dtype], bandwidth)
         for name, cost in costs.items()
         for dtype in dtypes
     }
@@ -174,46 +128,86 @@ def _measure(
     settings: SamplerSettings, checkpoints: dict[DTypeName, Checkpoint], log: Log
 ) -> list[dict[str, Any]]:
     """Time all samplers in turn, ``repeats`` times, so that a slow minute slows all of them."""
-    workload = settings.workload
-    pairs = [(sampler, dtype) for dtype in settings.dtypes for sampler in SAMPLERS]
-    samplers = {pair: build_sampler(pair[0], checkpoints[pair[1]], workload) for pair in pairs}
-    seconds: dict[tuple[SamplerName, DTypeName], list[float]] = {pair: [] for pair in pairs}
-    outcomes: dict[tuple[SamplerName, DTypeName], Outcome] = {}
+    workload, device = settings.workload, settings.torch_device
+    pairs: list[Pair] = [(sampler, dtype) for dtype in settings.dtypes for sampler in SAMPLERS]
+    samplers = {
+        pair: build_sampler(pair[0], checkpoints[pair[1]], workload, settings.dense_steps) for pair in pairs
+    }
+    seconds: dict[Pair, list[float]] = {pair: [] for pair in pairs}
+    peaks: dict[Pair, int | None] = dict.fromkeys(pairs)
+    outcomes: dict[Pair, Outcome] = {}
     for dtype, checkpoint in checkpoints.items():
         log(f"warming up {dtype}")
-        checkpoint.denoiser(torch.zeros(settings.batch, settings.length, settings.target_length).long())
+        _full_call(checkpoint, workload)
+        if device.type == "cuda":
+            samplers["planned", dtype]()  # Triton compiles its kernels at their first call
     for repeat in range(settings.repeats):
         for pair in pairs:
+            before = _start_peak(device)
             started = time.perf_counter()
             outcomes[pair] = samplers[pair]()
-            seconds[pair].append(time.perf_counter() - started)
-            log(f"repeat {repeat + 1} of {settings.repeats}: {pair[0]} {pair[1]} {seconds[pair][-1]:.2f} s")
-    return [
-        {
-            "sampler": pair[0],
-            "dtype": pair[1],
-            "seconds": seconds[pair],
-            "median_s": statistics.median(seconds[pair]),
-            "tokens_per_s": outcomes[pair].tokens.numel() / statistics.median(seconds[pair]),
-            "denoiser_calls": outcomes[pair].num_calls,
-            "row_steps": outcomes[pair].num_row_steps,
-        }
-        for pair in pairs
-    ]
+            synchronise(device)
+            elapsed = time.perf_counter() - started
+            extrapolation = outcomes[pair].extrapolation
+            seconds[pair].append(elapsed if extrapolation is None else extrapolation.seconds)
+            if device.type == "cuda" and settings.peak_memory == "measure":
+                peaks[pair] = torch.cuda.max_memory_allocated(device) - before
+            log(
+                f"repeat {repeat + 1} of {settings.repeats}: {pair[0]} {pair[1]} {seconds[pair][-1]:.2f} s"
+                + ("" if extrapolation is None else f", {extrapolation.label}")
+            )
+    return [_run_entry(pair, seconds[pair], outcomes[pair], workload, peaks[pair]) for pair in pairs]
+
+
+def _run_entry(
+    pair: Pair, seconds: list[float], outcome: Outcome, workload: Workload, peak_bytes: int | None
+) -> dict[str, Any]:
+    extrapolation = outcome.extrapolation
+    return {
+        "sampler": pair[0],
+        "dtype": pair[1],
+        "seconds": seconds,
+        "median_s": statistics.median(seconds),
+        "tokens_per_s": workload.num_tokens / statistics.median(seconds),
+        "denoiser_calls": outcome.num_calls,
+        "row_steps": outcome.num_row_steps,
+        "extrapolated": None if extrapolation is None else extrapolation.as_dict(),
+        "peak_memory_above_weights_bytes": peak_bytes,
+    }
+
+
+def _start_peak(device: torch.device) -> int:
+    """Start a new peak of a GPU's memory and return what is allocated; 0 on a CPU, where processes tell."""
+    if device.type == "cpu":
+        return 0
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
+def _full_call(checkpoint: Checkpoint, workload: Workload) -> Any:
+    """Run the trunk on all rows, every position masked and asked for."""
+    device = next(checkpoint.denoiser.parameters()).device
+    y_t = torch.full(
+        (workload.num_tokens, workload.target_length), checkpoint.codec.mask_index, device=device
+    )
+    lengths = [workload.length] * workload.num_rows
+    network = workload.network
+    labels = None
+    if not isinstance(network, DiTConfig) and network.labels != "none":
+        labels = torch.arange(workload.num_rows, device=device) % network.num_labels
+    with torch.inference_mode():
+        return checkpoint.denoiser.features(y_t, lengths, labels=labels)
 
 
 def _trunk(
     settings: SamplerSettings, checkpoint: Checkpoint, dtype: DTypeName, product_flops_per_s: float
 ) -> dict[str, Any]:
-    """Measure the trunk alone on a full call, every position asked for, against the product rate."""
-    num_tokens = settings.batch * settings.length
-    y_t = torch.full((num_tokens, settings.target_length), checkpoint.codec.mask_index)
-    lengths = [settings.length] * settings.batch
-    with torch.inference_mode():
-        seconds = median_seconds(lambda: checkpoint.denoiser.features(y_t, lengths), 5)
-    network = checkpoint.config.model
-    assert isinstance(network, DiTConfig), "the benchmark's networks are transformers"
-    flops = trunk_flops(network, num_tokens, settings.length)
+    """Measure the trunk alone on a full call against the product rate."""
+    workload = settings.workload
+    seconds = median_seconds(lambda: _full_call(checkpoint, workload), 5, settings.torch_device)
+    flops = trunk_flops(workload.network, workload.num_tokens, workload.length)
     return {
         "dtype": dtype,
         "flops": flops,
@@ -224,30 +218,21 @@ def _trunk(
 
 
 def _ratios(
-    seconds: dict[tuple[SamplerName, DTypeName], float], dtypes: tuple[DTypeName, ...]
+    seconds: dict[Pair, float], dtypes: tuple[DTypeName, ...], device: torch.device
 ) -> dict[str, float | None]:
     """Return how many times faster the planned sampler is; None where a precision was not run.
 
-    "as_published": in its best precision against float32, the baseline's published precision on a CPU.
+    "as_published": in its best precision against the baseline in the precision that is published: float32 on a CPU,
+    bfloat16 (its autocast, with weights cast once) on a GPU.
     """
     equal = {
         f"equal_{dtype}": seconds["dense_published", dtype] / seconds["planned", dtype] for dtype in dtypes
     }
     best = min(seconds["planned", dtype] for dtype in dtypes)
-    published = seconds["dense_published", "float32"] / best if "float32" in dtypes else None
-    return {"as_published": published, **equal}
+    published: DTypeName = "float32" if device.type == "cpu" else "bfloat16"
+    as_published = seconds["dense_published", published] / best if published in dtypes else None
+    return {"as_published": as_published, **equal}
 
 
 def _shown(ratio: float | None) -> str:
     return "not run" if ratio is None else f"{ratio:.1f}"
-
-
-@contextmanager
-def _threads(num_threads: int | None) -> Iterator[None]:
-    """Compute with so many threads, None for as many as now."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(before if num_threads is None else num_threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

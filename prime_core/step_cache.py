@@ -111,7 +111,7 @@ class StepCache:
         """
         assert self._results is not None, "nothing was evaluated yet"
         if isinstance(self.denoiser, UNet):
-            return PixelFeatures(self._results.permute(0, 3, 1, 2), positions)
+            return PixelFeatures(self._results.permute(0, 3, 1, 2), None, positions)
         return self._results.flatten(0, 1)[positions]
 
     def _evaluate(self, digits: Tensor, labels: Tensor | None) -> Tensor:

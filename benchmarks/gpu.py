@@ -1,0 +1,280 @@
+"""All GPU tests and benchmarks in one go, in under nine minutes, on a machine without network or installation.
+
+    python -m benchmarks.gpu --output RESULTS --commit $(git rev-parse HEAD)
+
+Runs from the checkout with the Python, torch and triton that are there. What the project needs and the machine lacks is
+named first; it may lie unpacked in a folder given with --packages (pip install --target FOLDER ...). Every part is a
+process of its own with a limit of time, so that none takes the others with it; its output goes to RESULTS/gpu.log.
+--smoke runs every part at tiny sizes on a CPU. This module needs the standard library alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import headlines  # needs nothing but the standard library
+
+ROOT = Path(__file__).resolve().parent.parent
+BUDGET_S = 530.0
+SMOKE_BUDGET_S = 85.0
+# With less time left a part is not started.
+MIN_PART_S = 5.0
+LOG_NAME = "gpu.log"
+
+# Import name to what cannot run without it.
+NEEDED = {
+    "torch": "everything",
+    "numpy": "everything",
+    "pydantic": "all benchmarks and tests/prime_core",
+    "pydantic_settings": "all benchmarks",
+    "safetensors": "checkpoints",
+    "tiktoken": "tokenizers",
+    "regex": "tokenizers",
+    "PIL": "images",
+    "zstandard": "training",
+    "tqdm": "training",
+    "prometheus_client": "the server",
+    "fastapi": "the server",
+    "uvicorn": "the server",
+    "triton": "the kernels",
+    "pytest": "all tests",
+    "pytest_timeout": "limits of single tests",
+    "hypothesis": "all tests",
+    "scipy": "tests of draws",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One process.
+
+    Attributes:
+        name: also that of its file.
+        arguments: after `python -m`.
+        limit_s: after which it is ended.
+        writes: whether it writes RESULTS/NAME.json by itself.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    limit_s: float
+    writes: bool = True
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run all parts; 0 if every one succeeded, 1 otherwise."""
+    options = _parser().parse_args(argv)
+    options.output = options.output.resolve()
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / LOG_NAME).unlink(missing_ok=True)
+    missing = missing_packages(options.packages)
+    for name, what in missing.items():
+        print(f"missing: {name}, needed for {what}", flush=True)
+    budget_s = SMOKE_BUDGET_S if options.smoke else BUDGET_S
+    started, results = time.monotonic(), []
+    for part in parts(options, missing):
+        if options.only and part.name not in options.only:
+            continue
+        left_s = budget_s - (time.monotonic() - started)
+        results.append(run_part(part, options, min(part.limit_s, left_s)))
+        print(_line(results[-1]), flush=True)
+    summary = {
+        "benchmark": "gpu",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": options.commit,
+        "command": shlex.join(["python", "-m", "benchmarks.gpu", *(sys.argv[1:] if argv is None else argv)]),
+        "python": platform.python_version(),
+        "device": "cpu, smoke test" if options.smoke else _gpu_name(),
+        "missing": missing,
+        "seconds": round(time.monotonic() - started, 1),
+        "parts": results,
+    }
+    (options.output / "gpu.json").write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
+    print("\n" + "\n".join(_line(result) for result in results))
+    for result in results:
+        for line in _headlines(options.output / f"{result['name']}.json", result):
+            print(f"{result['name']}: {line}")
+    print(f"{summary['seconds']} s on {summary['device']}; files in {options.output}")
+    return 0 if results and all(result["status"] == "ok" for result in results) else 1
+
+
+def parts(options: argparse.Namespace, missing: dict[str, str]) -> list[Part]:
+    """Return what is run, in order: what is most wanted comes first."""
+    device = "cpu" if options.smoke else "cuda"
+    common = ("--device", device, *(("--commit", options.commit) if options.commit else ()))
+
+    def bench(name: str, command: str, limit_s: float, *arguments: str) -> Part:
+        output = ("--output", str(options.output / f"{name}.json"))
+        return Part(name, ("benchmarks.main", command, *arguments, *common, *output), limit_s)
+
+    def sampler(name: str, limit_s: float) -> Part:
+        file = str(ROOT / "benchmarks" / "workloads" / f"{'smoke' if options.smoke else name}.toml")
+        memory = ("--peak-memory", "skip") if options.smoke else ()
+        against = ("--against", "dense_published", "--workloads", file)
+        return bench(f"sampler-{name}", "sampler", limit_s, *against, *memory)
+
+    if options.smoke:
+        tiny = ("--model", "tiny", "--vocab-size", "300", "--target-length", "2", "--length", "16")
+        return [
+            Part("tests", _pytest("tests/kernels/test_backend.py", missing=missing), 60, writes=False),
+            bench("kernels", "kernels", 60, "--scale", "smoke", "--repeats", "1", "--threads", "1"),
+            sampler("text-gpu", 60),
+            bench("train", "train", 60, *tiny, "--batch", "2", "--repeats", "1", "--peak-memory",
+                  "skip"),
+            bench("server", "server", 60, "--requests", "4", "--max-tokens", "4", "--text-steps", "4",
+                  "--image-steps", "2", "--clients", "2"),
+        ]  # fmt: skip
+    return [
+        Part("tests", _pytest("tests/kernels", missing=missing), 150, writes=False),
+        sampler("text-gpu", 150),
+        bench("kernels", "kernels", 60),
+        bench("train", "train", 45, "--length", "1024", "--batch", "16", "--repeats", "5"),
+        bench("server", "server", 45, "--requests", "256", "--clients", "32", "--limit-s", "10"),
+        sampler("images-gpu", 50),
+        Part("tests-sampling", _pytest(*_SAMPLING_TESTS, missing=missing), 60, writes=False),
+    ]
+
+
+_SAMPLING_TESTS = (
+    "tests/prime_core/test_stepper.py",
+    "tests/prime_core/test_dit.py",
+    "tests/prime_core/test_unet.py",
+    "tests/benchmarks/test_dense_published.py",
+)
+
+
+def run_part(part: Part, options: argparse.Namespace, limit_s: float) -> dict[str, Any]:
+    """Run one part and say how it went: "ok", "failed", "out of time" or "not started"."""
+    result: dict[str, Any] = {
+        "name": part.name,
+        "command": ["python", "-m", *part.arguments],
+        "writes": part.writes,
+    }
+    if limit_s < MIN_PART_S:
+        return result | {"status": "not started", "seconds": 0.0, "last_line": "no time was left"}
+    started = time.monotonic()
+    with (options.output / LOG_NAME).open("ab") as log:
+        log.write(f"=== {part.name}\n".encode())
+        log.flush()
+        begin = log.tell()
+        process = subprocess.Popen(
+            [sys.executable, "-m", *part.arguments],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env=_environment(options),
+            start_new_session=True,
+        )
+        try:
+            status = "ok" if process.wait(limit_s) == 0 else "failed"
+        except subprocess.TimeoutExpired:
+            status = "out of time"
+            _end(process)
+    seconds = round(time.monotonic() - started, 1)
+    with (options.output / LOG_NAME).open("rb") as written:
+        written.seek(begin)
+        lines = written.read().decode(errors="replace").split("\n")
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    return result | {"status": status, "seconds": seconds, "last_line": last[:300]}
+
+
+def missing_packages(packages: Path | None) -> dict[str, str]:
+    """Return the needed packages that neither this Python nor a folder of packages has."""
+    folders = [] if packages is None else [str(packages)]
+    sys.path[:0] = folders
+    try:
+        return {name: what for name, what in NEEDED.items() if importlib.util.find_spec(name) is None}
+    finally:
+        del sys.path[: len(folders)]
+
+
+def _pytest(*paths: str, missing: dict[str, str]) -> tuple[str, ...]:
+    """Return a call of pytest; warnings of other versions of packages are no errors here."""
+    arguments = ["pytest", "-q", "-W", "default", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+    if "pytest_timeout" in missing:
+        # The project's settings name that plugin, and unknown settings are errors there.
+        arguments += ["-c", os.devnull, "--rootdir", str(ROOT), "-o", "pythonpath=.",
+                      "--import-mode=importlib"]  # fmt: skip
+    return (*arguments, *(str(ROOT / path) for path in paths))
+
+
+def _environment(options: argparse.Namespace) -> dict[str, str]:
+    """Return this environment without settings of ours, with the checkout and the packages in the path."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PRIME_")}
+    paths = [str(ROOT), "" if options.packages is None else str(options.packages.resolve())]
+    paths.append(environment.get("PYTHONPATH", ""))
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    if options.smoke:
+        environment["OMP_NUM_THREADS"] = "1"
+    return environment
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and what it started, which is its own session: gently, then at once."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(5)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _gpu_name() -> str:
+    """Return the GPU as a process of its own sees it: this one keeps its memory free."""
+    code = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def _line(result: dict[str, Any]) -> str:
+    last = re.sub(r"\s+", " ", result["last_line"])
+    return f"{result['name']:<20}{result['status']:<13}{result['seconds']:>7.1f} s  {last[:90]}"
+
+
+def _headlines(path: Path, result: dict[str, Any]) -> list[str]:
+    """Return the first figures of what a part wrote in this run."""
+    if result["status"] != "ok" or not result["writes"]:
+        return []
+    return headlines(json.loads(path.read_text("utf-8")))
+
+
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(ROOT), "rev-parse", "--verify", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=(__doc__ or "").split("\n")[0]
+    )
+    folder = os.environ.get("OUT") or ROOT / "benchmarks" / "results"
+    parser.add_argument("--output", type=Path, default=Path(folder), help="folder of the results (OUT)")
+    parser.add_argument("--commit", default=_git_commit(), help="of this checkout, where git cannot tell")
+    parser.add_argument("--packages", type=Path, help="folder of unpacked packages that this Python lacks")
+    parser.add_argument("--only", nargs="*", help="names of parts; default: all")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes on a CPU")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

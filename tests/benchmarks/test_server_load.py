@@ -1,0 +1,154 @@
+"""Load and its figures: by hand, against a slow server of our own, and against the real one."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from benchmarks.load_client import Answer, LoadRequest, closed_loop, mixed_requests, open_loop
+from benchmarks.server_load import ServerSettings, latency_figures, server_figures, summarise
+from benchmarks.server_process import check_loopback, own_server
+
+TEXT = LoadRequest("text", {"max_tokens": 2})
+
+
+@contextmanager
+def one_at_a_time(
+    seconds: float, status: int = 200, together: threading.Barrier | None = None
+) -> Iterator[str]:
+    """A server that takes so long for each request and serves one after the other.
+
+    With ``together`` no request is served before as many are there as pass that barrier at once.
+    """
+    turn = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            if together is not None:
+                together.wait()
+            with turn:
+                time.sleep(seconds)
+            body = json.dumps({"outputs": [{"token_ids": [1, 2]}]}).encode()
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def handle(self) -> None:
+            with suppress(threading.BrokenBarrierError):  # drops the connection
+                super().handle()
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_closed_loop_sends_all_from_clients_at_the_same_time() -> None:
+    with one_at_a_time(0.01, together=threading.Barrier(3, timeout=60)) as url:
+        answers, seconds = closed_loop(url, [TEXT] * 6, num_clients=3, limit_s=60, timeout_s=90)
+    assert [answer.status for answer in answers] == [200] * 6
+    assert sum(answer.num_tokens for answer in answers) == 12
+    assert seconds >= 6 * 0.01
+
+
+def test_closed_loop_has_no_more_in_flight_than_clients() -> None:
+    with one_at_a_time(0.01, together=threading.Barrier(3, timeout=0.3)) as url:
+        answers, _ = closed_loop(url, [TEXT] * 2, num_clients=2, limit_s=60, timeout_s=90)
+    assert [answer.status for answer in answers] == [0, 0]  # a third one never came
+
+
+def test_closed_loop_ends_in_time() -> None:
+    with one_at_a_time(0.05) as url:
+        answers, _ = closed_loop(url, [TEXT] * 1000, num_clients=1, limit_s=0.3, timeout_s=30)
+    assert 1 <= len(answers) < 10
+
+
+def test_open_loop_counts_from_the_arrival() -> None:
+    """All arrive at once, so the last one waits for all others, whoever sent it."""
+    with one_at_a_time(0.03) as url:
+        answers, _ = open_loop(url, [TEXT] * 5, rate_per_s=1e4, seed=0, limit_s=30, timeout_s=30)
+    assert max(answer.latency_s for answer in answers) > 0.14
+    assert len(answers) == 5
+
+
+def test_what_is_no_answer_is_counted_apart() -> None:
+    with one_at_a_time(0, status=429) as url:
+        answers, _ = closed_loop(url, [TEXT] * 2, num_clients=1, limit_s=30, timeout_s=30)
+    answers += [Answer("text", 200, 0.5, 4), Answer("images", 200, 1.5, 0, 1), Answer("text", 0, 9.0)]
+    figures = summarise(answers, 2.0)
+    assert (figures["num_sent"], figures["num_answered"]) == (5, 2)
+    assert (figures["num_refused"], figures["num_failed"]) == (2, 1)
+    assert (figures["requests_per_s"], figures["text_tokens_per_s"], figures["images_per_s"]) == (1, 2, 0.5)
+    assert figures["latency"]["images"]["max_s"] == 1.5 and figures["latency"]["all"]["num"] == 2
+    with pytest.raises(RuntimeError, match="no request was answered"):
+        summarise(answers[:2], 1.0)
+
+
+def test_percentiles_and_histogram_by_hand() -> None:
+    figures = latency_figures([k / 100 for k in range(1, 101)])
+    assert (figures["p50_s"], figures["p90_s"], figures["p99_s"], figures["max_s"]) == (0.5, 0.9, 0.99, 1.0)
+    assert figures["mean_s"] == pytest.approx(0.505)
+    assert sum(figures["counts"]) == 100 and len(figures["counts"]) == len(figures["bounds_s"]) + 1
+    below = [bound for bound in figures["bounds_s"] if bound <= 0.512]
+    assert sum(figures["counts"][: len(below)]) == 51  # 0.01 to 0.51; the bound itself is 0.512
+    assert latency_figures([1e9])["counts"][-1] == 1
+
+
+def test_mixture_is_seeded_and_every_request_has_its_own_seed() -> None:
+    first, again = (
+        mixed_requests(200, 3, image_share=0.25, text={"steps": 1}, images={"n": 1}) for _ in range(2)
+    )
+    assert first == again
+    assert 25 < sum(request.kind == "images" for request in first) < 75
+    assert [request.body["seed"] for request in first] == list(range(200))
+    assert all(("n" in request.body) == (request.kind == "images") for request in first)
+
+
+def test_server_figures_are_differences() -> None:
+    before = {("prime_denoiser_calls_total", ""): 10.0, ("prime_row_steps_total", ""): 40.0}
+    after = {
+        ("prime_denoiser_calls_total", ""): 20.0,
+        ("prime_row_steps_total", ""): 70.0,
+        ("prime_row_steps_skipped_total", ""): 10.0,
+        ("prime_batch_padding_ratio_count", ""): 10.0,
+        ("prime_batch_padding_ratio_sum", ""): 2.5,
+        ("prime_rejected_total", "queue_full"): 3.0,
+    }
+    figures = server_figures(before, after)
+    assert (figures["denoiser_calls"], figures["rows_per_call"]) == (10, 3)
+    assert (figures["skipped_step_share"], figures["useful_row_fraction"]) == (0.25, 0.75)
+    assert figures["rejected"] == {"queue_full": 3}
+    assert server_figures({}, {})["rows_per_call"] is None
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:80", "http://localhost:8000/", "http://[::1]:9"])
+def test_loopback_is_taken(url: str) -> None:
+    assert check_loopback(url) == url.rstrip("/")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://10.0.0.1:80", "http://example.org", "https://127.0.0.1", "127.0.0.1:80", "http://[::1]:9/x"],
+)
+def test_other_machines_are_left_alone(url: str) -> None:
+    with pytest.raises(ValueError, match="loopback"):
+        ServerSettings(url=url)
+
+
+def test_a_server_that_does_not_start_says_why() -> None:
+    with pytest.raises(RuntimeError, match="max-batch-rows"), own_server(["--max-batch-rows", "0"]):
+        raise AssertionError("it cannot run")
