@@ -111,6 +111,9 @@ def _layouts() -> dict[str, tuple[Callable[[Path], object], str]]:
     def unprintable(folder: Path) -> None:
         make_folder(folder / "a\nb", 1)
 
+    def numeral(folder: Path) -> None:
+        make_folder(folder, 2, classes=("6", "7"))
+
     def heldout_without_classes(folder: Path) -> None:
         make_folder(folder, 1, classes=("ant",))
         make_folder(folder / "heldout", 1)
@@ -122,6 +125,7 @@ def _layouts() -> dict[str, tuple[Callable[[Path], object], str]]:
         "nested": (nested, "deeper: a folder inside a class"),
         "fifo": (fifo, "a.png: not a file"),
         "unprintable": (unprintable, "a class name with unprintable characters"),
+        "numeral": (numeral, "6: label name '6' is a number.*'class 6', say; rename the folder"),
         "heldout": (heldout_without_classes, "is in no class, unlike the pictures to train on"),
     }
 
