@@ -16,14 +16,13 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
-from pydantic_settings import SettingsConfigDict
 from torch import Tensor
 from tqdm import tqdm
 
@@ -32,88 +31,26 @@ from prime_core.config import Config, UNetConfig
 from prime_core.device import choose_device
 from prime_core.likelihood import estimate_grid_nelbo, estimate_likelihood
 from prime_core.pixels import PixelCodec
-from prime_core.sample import NonFiniteError
+from prime_core.prepare import NonFiniteError
 from training.classifier import classifier_for
 from training.command_line import load_settings
-from training.data.images import DatasetName, ImageSet, Split, open_images
+from training.data.images import ImageSet, open_images
+from training.data.rows import evenly_spread
 from training.heldout import mean_over_rows
 from training.image_draws import ImageDraws
+from training.image_eval_config import ImageEvalConfig
 from training.image_report import BOUNDS, MISSING_CLASSIFIER, NOT_A_BOUND, image_table
 from training.image_sampler import ImageSamplerSettings
-from training.inception import MISSING, load_inception
+from training.inception import MISSING, check_inception, load_inception
 from training.sample_quality import draw_samples, measure_samples, open_samples
-
-
-class ImageEvalConfig(ImageSamplerSettings):
-    """Measure an image model: bits per dimension of held-out images, and how good its samples are."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="PRIME_EVAL_",
-        env_nested_delimiter="__",
-        extra="forbid",
-        frozen=True,
-        allow_inf_nan=False,
-    )
-
-    checkpoint: Path = Field(description="checkpoint: a folder or one .safetensors file")
-    dataset: DatasetName | None = Field(
-        default=None, description="cifar10, imagenet32, fashion-mnist or folder; default: as in training"
-    )
-    path: Path | None = Field(default=None, description="its files; default: those of the training")
-    size: tuple[int, int] | None = Field(
-        default=None,
-        description="of a folder: height and width that pictures are cropped and resized to; default: as in training",
-    )
-    verify: bool | None = Field(
-        default=None,
-        description="of a cifar10 archive: refuse one whose MD5 is not official; default: as in training",
-    )
-    cache: Path | None = Field(
-        default=None, description="folder of converted copies and of the classifier; default: as in training"
-    )
-    rows: int = Field(default=1000, ge=0, description="held-out images, evenly spread; 0 leaves bounds out")
-    num_draws: int = Field(default=4, ge=1, description="masks drawn per image")
-    batch_rows: int = Field(default=16, ge=1, description="images in memory at a time (times num_draws)")
-    chunk_rows: int = Field(default=16384, ge=1, description="tokens whose logits are in memory at a time")
-    grid_steps: int | None = Field(
-        default=None,
-        ge=1,
-        description="also report grid_nelbo, the bound of the ancestral sampler with so many steps",
-    )
-    samples: int = Field(default=0, ge=0, description="samples to draw and judge, balanced over the classes")
-    samples_folder: Path | None = Field(
-        default=None, description="judge what prime-sample wrote there instead of drawing samples"
-    )
-    num_reference: int = Field(
-        default=10_000, ge=2, description="training images that samples are compared with; published FID: all"
-    )
-    classifier: Path | None = Field(
-        default=None,
-        description="classifier that judges samples, trained and written if it is missing; default: in --cache",
-    )
-    inception_weights: Path | None = Field(
-        default=None,
-        description="pt_inception-2015-12-05-6726825d.pth: also report FID and Inception Score; never downloaded",
-    )
-    max_rows: int = Field(default=64, ge=1, description="most samples in one denoiser call")
-    seed: int = Field(
-        default=0, ge=0, lt=2**63, description="of masks, samples and the choice of real images"
-    )
-    device: str = Field(
-        default="auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$", description="auto, cpu, cuda or cuda:N"
-    )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="of the weights; auto keeps what is stored"
-    )
-    num_threads: int = Field(default=0, ge=0, description="CPU threads of torch; 0 keeps torch's choice")
-    as_json: bool = Field(default=False, description="print JSON instead of a table (short: --json)")
+from training.sample_request import weights_digest
 
 
 class _Data(NamedTuple):
-    """The data set of an evaluation."""
+    """The data set of an evaluation; training images are opened only for samples to be compared with."""
 
     dataset: str
-    train: ImageSet
+    train: ImageSet | None
     heldout: ImageSet
     cache: Path
 
@@ -133,8 +70,6 @@ def evaluate_images(config: ImageEvalConfig, *, progress: bool = True) -> dict[s
         NonFiniteError: the network gave no finite logits for a sample.
         OSError: a file cannot be read or written.
     """
-    if config.samples and config.samples_folder is not None:
-        raise ValueError("--samples draws samples and --samples-folder takes drawn ones: give one of them")
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     device = choose_device(config.device)
@@ -155,7 +90,7 @@ def evaluate_images(config: ImageEvalConfig, *, progress: bool = True) -> dict[s
     }
     if config.rows:
         report |= _bounds(config, checkpoint, data.heldout, progress)
-    if config.samples or config.samples_folder is not None:
+    if config.judges_samples:
         report |= _samples(config, checkpoint, data, device, progress)
     return report
 
@@ -175,12 +110,15 @@ def _open_data(config: ImageEvalConfig, model: Config) -> _Data:
     cache = Path(str(trained.get("cache", "data/images"))) if config.cache is None else config.cache
     size = trained.get("size") if config.size is None else config.size
     verify = bool(trained.get("verify", True)) if config.verify is None else config.verify
-    train, heldout = (
-        open_images(
-            dataset, Path(path), split, cache, size=None if size is None else tuple(size), verify=verify
-        )
-        for split in get_args(Split)
+    opened = partial(
+        open_images,
+        dataset,
+        Path(path),
+        cache=cache,
+        size=None if size is None else tuple(size),
+        verify=verify,
     )
+    heldout = opened(split="heldout")
     assert isinstance(model.model, UNetConfig)
     shape = PixelCodec(model.model).picture_shape
     if heldout.picture_shape != shape:
@@ -188,7 +126,7 @@ def _open_data(config: ImageEvalConfig, model: Config) -> _Data:
             f"pictures of {heldout.name} are {heldout.picture_shape}, and the model's are {shape}: name another "
             "--dataset"
         )
-    return _Data(dataset, train, heldout, cache)
+    return _Data(dataset, opened(split="train") if config.judges_samples else None, heldout, cache)
 
 
 def _bounds(
@@ -199,7 +137,7 @@ def _bounds(
     assert isinstance(model, UNetConfig)
     codec = PixelCodec(model)
     generator = torch.Generator().manual_seed(config.seed)
-    rows = np.linspace(0, len(heldout) - 1, min(config.rows, len(heldout))).astype(np.int64)
+    rows = evenly_spread(config.rows, len(heldout))
     nats: dict[str, list[npt.NDArray[np.float64]]] = {"nelbo": [], "coded_loss": []}
     parts = checkpoint.denoiser, checkpoint.codec, checkpoint.schedule
     device = next(checkpoint.denoiser.parameters()).device
@@ -265,42 +203,54 @@ def _figures(nats: npt.NDArray[np.float64], num_dimensions: int, label: str) -> 
 def _samples(
     config: ImageEvalConfig, checkpoint: Checkpoint, data: _Data, device: torch.device, progress: bool
 ) -> dict[str, Any]:
-    """Draw or open samples and judge them."""
-    # Whatever can fail comes before the long part.
-    weights = config.inception_weights
-    inception = None if weights is None else load_inception(weights, device)
+    """Draw or open samples and judge them. Whatever can fail comes before the long parts."""
+    model, train = checkpoint.config.model, data.train
+    assert isinstance(model, UNetConfig) and train is not None
+    samples, draws = None, ImageDraws(checkpoint, config.seed, config.sampler_fields())
+    if config.samples_folder is None:
+        draws.prepare(0)
+    else:
+        digest = weights_digest(checkpoint.path)
+        samples = open_samples(config.samples_folder, train.picture_shape, digest)
+    inception = None
+    if config.inception_weights is not None:
+        counts = (config.samples if samples is None else len(samples.pixels)), _num_reference(config, train)
+        check_inception(*counts, train.picture_shape[2])
+        inception = load_inception(config.inception_weights, device)
     report: dict[str, Any] = {"notes": [MISSING] if inception is None else []}
     classifier = None
-    if data.train.labels is None:
+    if train.labels is None:
+        if config.classifier is not None:
+            raise ValueError(f"--classifier: {train.name} has no labels to judge by: leave it out")
         report["notes"].append(MISSING_CLASSIFIER)
     else:
-        default = data.cache / f"classifier-{data.dataset}.safetensors"
+        default = data.cache / f"classifier-{data.dataset}-{train.digest[:16]}.safetensors"
         file = default if config.classifier is None else config.classifier
-        classifier = classifier_for(file, data.train, data.heldout, progress=progress)
+        classifier = classifier_for(file, train, data.heldout, progress=progress)
         report["classifier"] = {"file": str(file), "accuracy": classifier.info.accuracy}
-    if config.samples_folder is not None:
-        samples = open_samples(config.samples_folder, data.train.picture_shape)
-        report["samples"] = dict(samples.facts)
-    else:
-        draws = ImageDraws(checkpoint, config.seed, config.sampler_fields())
+    if samples is None:
         samples = draw_samples(draws, config.samples, config.max_rows, progress=progress)
         sampler = config.model_dump(mode="json", include=set(ImageSamplerSettings.model_fields))
         report["samples"] = {**samples.facts, **sampler}
-    model = checkpoint.config.model
-    assert isinstance(model, UNetConfig)
+    else:
+        report["samples"] = dict(samples.facts)
     figures = measure_samples(
         samples,
-        data.train,
+        train,
         data.heldout,
         classifier=classifier,
         inception=inception,
-        labels_are_classes=model.labels == "class" and model.num_labels == len(data.train.label_names),
-        num_reference=config.num_reference,
+        labels_are_classes=model.labels == "class" and model.num_labels == len(train.label_names),
+        num_reference=_num_reference(config, train),
         seed=config.seed,
         device=device,
         progress=progress,
     )
     return {**report, **figures}
+
+
+def _num_reference(config: ImageEvalConfig, train: ImageSet) -> int:
+    return min(config.num_reference, len(train))
 
 
 def main(arguments: Sequence[str]) -> int:
