@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from training.data.images.image_set import DataError, Pixels
+from prime_core.pictures import Pixels
+from training.data.images.image_set import DataError
 
 MAX_FILE_BYTES = 64 * 2**20
 MAX_PIXELS = 2**25
