@@ -46,6 +46,16 @@ def test_a_small_folder_has_no_held_out_pictures(tmp_path: Path) -> None:
         read_folder(tmp_path, "heldout", tmp_path / "cache")
 
 
+def test_a_fault_of_ours_is_not_called_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*_: object) -> None:
+        raise TypeError("ours")
+
+    make_folder(tmp_path / "in", 1)
+    monkeypatch.setattr(picture_decoder, "_crop", wrong)
+    with pytest.raises(TypeError, match="ours"):
+        read_folder(tmp_path / "in", "train", tmp_path / "cache", size=(4, 4))
+
+
 @pytest.mark.parametrize("place", [".", "train"])
 @pytest.mark.parametrize("classes", [(), ("ant", "bee")])
 def test_a_heldout_folder_is_held_out(tmp_path: Path, classes: tuple[str, ...], place: str) -> None:
