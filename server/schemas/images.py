@@ -157,7 +157,9 @@ class ImageOutput(Strict):
     seed: int = Field(description="with n=1 and the same request, this seed gives this image again")
     nfe: int = Field(description="denoiser calls that this image took part in")
     steps: int | Literal["exact"] = Field(description="steps asked for")
-    steps_skipped: int = Field(description="steps that cost no denoiser call")
+    steps_skipped: int = Field(
+        description="steps of the grid that cost no denoiser call; a call after the grid is no step of it"
+    )
 
 
 class ImagesUsage(Strict):

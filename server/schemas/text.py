@@ -115,7 +115,9 @@ class Output(Strict):
     seed: int = Field(description="with n=1 and the same request, this seed gives this output again")
     nfe: int = Field(description="denoiser calls that this row took part in")
     steps: int | Literal["exact"] = Field(description="steps asked for")
-    steps_skipped: int = Field(description="steps that would have changed nothing, and so cost nothing")
+    steps_skipped: int = Field(
+        description="steps of the grid that would have changed nothing, and so cost no denoiser call"
+    )
 
 
 class Usage(Strict):
