@@ -33,6 +33,7 @@ from prime_core.likelihood import estimate_grid_nelbo, estimate_likelihood
 from prime_core.pixels import PixelCodec
 from prime_core.prepare import NonFiniteError
 from training.classifier import classifier_for
+from training.classifier_net import Classifier
 from training.command_line import load_settings
 from training.data.images import ImageSet, open_images
 from training.data.rows import evenly_spread
@@ -41,8 +42,8 @@ from training.image_draws import ImageDraws
 from training.image_eval_config import ImageEvalConfig
 from training.image_report import BOUNDS, MISSING_CLASSIFIER, NOT_A_BOUND, image_table
 from training.image_sampler import ImageSamplerSettings
-from training.inception import MISSING, check_inception, load_inception
-from training.sample_quality import draw_samples, measure_samples, open_samples
+from training.inception import MISSING, Inception, check_inception, load_inception
+from training.sample_quality import Samples, draw_samples, measure_samples, open_samples
 from training.sample_request import weights_digest
 
 
@@ -53,6 +54,17 @@ class _Data(NamedTuple):
     train: ImageSet | None
     heldout: ImageSet
     cache: Path
+
+
+class _Judging(NamedTuple):
+    """What samples are judged with, and what is said of it."""
+
+    train: ImageSet
+    drawn: Samples | None
+    draws: ImageDraws
+    inception: Inception | None
+    classifier: Classifier | None
+    report: Mapping[str, Any]
 
 
 def evaluate_images(config: ImageEvalConfig, *, progress: bool = True) -> dict[str, Any]:
@@ -88,10 +100,16 @@ def evaluate_images(config: ImageEvalConfig, *, progress: bool = True) -> dict[s
         "num_draws": config.num_draws,
         "seed": config.seed,
     }
+    # Whatever can fail comes before the long parts.
+    if config.rows:
+        _check_classes(model, data.heldout)
+    judging = None
+    if config.judges_samples:
+        judging = _prepare_judging(config, checkpoint, data, device, progress)
     if config.rows:
         report |= _bounds(config, checkpoint, data.heldout, progress)
-    if config.judges_samples:
-        report |= _samples(config, checkpoint, data, device, progress)
+    if judging is not None:
+        report |= _judge(config, judging, data, device, progress)
     return report
 
 
@@ -179,12 +197,16 @@ def _labels(
         return None
     if model.labels == "uniform":
         return torch.randint(model.num_labels, (len(rows),), generator=generator)
-    if images.labels is None or len(images.label_names) != model.num_labels:
+    assert images.labels is not None, "checked before"
+    return torch.from_numpy(images.labels[rows])
+
+
+def _check_classes(model: UNetConfig, images: ImageSet) -> None:
+    if model.labels == "class" and len(images.label_names) != model.num_labels:
         raise ValueError(
             f"the model has {model.num_labels} classes and {images.name} has {len(images.label_names)}: name another "
             "--dataset, or leave bounds out with --rows 0"
         )
-    return torch.from_numpy(images.labels[rows])
 
 
 def _figures(nats: npt.NDArray[np.float64], num_dimensions: int, label: str) -> dict[str, Any]:
@@ -200,25 +222,27 @@ def _figures(nats: npt.NDArray[np.float64], num_dimensions: int, label: str) -> 
     }
 
 
-def _samples(
+def _prepare_judging(
     config: ImageEvalConfig, checkpoint: Checkpoint, data: _Data, device: torch.device, progress: bool
-) -> dict[str, Any]:
-    """Draw or open samples and judge them. Whatever can fail comes before the long parts."""
-    model, train = checkpoint.config.model, data.train
-    assert isinstance(model, UNetConfig) and train is not None
-    samples, draws = None, ImageDraws(checkpoint, config.seed, config.sampler_fields())
+) -> _Judging:
+    """Open or make what samples are judged with."""
+    train = data.train
+    assert train is not None, "opened where samples are judged"
+    drawn, draws = None, ImageDraws(checkpoint, config.seed, config.sampler_fields())
     if config.samples_folder is None:
-        draws.prepare(0)
+        draws.prepare(0)  # refuses what does not fit the model
     else:
-        digest = weights_digest(checkpoint.path)
-        samples = open_samples(config.samples_folder, train.picture_shape, digest)
-    inception = None
-    if config.inception_weights is not None:
-        counts = (config.samples if samples is None else len(samples.pixels)), _num_reference(config, train)
-        check_inception(*counts, train.picture_shape[2])
+        drawn = open_samples(config.samples_folder, train.picture_shape, weights_digest(checkpoint.path))
+    num_samples = config.samples if drawn is None else len(drawn.pixels)
+    if num_samples < 2:
+        raise ValueError(f"{config.samples_folder} holds {num_samples} sample: at least 2 are compared")
+    report: dict[str, Any] = {"notes": []}
+    inception = classifier = None
+    if config.inception_weights is None:
+        report["notes"].append(MISSING)
+    else:
+        check_inception(num_samples, min(config.num_reference, len(train)), train.picture_shape[2])
         inception = load_inception(config.inception_weights, device)
-    report: dict[str, Any] = {"notes": [MISSING] if inception is None else []}
-    classifier = None
     if train.labels is None:
         if config.classifier is not None:
             raise ValueError(f"--classifier: {train.name} has no labels to judge by: leave it out")
@@ -228,29 +252,32 @@ def _samples(
         file = default if config.classifier is None else config.classifier
         classifier = classifier_for(file, train, data.heldout, progress=progress)
         report["classifier"] = {"file": str(file), "accuracy": classifier.info.accuracy}
+    return _Judging(train, drawn, draws, inception, classifier, report)
+
+
+def _judge(
+    config: ImageEvalConfig, judging: _Judging, data: _Data, device: torch.device, progress: bool
+) -> dict[str, Any]:
+    """Draw samples, or take the drawn ones, and judge them."""
+    model = judging.draws.checkpoint.config.model
+    assert isinstance(model, UNetConfig)
+    samples, facts = judging.drawn, {}
     if samples is None:
-        samples = draw_samples(draws, config.samples, config.max_rows, progress=progress)
-        sampler = config.model_dump(mode="json", include=set(ImageSamplerSettings.model_fields))
-        report["samples"] = {**samples.facts, **sampler}
-    else:
-        report["samples"] = dict(samples.facts)
+        samples = draw_samples(judging.draws, config.samples, config.max_rows, progress=progress)
+        facts = config.model_dump(mode="json", include=set(ImageSamplerSettings.model_fields))
     figures = measure_samples(
         samples,
-        train,
+        judging.train,
         data.heldout,
-        classifier=classifier,
-        inception=inception,
-        labels_are_classes=model.labels == "class" and model.num_labels == len(train.label_names),
-        num_reference=_num_reference(config, train),
+        classifier=judging.classifier,
+        inception=judging.inception,
+        labels_are_classes=model.labels == "class" and model.num_labels == len(judging.train.label_names),
+        num_reference=config.num_reference,
         seed=config.seed,
         device=device,
         progress=progress,
     )
-    return {**report, **figures}
-
-
-def _num_reference(config: ImageEvalConfig, train: ImageSet) -> int:
-    return min(config.num_reference, len(train))
+    return {**judging.report, "samples": {**samples.facts, **facts}, **figures}
 
 
 def main(arguments: Sequence[str]) -> int:

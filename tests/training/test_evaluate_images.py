@@ -215,6 +215,7 @@ def test_with_weights_there_is_a_fid(tmp_path: Path, data: Path, monkeypatch: py
         ),
         ({"samples": 20, "num_reference": 9, "inception_weights": "absent.pth"}, "at least 20 real images"),
         ({"samples": 2, "sampler": "published", "steps": "exact", "warp": "1 2 0"}, "warp must be left out"),
+        ({"rows": 2, "samples": 19, "inception_weights": "absent.pth"}, "at least 20 samples"),
         ({"rows": 0}, "nothing is left to measure"),
         ({"rows": 2, "steps": 9}, "--steps has no effect without --samples, which draws them here"),
         ({"rows": 2, "preset": "cifar10-l2-512"}, "--preset has no effect without --samples"),
@@ -237,7 +238,8 @@ def test_with_weights_there_is_a_fid(tmp_path: Path, data: Path, monkeypatch: py
 def test_what_does_not_fit_is_said(
     settings: dict[str, Any], message: str, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "draw_samples", lambda *_, **__: pytest.fail("found after the long part"))
+    for long_part in ("draw_samples", "estimate_likelihood"):
+        monkeypatch.setattr(module, long_part, lambda *_, **__: pytest.fail("found after a long part"))
     path = _model(tmp_path, data)
     files = {name: tmp_path / value for name, value in settings.items() if name.split("_")[-1] in
              ("folder", "weights", "classifier")}  # fmt: skip
