@@ -97,7 +97,6 @@ def evaluate_images(config: ImageEvalConfig, *, progress: bool = True) -> dict[s
         "dtype": str(checkpoint.dtype).removeprefix("torch."),
         "data": data.heldout.name,
         "num_dimensions": math.prod(data.heldout.picture_shape),
-        "num_draws": config.num_draws,
         "seed": config.seed,
     }
     # Whatever can fail comes before the long parts.
@@ -186,7 +185,7 @@ def _bounds(
     }
     if config.grid_steps is not None:
         estimates["grid_nelbo"]["steps"] = config.grid_steps
-    return {"num_rows": len(rows), "estimates": estimates}
+    return {"num_rows": len(rows), "num_draws": config.num_draws, "estimates": estimates}
 
 
 def _labels(

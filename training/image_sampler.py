@@ -42,8 +42,8 @@ class ImageSamplerSettings(BaseSettings):
     top_k: int = Field(default=0, ge=0, description="keep so many of the likeliest tokens; 0 keeps all")
     warp: str | None = Field(
         default=None,
-        description=f'"a n c": time grid t -> a t^n - c, a and n above 0 to {MAX_WARP_SCALE:g} and {MAX_POWER:g}, c '
-        "above -1 and below a; none: no warp, also where the preset has one",
+        description=f'"a n c": time grid t -> a t^n - c, a above 0 to {MAX_WARP_SCALE:g}, n above 0 to {MAX_POWER:g}, '
+        "c above -1 and below a; none: no warp, also where the preset has one",
     )
     corrector: str | None = Field(
         default=None,
