@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from prime_core.codec import SubtokenCodec, smallest_base
+from prime_core.labels import check_label_name
 from prime_core.schedule import CosineSchedule, LinearSchedule, PolynomialSchedule, Schedule
 from prime_core.tokenizer import TokenizerSpec
 
@@ -179,7 +180,8 @@ ModelConfig = Annotated[DiTConfig | UNetConfig, Field(discriminator="kind")]
 class Config(Frozen):
     """Everything but the weights: network, codec, schedule, tokenizer and where the weights come from.
 
-    ``label_names`` names the labels of a class-conditional model, in their order; empty if they have no names.
+    ``label_names`` names the labels of a class-conditional model, in their order; empty if they have no names. A name
+    is no number.
     """
 
     format_version: Literal[1] = 1
@@ -187,7 +189,7 @@ class Config(Frozen):
     codec: CodecConfig
     schedule: ScheduleConfig = LinearConfig()
     tokenizer: TokenizerSpec = TokenizerSpec(kind="none")
-    label_names: tuple[Annotated[str, Field(max_length=256)], ...] = ()
+    label_names: tuple[Annotated[str, Field(max_length=256), AfterValidator(check_label_name)], ...] = ()
     provenance: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d{1,3})?)$"
+
 
 def choose_device(name: str) -> torch.device:
     """Return the device called ``name``; "auto" takes a GPU if torch sees one.

@@ -65,7 +65,7 @@ class RevealPlan:
         offsets: (E + 1,) int64; event e holds ``offsets[e]:offsets[e + 1]`` of ``positions`` and ``due``.
         positions: (T,) int64, the tokens of all events, event by event.
         due: (T, S) bool, their digits that are revealed.
-        num_steps: number of steps of the grid.
+        num_steps: number of steps of the grid; for "exact" steps that of the events.
         remask_offsets: (E + 1,) int64; event e holds ``remask_offsets[e]:remask_offsets[e + 1]`` of ``remasked``.
         remasked: (M,) int64, what is masked again before each event, see `Event`.
     """
@@ -83,6 +83,15 @@ class RevealPlan:
     def nfe(self) -> int:
         """Denoiser calls of this row: the number of function evaluations."""
         return len(self.steps)
+
+    @property
+    def steps_skipped(self) -> int:
+        """Steps of the grid without a denoiser call.
+
+        nfe + steps_skipped is the number of steps of the grid, or one more where leftovers are revealed at its end: a
+        call that is no step. "exact" steps have no grid, and none is skipped.
+        """
+        return self.num_steps - int((self.steps < self.num_steps).sum())
 
     @property
     def remasks(self) -> bool:
@@ -175,9 +184,8 @@ def draw_plan(
         reveals, remasks = draw_histories(position, digit, free.shape[1], tables, seed)
         return gather_events(*reveals, free.shape, times, steps, remasks)
     alpha = _alpha_of_reveal(position, digit, schedule, seed)
-    last = (
-        steps if times[-1] > 0 else steps - 1
-    )  # alpha_0 = 1, but rounding may leave it, or `alpha`, an ulp away
+    # alpha_0 = 1, but rounding may leave it, or `alpha`, an ulp away.
+    last = steps if times[-1] > 0 else steps - 1
     step = (torch.searchsorted(schedule.alpha_t(times), alpha, right=True) - 1).clamp(0, last)
     return gather_events(position, digit, step, free.shape, times, steps)
 

@@ -23,7 +23,7 @@ from prime_core.plan import Steps
 from prime_core.render import render
 from prime_core.request import ImageRequest, Request, TextRequest, make_request
 from prime_core.row import Row, new_row
-from prime_core.settings import Draw, SamplingSettings, check_draw
+from prime_core.settings import DRAWS, SamplingSettings, check_draw
 
 if TYPE_CHECKING:
     from prime_core.checkpoint import Checkpoint
@@ -45,7 +45,7 @@ class Sample:
         seed: seed that gives this output alone, with n = 1.
         nfe: denoiser calls it took.
         steps: steps of the grid, or "exact".
-        steps_skipped: steps of the grid that cost no call.
+        steps_skipped: steps of the grid that cost no call, see `RevealPlan.steps_skipped`.
     """
 
     text: str | None
@@ -68,7 +68,7 @@ class ImageSample:
         seed: seed that gives this image alone, with n = 1.
         nfe: denoiser calls it took.
         steps: steps of the grid, or "exact".
-        steps_skipped: steps of the grid that cost no call.
+        steps_skipped: steps of the grid that cost no call, see `RevealPlan.steps_skipped`.
     """
 
     pixels: Tensor
@@ -127,8 +127,7 @@ def finish_row(checkpoint: Checkpoint, prepared: PreparedRows, row: Row) -> Samp
     if row.failed:
         raise NonFiniteError("the network gave NaN, infinity or no possible token; are its weights sound?")
     assert row.done, "only a finished row can be rendered"
-    request, nfe = prepared.request, row.plan.nfe
-    skipped = 0 if request.steps == "exact" else max(request.steps - nfe, 0)
+    request, nfe, skipped = prepared.request, row.plan.nfe, row.plan.steps_skipped
     x_0 = checkpoint.codec.decode(row.y.cpu())
     if isinstance(request, ImageRequest):
         pixels = PixelCodec(_image_model(checkpoint.config)).decode(x_0)
@@ -169,14 +168,14 @@ def _prepare_text(checkpoint: Checkpoint, request: TextRequest, seeds: Sequence[
 
 def _prepare_images(checkpoint: Checkpoint, request: ImageRequest, seeds: Sequence[int]) -> PreparedRows:
     model = _image_model(checkpoint.config)
-    if request.sampler not in ("ancestral", "published"):
-        raise CanvasError("sampler", "sampler must be 'ancestral' or 'published'")
-    draw: Draw = "marginal" if request.sampler == "published" else "joint"
+    draw = DRAWS.get(request.sampler)
+    if draw is None:
+        raise CanvasError("sampler", f"sampler must be {' or '.join(map(repr, DRAWS))}")
     settings = SamplingSettings(request.temperature, request.top_p, request.top_k, draw)
     try:
         check_draw(checkpoint.codec, draw)
     except ValueError as error:
-        raise CanvasError("sampler", f"sampler 'published': {error}") from None
+        raise CanvasError("sampler", f"sampler {request.sampler!r}: {error}") from None
     canvas = image_canvas(model, checkpoint.codec, request.known, request.y)
     label = _label_index(checkpoint.config, model, request.label)
     rows = tuple(

@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from prime_core.correctors import Corrector
 from prime_core.curves import TemperatureCurve, TimeWarp
-from prime_core.settings import Draw
+from prime_core.settings import ImageSampler
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Preset:
         temperature: number or curve.
         warp: warp of the time grid, or None.
         corrector: corrector, or None.
-        draw: how digits are drawn.
+        sampler: how digits are drawn.
         published_fid: FID published for these settings; None where there is none.
         note: what is published and what is a default.
     """
@@ -34,7 +34,7 @@ class Preset:
     temperature: float | TemperatureCurve = 1.0
     warp: TimeWarp | None = None
     corrector: Corrector | None = None
-    draw: Draw = "marginal"
+    sampler: ImageSampler = "published"
     published_fid: float | None = None
     note: str = "Only the number of steps is published; temperature, warp and corrector are defaults."
 
@@ -83,3 +83,11 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "imagenet32-mdm-1024": Preset(1024, published_fid=7.91),
     }
 )
+
+
+def list_presets() -> str:
+    """Return the presets by name, each with its published FID over 50,000 samples, or that it has none."""
+    return ", ".join(
+        f"{name} ({'not published' if preset.published_fid is None else preset.published_fid})"
+        for name, preset in PRESETS.items()
+    )

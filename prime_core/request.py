@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -15,8 +15,9 @@ from prime_core.correctors import Corrector
 from prime_core.curves import TemperatureCurve, TimeWarp
 from prime_core.plan import Steps
 from prime_core.presets import PRESETS
+from prime_core.settings import ImageSampler
 
-ImageSampler = Literal["ancestral", "published"]
+DEFAULT_STEPS = 64
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,7 +40,7 @@ class TextRequest:
     """
 
     n: int = 1
-    steps: Steps = 64
+    steps: Steps = DEFAULT_STEPS
     seed: int | None = None
     temperature: float = 1.0
     top_p: float = 1.0
@@ -75,7 +76,7 @@ class ImageRequest:
     """
 
     n: int = 1
-    steps: Steps = 64
+    steps: Steps = DEFAULT_STEPS
     seed: int | None = None
     temperature: float | TemperatureCurve = 1.0
     top_p: float = 1.0
@@ -89,6 +90,9 @@ class ImageRequest:
 
 
 Request = TextRequest | ImageRequest
+
+# The fields of an image request that a preset fixes.
+PRESET_FIELDS = ("steps", "temperature", "warp", "corrector", "sampler")
 
 
 def make_request(config: Config, given: Mapping[str, Any]) -> Request:
@@ -114,24 +118,25 @@ def make_request(config: Config, given: Mapping[str, Any]) -> Request:
             raise CanvasError(
                 name, f"{name} is no argument of {'a text' if is_text else 'an image'} model; {hint}"
             )
-    chosen = dict(given)
-    preset = chosen.pop("preset", None)
-    return kind(**(({} if preset is None else preset_fields(preset)) | chosen))
+    return kind(**(given if is_text else fill_in_preset(given)))
 
 
-def preset_fields(name: str) -> dict[str, Any]:
-    """Return the fields of an image request that published settings fix.
+def fill_in_preset(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of an image request with those of the preset they name, if any, in its place.
+
+    Fields that are given come first, None among them: ``corrector=None`` turns the preset's corrector off.
+
+    Args:
+        given: fields by name, ``preset`` among them or not.
 
     Raises:
         CanvasError: there is no such preset; the message lists them.
     """
-    preset = PRESETS.get(name)
-    if preset is None:
+    chosen = dict(given)
+    name = chosen.pop("preset", None)
+    if name is None:
+        return chosen
+    if name not in PRESETS:
         raise CanvasError("preset", f"preset must be one of {', '.join(PRESETS)}")
-    return {
-        "steps": preset.steps,
-        "temperature": preset.temperature,
-        "warp": preset.warp,
-        "corrector": preset.corrector,
-        "sampler": "published" if preset.draw == "marginal" else "ancestral",
-    }
+    preset = PRESETS[name]
+    return {field: getattr(preset, field) for field in PRESET_FIELDS} | chosen

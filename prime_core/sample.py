@@ -6,31 +6,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from prime_core.prepare import (
-    ImageSample,
-    NonFiniteError,
-    PreparedRows,
-    Sample,
-    finish_row,
-    prepare_rows,
-)
+from prime_core.prepare import finish_row, prepare_rows
 from prime_core.request import Request
 from prime_core.row import Row
 from prime_core.stepper import Stepper
 
 if TYPE_CHECKING:
     from prime_core.checkpoint import Checkpoint
-
-__all__ = [
-    "ImageSample",
-    "NonFiniteError",
-    "PreparedRows",
-    "Sample",
-    "finish_row",
-    "prepare_rows",
-    "run_rows",
-    "sample",
-]
 
 
 def run_rows(

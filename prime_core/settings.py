@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal, get_args
 
 from prime_core.codec import SubtokenCodec
 from prime_core.curves import MAX_TEMPERATURE, TemperatureCurve, is_number
 
 Draw = Literal["joint", "marginal"]
+# What users call the ways of drawing images: the sampler of a request and of a preset.
+ImageSampler = Literal["ancestral", "published"]
+DRAWS: Mapping[ImageSampler, Draw] = MappingProxyType({"ancestral": "joint", "published": "marginal"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ def preferred(accept: str | None) -> Literal["image", "json"] | None:
     """Return which of image/png and application/json an Accept header ranks higher; None if neither.
 
     Args:
-        accept: the header's value, None if there is none. Ranges that are not well-formed count for nothing.
+        accept: the header's value, None if there is none. Ranges whose weight is none (q=2, q=abc) count for nothing.
     """
     weights = _weights("*/*" if accept is None else accept)
     image = _weight(weights, "image/png", "image/*")
@@ -23,17 +23,14 @@ def preferred(accept: str | None) -> Literal["image", "json"] | None:
 
 
 def _weights(accept: str) -> dict[str, float]:
-    """Return the weight of each media range; of one that is there twice, the first."""
+    """Return the weight of each well-formed media range; of one that is there twice, the first."""
     weights: dict[str, float] = {}
     for part in accept.split(","):
         media_range, *parameters = part.split(";")
-        weight = 1.0
-        for parameter in parameters:
-            found = _WEIGHT.fullmatch(parameter)
-            if found:
-                weight = float(found[1])
-                break
-        weights.setdefault(media_range.strip().lower(), weight)
+        given = next((part for part in parameters if part.partition("=")[0].strip().lower() == "q"), "q=1")
+        weight = _WEIGHT.fullmatch(given)
+        if weight is not None:
+            weights.setdefault(media_range.strip().lower(), float(weight[1]))
     return weights
 
 

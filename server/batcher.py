@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import NamedTuple
 
-from prime_core.stepper import Row
+from prime_core.row import Row
 
 
 @dataclass(eq=False, slots=True)
@@ -21,14 +21,14 @@ class Job:
         model: name of the model that takes its rows on.
         rows: one row per output; the engine writes their digits.
         done: resolved when every row is finished; cancelling it frees the rows within a step.
-        submitted_s: `time.monotonic()` of the submission.
+        arrived_s: `time.monotonic()` when the request arrived, before its plans were drawn.
         started_s: of its first denoiser call.
         finished_s: of its last.
     """
 
     model: str
     rows: list[Row]
-    submitted_s: float
+    arrived_s: float
     started_s: float | None = None
     finished_s: float | None = None
     done: Future[None] = field(default_factory=Future)

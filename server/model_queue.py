@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from prime_core.checkpoint import Checkpoint
-from prime_core.sample import NonFiniteError, prepare_rows
-from prime_core.stepper import Row, Stepper, StepResult
+from prime_core.prepare import NonFiniteError, prepare_rows
+from prime_core.row import Row
+from prime_core.stepper import Stepper, StepResult
 from server.batcher import Batcher, Entry, Job
 from server.failures import EngineError
 from server.metrics import Metrics

@@ -18,7 +18,7 @@ from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
 from prime_core.canvas import CanvasError
-from prime_core.sample import NonFiniteError, PreparedRows
+from prime_core.prepare import NonFiniteError, PreparedRows
 from server.batcher import Job
 from server.engine import Engine
 from server.errors import ApiError
@@ -107,12 +107,12 @@ async def run_request(
 
 def timings_of(job: Job) -> Timings:
     """Return where the time of a finished job went, up to now."""
-    started_s = job.submitted_s if job.started_s is None else job.started_s
+    started_s = job.arrived_s if job.started_s is None else job.started_s
     finished_s = started_s if job.finished_s is None else job.finished_s
     return Timings(
-        queue_s=started_s - job.submitted_s,
+        queue_s=started_s - job.arrived_s,
         run_s=finished_s - started_s,
-        total_s=time.monotonic() - job.submitted_s,
+        total_s=time.monotonic() - job.arrived_s,
     )
 
 

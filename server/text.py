@@ -10,7 +10,7 @@ from fastapi import Request
 
 from prime_core.canvas import CanvasError, text_canvas
 from prime_core.checkpoint import Checkpoint
-from prime_core.sample import PreparedRows, Sample, finish_row, prepare_rows
+from prime_core.prepare import PreparedRows, Sample, finish_row, prepare_rows
 from server.batcher import Job
 from server.metrics import Metrics
 from server.model_queue import ModelQueue

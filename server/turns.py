@@ -36,9 +36,8 @@ class Turns:
         clocks = self._clock_s
         names = set(busy)
         for name in names:
-            clocks[name] = max(
-                clocks[name], self._present_s
-            )  # those that were busy all the time are not behind
+            # Those that were busy all the time are not behind.
+            clocks[name] = max(clocks[name], self._present_s)
         chosen = min((name for name in clocks if name in names), key=clocks.__getitem__, default=None)
         if chosen is not None:
             self._present_s = clocks[chosen]

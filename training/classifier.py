@@ -92,6 +92,7 @@ def _with_accuracy(
     info = ClassifierInfo(
         dataset=train.name,
         num_images=len(train),
+        digest=train.digest,
         picture_shape=train.picture_shape,
         label_names=train.label_names,
         epochs=epochs,
@@ -128,12 +129,11 @@ def classifier_for(path: Path, train: ImageSet, heldout: ImageSet, *, progress: 
         return classifier
     classifier = load_classifier(path)
     info = classifier.info
-    found = (info.dataset, info.num_images, info.picture_shape, info.label_names)
-    wanted = (train.name, len(train), train.picture_shape, train.label_names)
-    if found != wanted:
+    if (info.dataset, info.digest) != (train.name, train.digest):
         raise CheckpointError(
-            f"{path}: a classifier of {info.dataset} ({info.num_images} images of {info.picture_shape}), not of "
-            f"{train.name} ({len(train)} of {train.picture_shape}); name another file"
+            f"{path}: a classifier of {info.dataset} ({info.num_images} images of {info.picture_shape}, "
+            f"{info.digest[:16]}), not of {train.name} ({len(train)} of {train.picture_shape}, "
+            f"{train.digest[:16]}); name another file"
         )
     return classifier
 
@@ -156,7 +156,8 @@ class ClassifierConfig(BaseSettings):
         default=None, description="of a folder: height and width that pictures are cropped and resized to"
     )
     verify: bool = Field(
-        default=True, description="of a cifar10 archive: refuse one whose MD5 is not official"
+        default=True,
+        description="of cifar10 and imagenet32: refuse files that are not the whole official ones",
     )
     output: Path = Field(description="file to write, .safetensors")
     epochs: int = Field(default=3, ge=1, description="passes over the training images")

@@ -31,6 +31,7 @@ class ClassifierInfo(BaseModel):
     Attributes:
         dataset: data set and split that it was trained on, such as "fashion-mnist/train".
         num_images: how many images that split had.
+        digest: `ImageSet.digest` of that split.
         picture_shape: (H, W, C).
         label_names: the classes in their order.
         epochs: passes over the data.
@@ -45,6 +46,7 @@ class ClassifierInfo(BaseModel):
     format_version: Literal[1] = 1
     dataset: str
     num_images: int = Field(ge=1)
+    digest: str
     picture_shape: tuple[int, int, int]
     label_names: tuple[str, ...]
     epochs: int = Field(ge=1)

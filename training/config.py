@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from prime_core.config import CodecConfig, LinearConfig, ModelConfig, ScheduleConfig
+from prime_core.device import DEVICE_PATTERN
 from prime_core.objectives import Objective
 from training.command_line import load_settings
 from training.data_config import DataConfig
@@ -105,9 +106,7 @@ class TrainConfig(BaseSettings):
     precision: Literal["float32", "bfloat16"] = Field(
         default="bfloat16", description="of matrix products (autocast); weights are float32"
     )
-    device: str = Field(
-        default="auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$", description="auto, cpu, cuda or cuda:N"
-    )
+    device: str = Field(default="auto", pattern=DEVICE_PATTERN, description="auto, cpu, cuda or cuda:N")
     num_threads: int = Field(default=0, ge=0, description="CPU threads of torch; 0 keeps torch's choice")
     log_every: int = Field(default=10, ge=1, description="steps between lines of metrics.jsonl")
     eval_every: int = Field(default=1000, ge=1, description="steps between held-out evaluations")

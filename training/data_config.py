@@ -50,7 +50,7 @@ class ImageData(Frozen):
     )
     verify: bool = Field(
         default=True,
-        description="of a cifar10 archive: refuse one whose MD5 is not that of an official one",
+        description="of cifar10 and imagenet32: refuse files that are not the whole official ones",
     )
     flip: bool = Field(
         default=False, description="train on each image as it is and mirrored left to right, equally often"

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 from tqdm import tqdm
 
 from prime_core.checkpoint import Checkpoint, load_checkpoint
@@ -30,14 +30,15 @@ from training.baselines import unigram_nats, xz_bits_per_byte
 from training.command_line import load_settings
 from training.data.corpus import CorpusOptions
 from training.heldout import HeldoutText, cut_rows, mean_over_rows, read_documents
+from training.image_report import NOT_A_BOUND, cell
 from training.model_kind import makes_images
+from training.shared_settings import CheckpointSettings
 
 BOUND = "likelihood bound"
-NOT_A_BOUND = "not a bound for target_length > 1"
 EXACT = "exact code length"
 
 
-class EvalConfig(BaseSettings):
+class EvalConfig(CheckpointSettings):
     """Measure held-out text under a checkpoint: nelbo and coded_loss per token and in bits per byte.
 
     Of an image model: held-out images and samples; with its --checkpoint, --help lists the settings of images.
@@ -51,7 +52,6 @@ class EvalConfig(BaseSettings):
         allow_inf_nan=False,
     )
 
-    checkpoint: Path = Field(description="checkpoint: a folder or one .safetensors file")
     data: tuple[Path, ...] = Field(
         min_length=1, description="held-out files and folders of .txt, .jsonl, also .gz, .zst"
     )
@@ -62,7 +62,7 @@ class EvalConfig(BaseSettings):
         default="blank_line", description=".txt: what ends a document"
     )
     text_key: str = Field(default="text", description=".jsonl: key of the text")
-    steps: int | None = Field(
+    grid_steps: int | None = Field(
         default=None, ge=1, description="also report grid_nelbo, the bound of a sampler with so many steps"
     )
     num_draws: int = Field(default=4, ge=1, description="masks drawn per row")
@@ -75,13 +75,6 @@ class EvalConfig(BaseSettings):
     batch_rows: int = Field(default=8, ge=1, description="rows in memory at a time (times num_draws)")
     chunk_rows: int = Field(default=4096, ge=1, description="tokens whose logits are in memory at a time")
     seed: int = Field(default=0, ge=0, lt=2**63, description="of the masks")
-    device: str = Field(
-        default="auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$", description="auto, cpu, cuda or cuda:N"
-    )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="of the weights; auto keeps what is stored"
-    )
-    num_threads: int = Field(default=0, ge=0, description="CPU threads of torch; 0 keeps torch's choice")
     as_json: bool = Field(default=False, description="print JSON instead of a table (short: --json)")
 
 
@@ -159,16 +152,16 @@ def _estimates(
             both = estimate_likelihood(*model, x_0, **options)
             nats["nelbo"].append(both.nelbo.cpu().numpy())
             nats["coded_loss"].append(both.coded_loss.cpu().numpy())
-            if config.steps is not None:
-                grid = estimate_grid_nelbo(*model, x_0, config.steps, **options)
+            if config.grid_steps is not None:
+                grid = estimate_grid_nelbo(*model, x_0, config.grid_steps, **options)
                 nats.setdefault("grid_nelbo", []).append(grid.cpu().numpy())
             bar.update(len(rows))
     estimates = {
         name: _figures(text, np.concatenate(parts), NOT_A_BOUND if name == "coded_loss" else BOUND)
         for name, parts in nats.items()
     }
-    if config.steps is not None:
-        estimates["grid_nelbo"]["steps"] = config.steps
+    if config.grid_steps is not None:
+        estimates["grid_nelbo"]["steps"] = config.grid_steps
     return estimates
 
 
@@ -202,18 +195,12 @@ def table(report: dict[str, Any]) -> str:
     ]
     for name, figures in {**report["estimates"], **report.get("baselines", {})}.items():
         cells = [
-            _cell(figures.get(key), figures.get(f"{key}_standard_error"))
+            cell(figures.get(key), figures.get(f"{key}_standard_error"))
             for key in ("nats_per_token", "bits_per_byte")
         ]
         ppl = f"{figures['ppl']:.2f}" if "ppl" in figures else ""
         lines.append(f"{name:<18} {cells[0]:>18} {cells[1]:>18} {ppl:>10}  {figures['label']}")
     return "\n".join(lines)
-
-
-def _cell(value: float | None, error: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,14 +16,13 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
-from pydantic_settings import SettingsConfigDict
 from torch import Tensor
 from tqdm import tqdm
 
@@ -32,90 +31,40 @@ from prime_core.config import Config, UNetConfig
 from prime_core.device import choose_device
 from prime_core.likelihood import estimate_grid_nelbo, estimate_likelihood
 from prime_core.pixels import PixelCodec
-from prime_core.sample import NonFiniteError
+from prime_core.prepare import NonFiniteError
 from training.classifier import classifier_for
+from training.classifier_net import Classifier
 from training.command_line import load_settings
-from training.data.images import DatasetName, ImageSet, Split, open_images
+from training.data.images import ImageSet, open_images
+from training.data.rows import evenly_spread
 from training.heldout import mean_over_rows
 from training.image_draws import ImageDraws
+from training.image_eval_config import ImageEvalConfig
 from training.image_report import BOUNDS, MISSING_CLASSIFIER, NOT_A_BOUND, image_table
 from training.image_sampler import ImageSamplerSettings
-from training.inception import MISSING, load_inception
-from training.sample_quality import draw_samples, measure_samples, open_samples
-
-
-class ImageEvalConfig(ImageSamplerSettings):
-    """Measure an image model: bits per dimension of held-out images, and how good its samples are."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="PRIME_EVAL_",
-        env_nested_delimiter="__",
-        extra="forbid",
-        frozen=True,
-        allow_inf_nan=False,
-    )
-
-    checkpoint: Path = Field(description="checkpoint: a folder or one .safetensors file")
-    dataset: DatasetName | None = Field(
-        default=None, description="cifar10, imagenet32, fashion-mnist or folder; default: as in training"
-    )
-    path: Path | None = Field(default=None, description="its files; default: those of the training")
-    size: tuple[int, int] | None = Field(
-        default=None,
-        description="of a folder: height and width that pictures are cropped and resized to; default: as in training",
-    )
-    verify: bool | None = Field(
-        default=None,
-        description="of a cifar10 archive: refuse one whose MD5 is not official; default: as in training",
-    )
-    cache: Path | None = Field(
-        default=None, description="folder of converted copies and of the classifier; default: as in training"
-    )
-    rows: int = Field(default=1000, ge=0, description="held-out images, evenly spread; 0 leaves bounds out")
-    num_draws: int = Field(default=4, ge=1, description="masks drawn per image")
-    batch_rows: int = Field(default=16, ge=1, description="images in memory at a time (times num_draws)")
-    chunk_rows: int = Field(default=16384, ge=1, description="tokens whose logits are in memory at a time")
-    grid_steps: int | None = Field(
-        default=None,
-        ge=1,
-        description="also report grid_nelbo, the bound of the ancestral sampler with so many steps",
-    )
-    samples: int = Field(default=0, ge=0, description="samples to draw and judge, balanced over the classes")
-    samples_folder: Path | None = Field(
-        default=None, description="judge what prime-sample wrote there instead of drawing samples"
-    )
-    num_reference: int = Field(
-        default=10_000, ge=2, description="training images that samples are compared with; published FID: all"
-    )
-    classifier: Path | None = Field(
-        default=None,
-        description="classifier that judges samples, trained and written if it is missing; default: in --cache",
-    )
-    inception_weights: Path | None = Field(
-        default=None,
-        description="pt_inception-2015-12-05-6726825d.pth: also report FID and Inception Score; never downloaded",
-    )
-    max_rows: int = Field(default=64, ge=1, description="most samples in one denoiser call")
-    seed: int = Field(
-        default=0, ge=0, lt=2**63, description="of masks, samples and the choice of real images"
-    )
-    device: str = Field(
-        default="auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$", description="auto, cpu, cuda or cuda:N"
-    )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="of the weights; auto keeps what is stored"
-    )
-    num_threads: int = Field(default=0, ge=0, description="CPU threads of torch; 0 keeps torch's choice")
-    as_json: bool = Field(default=False, description="print JSON instead of a table (short: --json)")
+from training.inception import MISSING, Inception, check_inception, load_inception
+from training.sample_quality import Samples, draw_samples, measure_samples, open_samples
+from training.sample_request import weights_digest
 
 
 class _Data(NamedTuple):
-    """The data set of an evaluation."""
+    """The data set of an evaluation; training images are opened only for samples to be compared with."""
 
     dataset: str
-    train: ImageSet
+    train: ImageSet | None
     heldout: ImageSet
     cache: Path
+
+
+class _Judging(NamedTuple):
+    """What samples are judged with, and what is said of it."""
+
+    train: ImageSet
+    drawn: Samples | None
+    draws: ImageDraws
+    inception: Inception | None
+    classifier: Classifier | None
+    report: Mapping[str, Any]
 
 
 def evaluate_images(config: ImageEvalConfig, *, progress: bool = True) -> dict[str, Any]:
@@ -133,8 +82,6 @@ def evaluate_images(config: ImageEvalConfig, *, progress: bool = True) -> dict[s
         NonFiniteError: the network gave no finite logits for a sample.
         OSError: a file cannot be read or written.
     """
-    if config.samples and config.samples_folder is not None:
-        raise ValueError("--samples draws samples and --samples-folder takes drawn ones: give one of them")
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     device = choose_device(config.device)
@@ -150,13 +97,18 @@ def evaluate_images(config: ImageEvalConfig, *, progress: bool = True) -> dict[s
         "dtype": str(checkpoint.dtype).removeprefix("torch."),
         "data": data.heldout.name,
         "num_dimensions": math.prod(data.heldout.picture_shape),
-        "num_draws": config.num_draws,
         "seed": config.seed,
     }
+    # Whatever can fail comes before the long parts.
+    if config.rows:
+        _check_classes(model, data.heldout)
+    judging = None
+    if config.judges_samples:
+        judging = _prepare_judging(config, checkpoint, data, device, progress)
     if config.rows:
         report |= _bounds(config, checkpoint, data.heldout, progress)
-    if config.samples or config.samples_folder is not None:
-        report |= _samples(config, checkpoint, data, device, progress)
+    if judging is not None:
+        report |= _judge(config, judging, data, device, progress)
     return report
 
 
@@ -175,12 +127,15 @@ def _open_data(config: ImageEvalConfig, model: Config) -> _Data:
     cache = Path(str(trained.get("cache", "data/images"))) if config.cache is None else config.cache
     size = trained.get("size") if config.size is None else config.size
     verify = bool(trained.get("verify", True)) if config.verify is None else config.verify
-    train, heldout = (
-        open_images(
-            dataset, Path(path), split, cache, size=None if size is None else tuple(size), verify=verify
-        )
-        for split in get_args(Split)
+    opened = partial(
+        open_images,
+        dataset,
+        Path(path),
+        cache=cache,
+        size=None if size is None else tuple(size),
+        verify=verify,
     )
+    heldout = opened(split="heldout")
     assert isinstance(model.model, UNetConfig)
     shape = PixelCodec(model.model).picture_shape
     if heldout.picture_shape != shape:
@@ -188,7 +143,7 @@ def _open_data(config: ImageEvalConfig, model: Config) -> _Data:
             f"pictures of {heldout.name} are {heldout.picture_shape}, and the model's are {shape}: name another "
             "--dataset"
         )
-    return _Data(dataset, train, heldout, cache)
+    return _Data(dataset, opened(split="train") if config.judges_samples else None, heldout, cache)
 
 
 def _bounds(
@@ -199,7 +154,7 @@ def _bounds(
     assert isinstance(model, UNetConfig)
     codec = PixelCodec(model)
     generator = torch.Generator().manual_seed(config.seed)
-    rows = np.linspace(0, len(heldout) - 1, min(config.rows, len(heldout))).astype(np.int64)
+    rows = evenly_spread(config.rows, len(heldout))
     nats: dict[str, list[npt.NDArray[np.float64]]] = {"nelbo": [], "coded_loss": []}
     parts = checkpoint.denoiser, checkpoint.codec, checkpoint.schedule
     device = next(checkpoint.denoiser.parameters()).device
@@ -230,7 +185,7 @@ def _bounds(
     }
     if config.grid_steps is not None:
         estimates["grid_nelbo"]["steps"] = config.grid_steps
-    return {"num_rows": len(rows), "estimates": estimates}
+    return {"num_rows": len(rows), "num_draws": config.num_draws, "estimates": estimates}
 
 
 def _labels(
@@ -241,12 +196,16 @@ def _labels(
         return None
     if model.labels == "uniform":
         return torch.randint(model.num_labels, (len(rows),), generator=generator)
-    if images.labels is None or len(images.label_names) != model.num_labels:
+    assert images.labels is not None, "checked before"
+    return torch.from_numpy(images.labels[rows])
+
+
+def _check_classes(model: UNetConfig, images: ImageSet) -> None:
+    if model.labels == "class" and len(images.label_names) != model.num_labels:
         raise ValueError(
             f"the model has {model.num_labels} classes and {images.name} has {len(images.label_names)}: name another "
             "--dataset, or leave bounds out with --rows 0"
         )
-    return torch.from_numpy(images.labels[rows])
 
 
 def _figures(nats: npt.NDArray[np.float64], num_dimensions: int, label: str) -> dict[str, Any]:
@@ -262,45 +221,62 @@ def _figures(nats: npt.NDArray[np.float64], num_dimensions: int, label: str) -> 
     }
 
 
-def _samples(
+def _prepare_judging(
     config: ImageEvalConfig, checkpoint: Checkpoint, data: _Data, device: torch.device, progress: bool
-) -> dict[str, Any]:
-    """Draw or open samples and judge them."""
-    # Whatever can fail comes before the long part.
-    weights = config.inception_weights
-    inception = None if weights is None else load_inception(weights, device)
-    report: dict[str, Any] = {"notes": [MISSING] if inception is None else []}
-    classifier = None
-    if data.train.labels is None:
+) -> _Judging:
+    """Open or make what samples are judged with."""
+    train = data.train
+    assert train is not None, "opened where samples are judged"
+    drawn, draws = None, ImageDraws(checkpoint, config.seed, config.sampler_fields())
+    if config.samples_folder is None:
+        draws.prepare(0)  # refuses what does not fit the model
+    else:
+        drawn = open_samples(config.samples_folder, train.picture_shape, weights_digest(checkpoint.path))
+    num_samples = config.samples if drawn is None else len(drawn.pixels)
+    if num_samples < 2:
+        raise ValueError(f"{config.samples_folder} holds {num_samples} sample: at least 2 are compared")
+    report: dict[str, Any] = {"notes": []}
+    inception = classifier = None
+    if config.inception_weights is None:
+        report["notes"].append(MISSING)
+    else:
+        check_inception(num_samples, min(config.num_reference, len(train)), train.picture_shape[2])
+        inception = load_inception(config.inception_weights, device)
+    if train.labels is None:
+        if config.classifier is not None:
+            raise ValueError(f"--classifier: {train.name} has no labels to judge by: leave it out")
         report["notes"].append(MISSING_CLASSIFIER)
     else:
-        default = data.cache / f"classifier-{data.dataset}.safetensors"
+        default = data.cache / f"classifier-{data.dataset}-{train.digest[:16]}.safetensors"
         file = default if config.classifier is None else config.classifier
-        classifier = classifier_for(file, data.train, data.heldout, progress=progress)
+        classifier = classifier_for(file, train, data.heldout, progress=progress)
         report["classifier"] = {"file": str(file), "accuracy": classifier.info.accuracy}
-    if config.samples_folder is not None:
-        samples = open_samples(config.samples_folder, data.train.picture_shape)
-        report["samples"] = dict(samples.facts)
-    else:
-        draws = ImageDraws(checkpoint, config.seed, config.sampler_fields())
-        samples = draw_samples(draws, config.samples, config.max_rows, progress=progress)
-        sampler = config.model_dump(mode="json", include=set(ImageSamplerSettings.model_fields))
-        report["samples"] = {**samples.facts, **sampler}
-    model = checkpoint.config.model
+    return _Judging(train, drawn, draws, inception, classifier, report)
+
+
+def _judge(
+    config: ImageEvalConfig, judging: _Judging, data: _Data, device: torch.device, progress: bool
+) -> dict[str, Any]:
+    """Draw samples, or take the drawn ones, and judge them."""
+    model = judging.draws.checkpoint.config.model
     assert isinstance(model, UNetConfig)
+    samples, facts = judging.drawn, {}
+    if samples is None:
+        samples = draw_samples(judging.draws, config.samples, config.max_rows, progress=progress)
+        facts = config.model_dump(mode="json", include=set(ImageSamplerSettings.model_fields))
     figures = measure_samples(
         samples,
-        data.train,
+        judging.train,
         data.heldout,
-        classifier=classifier,
-        inception=inception,
-        labels_are_classes=model.labels == "class" and model.num_labels == len(data.train.label_names),
+        classifier=judging.classifier,
+        inception=judging.inception,
+        labels_are_classes=model.labels == "class" and model.num_labels == len(judging.train.label_names),
         num_reference=config.num_reference,
         seed=config.seed,
         device=device,
         progress=progress,
     )
-    return {**report, **figures}
+    return {**judging.report, "samples": {**samples.facts, **facts}, **figures}
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from prime_core.tokenizer import Tokenizer
 from training.data.corpus import CorpusError, CorpusOptions, iter_corpus
+from training.data.rows import evenly_spread
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,9 +96,7 @@ def cut_rows(
     parts = [np.asarray([*tokenizer.encode(text), eos_id], dtype=np.int64) for text in documents]
     tokens = np.concatenate(parts)
     num_rows = -(-len(tokens) // length)
-    rows = np.arange(num_rows)
-    if max_rows is not None and max_rows < num_rows:
-        rows = np.linspace(0, num_rows - 1, max_rows).astype(np.int64)
+    rows = evenly_spread(num_rows if max_rows is None else max_rows, num_rows)
     # Bytes of every token, looked up once per id.
     token_bytes = np.array([len(tokenizer.decode_bytes([index])) for index in range(tokenizer.vocab_size)])
     pieces = [tokens[index * length : (index + 1) * length] for index in rows]

@@ -14,9 +14,9 @@ from tqdm import tqdm
 from kernels.noise import row_seed
 from prime_core.checkpoint import Checkpoint
 from prime_core.config import UNetConfig
+from prime_core.prepare import ImageSample, PreparedRows, prepare_rows
 from prime_core.request import ImageRequest
-from prime_core.sample import ImageSample, PreparedRows, prepare_rows
-from prime_core.stepper import Row
+from prime_core.row import Row
 from training.row_loop import finished_rows
 
 

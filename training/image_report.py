@@ -33,8 +33,8 @@ def image_table(report: Mapping[str, Any]) -> str:
             f"{'':<12} {'bits/dimension':>18}",
         ]
         for name, figures in report["estimates"].items():
-            cell = _cell(figures["bits_per_dimension"], figures["bits_per_dimension_standard_error"])
-            lines.append(f"{name:<12} {cell:>18}  {figures['label']}")
+            text = cell(figures["bits_per_dimension"], figures["bits_per_dimension_standard_error"])
+            lines.append(f"{name:<12} {text:>18}  {figures['label']}")
     if "samples" in report:
         facts = ", ".join(
             f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
@@ -60,8 +60,11 @@ def _sample_line(name: str, figures: Mapping[str, Any]) -> str:
     beside += [
         f"{key} {figures[key]}" for key in ("n", "n_reference", "n_floor", "num_features") if key in figures
     ]
-    return f"{name:<28} {_cell(figures['value'], error):>18}  {', '.join(beside)}: {figures['label']}"
+    return f"{name:<28} {cell(figures['value'], error):>18}  {', '.join(beside)}: {figures['label']}"
 
 
-def _cell(value: float, error: float | None) -> str:
+def cell(value: float | None, error: float | None) -> str:
+    """Return a figure with its error as a cell of a table; empty without a figure."""
+    if value is None:
+        return ""
     return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"

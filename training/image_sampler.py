@@ -5,26 +5,30 @@ Curves are written as numbers in a row, "a n c", as the published settings are.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, get_args
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings
 
-from prime_core.correctors import Corrector
-from prime_core.curves import MAX_TEMPERATURE, TemperatureCurve, TimeWarp
-from prime_core.request import ImageSampler, preset_fields
+from prime_core.correctors import Corrector, CorrectorKind
+from prime_core.curves import MAX_POWER, MAX_TEMPERATURE, MAX_WARP_SCALE, TemperatureCurve, TimeWarp
+from prime_core.presets import list_presets
+from prime_core.request import DEFAULT_STEPS, fill_in_preset
+from prime_core.settings import ImageSampler
+from training.shared_settings import GridSteps
 
 
 class ImageSamplerSettings(BaseSettings):
     """The settings of an image sampler; the base of configurations, not one itself."""
 
-    steps: int | Literal["exact"] = Field(
-        default=64, description="steps of the sampling grid, 1 or more, or exact: one sub-token at a time"
+    steps: GridSteps = Field(
+        default=DEFAULT_STEPS,
+        description="steps of the sampling grid, 1 or more, or exact: one sub-token at a time",
     )
     preset: str | None = Field(
         default=None,
-        description="published settings by name, such as cifar10-l2-512, in place of steps, temperature, warp, "
-        "corrector and sampler; those that are given come first",
+        description="published settings in place of steps, temperature, warp, corrector and sampler; those that are "
+        f"given come first. By name, with the published FID: {list_presets()}",
     )
     sampler: ImageSampler = Field(
         default="ancestral",
@@ -36,47 +40,41 @@ class ImageSamplerSettings(BaseSettings):
     )
     top_p: float = Field(default=1.0, gt=0, le=1, description="keep the likeliest tokens of this probability")
     top_k: int = Field(default=0, ge=0, description="keep so many of the likeliest tokens; 0 keeps all")
-    warp: str | None = Field(default=None, description='"a n c": time grid t -> a t^n - c')
+    warp: str | None = Field(
+        default=None,
+        description=f'"a n c": time grid t -> a t^n - c, a above 0 to {MAX_WARP_SCALE:g}, n above 0 to {MAX_POWER:g}, '
+        "c above -1 and below a; none: no warp, also where the preset has one",
+    )
     corrector: str | None = Field(
         default=None,
-        description='"corrected a p [q]" or "published a p": digits are masked again, strength a (1 - t)^p t^q',
+        description='"corrected a p [q]" or "published a p": digits are masked again, strength a (1 - t)^p t^q; none: '
+        "no corrector, also where the preset has one",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _fill_in_preset(cls, given: Any) -> Any:
-        name = given.get("preset") if isinstance(given, dict) else None
-        if name is None:
+        if not isinstance(given, dict) or given.get("preset") is None:
             return given
-        published = preset_fields(str(name))
-        spelled = {
-            "steps": published["steps"],
-            "sampler": published["sampler"],
-            "temperature": _spell_temperature(published["temperature"]),
-            "warp": None if published["warp"] is None else _spell_warp(published["warp"]),
-            "corrector": None if published["corrector"] is None else _spell_corrector(published["corrector"]),
-        }
-        return {**spelled, **given}
-
-    @field_validator("steps", mode="before")
-    @classmethod
-    def _check_steps(cls, value: Any) -> Any:
-        return check_steps(value)
+        return {**fill_in_preset(given), "preset": given["preset"]}
 
     @field_validator("temperature", mode="before")
     @classmethod
     def _check_temperature(cls, value: Any) -> str:
-        return _spell_temperature(parse_temperature(str(value)))
+        is_read = isinstance(value, TemperatureCurve)
+        return _spell_temperature(value if is_read else parse_temperature(str(value)))
 
-    @field_validator("warp", mode="after")
+    @field_validator("warp", mode="before")
     @classmethod
-    def _check_warp(cls, value: str | None) -> str | None:
-        return None if value is None else _spell_warp(parse_warp(value))
+    def _check_warp(cls, value: Any) -> str | None:
+        warp = parse_warp(value) if isinstance(value, str) else value
+        return None if warp is None else _spell_warp(warp)
 
-    @field_validator("corrector", mode="after")
+    @field_validator("corrector", mode="before")
     @classmethod
-    def _check_corrector(cls, value: str | None) -> str | None:
-        return None if value is None else _spell_corrector(parse_corrector(value))
+    def _check_corrector(cls, value: Any) -> str | None:
+        corrector = parse_corrector(value) if isinstance(value, str) else value
+        return None if corrector is None else _spell_corrector(corrector)
 
     def sampler_fields(self) -> dict[str, Any]:
         """Return the fields of an `ImageRequest` that these settings fix."""
@@ -89,19 +87,6 @@ class ImageSamplerSettings(BaseSettings):
             "warp": None if self.warp is None else parse_warp(self.warp),
             "corrector": None if self.corrector is None else parse_corrector(self.corrector),
         }
-
-
-def check_steps(value: Any) -> Any:
-    """Return the steps of a sampling grid as an integer or "exact", whichever way they were written.
-
-    Raises:
-        ValueError: they are neither.
-    """
-    if isinstance(value, str) and value.strip().isdecimal():
-        value = int(value)
-    if value != "exact" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ValueError("must be an integer of at least 1, or exact")
-    return value
 
 
 def parse_temperature(text: str) -> float | TemperatureCurve:
@@ -118,26 +103,30 @@ def parse_temperature(text: str) -> float | TemperatureCurve:
     return numbers[0]
 
 
-def parse_warp(text: str) -> TimeWarp:
-    """Read "a n c".
+def parse_warp(text: str) -> TimeWarp | None:
+    """Read "a n c" or "none".
 
     Raises:
         ValueError: not three numbers, or out of range.
     """
-    return TimeWarp(*_numbers(text, "three numbers: a n c", 3))
+    if text.strip() == "none":
+        return None
+    return TimeWarp(*_numbers(text, 'three numbers, a n c, or "none"', 3))
 
 
-def parse_corrector(text: str) -> Corrector:
-    """Read "corrected a p [q]" or "published a p".
+def parse_corrector(text: str) -> Corrector | None:
+    """Read "corrected a p [q]", "published a p" or "none".
 
     Raises:
         ValueError: something else, or a number out of range.
     """
-    kind, _, rest = text.strip().partition(" ")
-    if kind not in ("corrected", "published"):
-        raise ValueError('must be "corrected a p [q]" or "published a p"')
-    numbers = _numbers(rest, "two or three numbers after its kind: a p [q]", 2, 3)
-    return Corrector("corrected" if kind == "corrected" else "published", *numbers)
+    if text.strip() == "none":
+        return None
+    word, _, rest = text.strip().partition(" ")
+    kind = next((kind for kind in get_args(CorrectorKind) if kind == word), None)
+    if kind is None:
+        raise ValueError('must be "corrected a p [q]", "published a p" or "none"')
+    return Corrector(kind, *_numbers(rest, "two or three numbers after its kind: a p [q]", 2, 3))
 
 
 def _numbers(text: str, wanted: str, *counts: int) -> list[float]:

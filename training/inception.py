@@ -71,6 +71,26 @@ def load_inception(path: Path, device: torch.device | str = "cpu") -> Inception:
     return Inception(network.to(device).eval().requires_grad_(False), file_digest(path))
 
 
+def check_inception(num_samples: int, num_reference: int, channels: int) -> None:
+    """Say what makes FID and Inception Score impossible, before anything is computed for them.
+
+    Args:
+        num_samples: N.
+        num_reference: M.
+        channels: C of the pictures.
+
+    Raises:
+        ValueError: too few pictures, another number of channels, or torchmetrics is not installed.
+    """
+    for name, count in (("samples", num_samples), ("real images", num_reference)):
+        if count < MIN_SAMPLES or channels not in (1, 3):
+            raise ValueError(
+                f"FID and Inception Score need at least {MIN_SAMPLES} {name} of 1 or 3 channels, got "
+                f"{count} of {channels}"
+            )
+    _torchmetrics()
+
+
 def inception_metrics(
     inception: Inception,
     samples: NDArray[np.uint8],
@@ -98,12 +118,7 @@ def inception_metrics(
     Raises:
         ValueError: too few pictures, another number of channels, or torchmetrics is not installed.
     """
-    for name, pictures in (("samples", samples), ("real images", reference)):
-        if len(pictures) < MIN_SAMPLES or pictures.shape[-1] not in (1, 3):
-            raise ValueError(
-                f"FID and Inception Score need at least {MIN_SAMPLES} {name} of 1 or 3 channels, got "
-                f"{len(pictures)} of {pictures.shape[-1]}"
-            )
+    check_inception(len(samples), len(reference), samples.shape[-1])
     fid, score = _metrics(_width(inception, samples, device))
     for is_real, pictures in ((True, reference), (False, samples)):
         what = "real images" if is_real else "samples"
@@ -150,7 +165,8 @@ class _Features(nn.Module):
         return features
 
 
-def _metrics(num_features: int) -> tuple[Any, Any]:
+def _torchmetrics() -> tuple[Any, Any]:
+    """Return the classes of FID and Inception Score."""
     try:
         from torchmetrics.image.fid import FrechetInceptionDistance
         from torchmetrics.image.inception import InceptionScore
@@ -158,10 +174,15 @@ def _metrics(num_features: int) -> tuple[Any, Any]:
         raise ValueError(
             "FID and Inception Score need torchmetrics: pip install 'mdm-prime[fid]', or leave out --inception-weights"
         ) from None
+    return FrechetInceptionDistance, InceptionScore
+
+
+def _metrics(num_features: int) -> tuple[Any, Any]:
+    frechet_distance, inception_score = _torchmetrics()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that the score keeps all logits: 1008 numbers a sample
-        score = InceptionScore(_Features(num_features), splits=NUM_SPLITS)
-    return FrechetInceptionDistance(_Features(num_features)), score
+        score = inception_score(_Features(num_features), splits=NUM_SPLITS)
+    return frechet_distance(_Features(num_features)), score
 
 
 def _width(inception: Inception, pictures: NDArray[np.uint8], device: torch.device | str) -> int:

@@ -1,21 +1,18 @@
-"""Pictures as PNG files that say what they are: made whole or not at all, and checked when they are read.
+"""Picture files as they are read: whole or not at all, with what is stored beside the pixels.
 
 Shapes: H height, W width, C channels.
 """
 
 from __future__ import annotations
 
-import io
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
-MODES = {1: "L", 3: "RGB"}
+from prime_core.pictures import PNG_MODES, Pixels
+
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
@@ -23,28 +20,7 @@ class PictureError(ValueError):
     """A picture cannot be read or has another size; the message names the file."""
 
 
-def png_bytes(pixels: NDArray[np.uint8], facts: Mapping[str, str]) -> bytes:
-    """Return a picture as PNG; equal pictures and facts give equal bytes.
-
-    Args:
-        pixels: (H, W, C) uint8, C = 1 or 3.
-        facts: ASCII texts by name, stored beside the pixels.
-
-    Raises:
-        PictureError: another number of channels.
-    """
-    if pixels.shape[2] not in MODES:
-        raise PictureError(f"a PNG has 1 or 3 channels, and these pictures have {pixels.shape[2]}")
-    info = PngInfo()
-    for name, value in facts.items():
-        info.add_text(name, value)
-    file = io.BytesIO()
-    flat = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
-    Image.fromarray(np.ascontiguousarray(flat)).save(file, "PNG", pnginfo=info)
-    return file.getvalue()
-
-
-def read_picture(path: Path, shape: tuple[int, int, int]) -> tuple[NDArray[np.uint8], dict[str, str]]:
+def read_picture(path: Path, shape: tuple[int, int, int]) -> tuple[Pixels, dict[str, str]]:
     """Read a picture; grey and colour are converted into each other.
 
     The size is compared before anything is decoded; checksums and the end of the file are checked.
@@ -60,7 +36,7 @@ def read_picture(path: Path, shape: tuple[int, int, int]) -> tuple[NDArray[np.ui
         PictureError: missing, no picture, damaged, cut short or of another size.
     """
     height, width, channels = shape
-    if channels not in MODES:
+    if channels not in PNG_MODES:
         raise PictureError(f"{path}: a picture file has 1 or 3 channels, and the model has {channels}")
     try:
         with warnings.catch_warnings():
@@ -74,7 +50,7 @@ def read_picture(path: Path, shape: tuple[int, int, int]) -> tuple[NDArray[np.ui
             image.load()
             _check_end(path, str(image.format))
             facts = {str(name): str(value) for name, value in getattr(image, "text", {}).items()}
-            pixels = np.asarray(image.convert(MODES[channels]))
+            pixels = np.asarray(image.convert(PNG_MODES[channels]))
     except FileNotFoundError:
         raise PictureError(f"{path}: no such file") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

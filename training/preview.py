@@ -1,25 +1,23 @@
 """`preview.png`: what the averaged weights of a run draw, painted at every evaluation.
 
-Shapes: N samples, L tokens, H and W pixels high and wide, C channels, V cells of a side.
+Shapes: N samples, L tokens, H and W pixels high and wide, V cells of a side.
 """
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
 from kernels.noise import row_seed
 from prime_core.canvas import digits_canvas
 from prime_core.codec import SubtokenCodec
 from prime_core.models.denoiser import Denoiser
-from prime_core.pixels import PixelCodec
+from prime_core.pictures import GRID_GAP, Pixels
 from prime_core.row import new_row
 from prime_core.sample import run_rows
 from prime_core.schedule import Schedule
@@ -27,15 +25,13 @@ from prime_core.settings import SamplingSettings
 from prime_core.stepper import Stepper
 
 PREVIEW_NAME = "preview.png"
-Pixels = npt.NDArray[np.uint8]
 
 _MAX_TOKENS = 2**16  # of one denoiser call
 _SEED = 0
-_BORDER = 2
 _MIN_PANEL = 256  # pixels: panels of few cells are enlarged to about this size
 
 
-def draw_samples(
+def draw_preview(
     denoiser: Denoiser,
     codec: SubtokenCodec,
     schedule: Schedule,
@@ -73,28 +69,6 @@ def draw_samples(
     return codec.decode(torch.stack([row.y.cpu() for row in rows]))
 
 
-def paint_grid(x_0: Tensor, codec: PixelCodec, num_columns: int) -> Pixels:
-    """Lay images out from left to right and from top to bottom.
-
-    Args:
-        x_0: (N, L) tokens of images.
-        codec: tokens to pixels.
-        num_columns: images side by side.
-
-    Returns:
-        (H', W', C) uint8 on a white ground.
-    """
-    height, width, channels = codec.picture_shape
-    num_rows = -(-len(x_0) // num_columns)
-    tall, wide = height + _BORDER, width + _BORDER
-    sheet = np.full((num_rows * tall + _BORDER, num_columns * wide + _BORDER, channels), 255, dtype=np.uint8)
-    for index, pixels in enumerate(codec.decode(x_0).numpy()):
-        row, column = divmod(index, num_columns)
-        top, left = row * tall + _BORDER, column * wide + _BORDER
-        sheet[top : top + height, left : left + width] = pixels
-    return sheet
-
-
 def paint_beside(x_0: Tensor, target: npt.NDArray[np.float64]) -> Pixels:
     """Paint a distribution over cells beside the histogram of samples, in the same scale.
 
@@ -115,17 +89,10 @@ def paint_beside(x_0: Tensor, target: npt.NDArray[np.float64]) -> Pixels:
         np.kron((panel / target.max()).clip(0, 1) * 255, np.ones((scale, scale)))
         for panel in (target, histogram)
     ]
-    line = np.full((len(panels[0]), 2 * _BORDER), 255.0)
+    line = np.full((len(panels[0]), 2 * GRID_GAP), 255.0)
     return np.hstack([panels[0], line, panels[1]]).round().astype(np.uint8)[..., None]
 
 
 def columns_for(num_samples: int, num_labels: int) -> int:
     """Return how many images to put side by side: one of each label, or about a square."""
     return num_labels if 1 < num_labels <= num_samples else math.ceil(math.sqrt(num_samples))
-
-
-def png_bytes(pixels: Pixels) -> bytes:
-    """Return a PNG file of (H, W, C) uint8 pixels, C = 1 or 3."""
-    file = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, "PNG")
-    return file.getvalue()

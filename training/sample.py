@@ -14,21 +14,21 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import torch
-from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
 from tqdm import tqdm
 
 from kernels.noise import row_seed
 from prime_core.checkpoint import Checkpoint, load_checkpoint
 from prime_core.device import choose_device
-from prime_core.sample import NonFiniteError, PreparedRows, Sample, prepare_rows
-from prime_core.stepper import Row
+from prime_core.prepare import NonFiniteError, PreparedRows, Sample, prepare_rows
+from prime_core.request import DEFAULT_STEPS
+from prime_core.row import Row
 from training import sample_images
 from training.command_line import load_settings
-from training.image_sampler import check_steps
 from training.model_kind import makes_images
 from training.row_loop import finished_rows
 from training.sample_request import (
@@ -36,14 +36,15 @@ from training.sample_request import (
     exclusive_file,
     new_request,
     same_request,
-    weights_digest,
+    what_made_it,
 )
+from training.shared_settings import CheckpointSettings, GridSteps
 
 # They change when and where rows are computed, not what is asked for.
 _FREE_SETTINGS = {"output", "n", "max_rows", "overwrite", "device", "num_threads", "seed"}
 
 
-class SampleConfig(BaseSettings):
+class SampleConfig(CheckpointSettings):
     """Write samples of a checkpoint to a file of JSON lines.
 
     Of an image model: to a folder of pictures; with its --checkpoint, --help lists the settings of images.
@@ -57,14 +58,14 @@ class SampleConfig(BaseSettings):
         allow_inf_nan=False,
     )
 
-    checkpoint: Path = Field(description="checkpoint: a folder or one .safetensors file")
     output: Path = Field(
         description="file of JSON lines; continued if it holds part of this request. The request is kept "
         "beside it, in OUTPUT.request.json"
     )
     n: int = Field(default=1, ge=1, description="samples in all (short: -n)")
-    steps: int | Literal["exact"] = Field(
-        default=64, description="steps of the sampling grid, 1 or more, or exact: one sub-token at a time"
+    steps: GridSteps = Field(
+        default=DEFAULT_STEPS,
+        description="steps of the sampling grid, 1 or more, or exact: one sub-token at a time",
     )
     seed: int | None = Field(
         default=None, ge=0, lt=2**64, description="of the request; default: drawn, or that of the file"
@@ -80,18 +81,6 @@ class SampleConfig(BaseSettings):
     stop: tuple[str, ...] = Field(default=(), description="strings that end the text of a prompt")
     max_rows: int = Field(default=64, ge=1, description="most rows in one denoiser call")
     overwrite: bool = Field(default=False, description="replace a file that holds another request")
-    device: str = Field(
-        default="auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$", description="auto, cpu, cuda or cuda:N"
-    )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="of the weights; auto keeps what is stored"
-    )
-    num_threads: int = Field(default=0, ge=0, description="CPU threads of torch; 0 keeps torch's choice")
-
-    @field_validator("steps", mode="before")
-    @classmethod
-    def _check_steps(cls, value: Any) -> Any:
-        return check_steps(value)
 
 
 def write_samples(config: SampleConfig, *, progress: bool = True) -> int:
@@ -178,7 +167,7 @@ def _continue_request(config: SampleConfig, checkpoint: Checkpoint, file: Binary
     request_path = config.output.with_name(config.output.name + ".request.json")
     request: dict[str, Any] = {
         **config.model_dump(mode="json", exclude=_FREE_SETTINGS),
-        "checkpoint": weights_digest(checkpoint.path),
+        **what_made_it(checkpoint),
     }
     size = file.seek(0, os.SEEK_END)
     if config.overwrite or (size == 0 and not request_path.exists()):

@@ -32,20 +32,23 @@ from torch import Tensor
 from prime_core.checkpoint import Checkpoint, load_checkpoint
 from prime_core.config import UNetConfig
 from prime_core.device import choose_device
+from prime_core.labels import parse_label
+from prime_core.pictures import PNG_MODES
 from prime_core.pixels import PixelCodec
-from prime_core.sample import NonFiniteError
+from prime_core.prepare import NonFiniteError
 from training.command_line import load_settings
 from training.image_draws import ImageDraws, draw_images
 from training.image_sampler import ImageSamplerSettings
-from training.picture_files import MODES, PictureError, read_picture
-from training.picture_folder import SAMPLES_NAME, PictureFolder
-from training.sample_request import SampleFileError, exclusive_file, weights_digest
+from training.picture_files import PictureError, read_picture
+from training.sample_folder import SAMPLES_NAME, SampleFolder
+from training.sample_request import SampleFileError, exclusive_file, what_made_it
+from training.shared_settings import CheckpointSettings
 
 # They change when and where pictures are computed, not what is asked for.
 _FREE_SETTINGS = {"output", "n", "max_rows", "overwrite", "device", "num_threads", "seed"}
 
 
-class ImageSampleConfig(ImageSamplerSettings):
+class ImageSampleConfig(ImageSamplerSettings, CheckpointSettings):
     """Write samples of an image model to a folder."""
 
     model_config = SettingsConfigDict(
@@ -56,7 +59,6 @@ class ImageSampleConfig(ImageSamplerSettings):
         allow_inf_nan=False,
     )
 
-    checkpoint: Path = Field(description="checkpoint: a folder or one .safetensors file")
     output: Path = Field(description="folder of pictures; continued if it holds part of this request")
     n: int = Field(default=1, ge=1, le=10**6, description="pictures in all (short: -n)")
     seed: int | None = Field(
@@ -74,13 +76,6 @@ class ImageSampleConfig(ImageSamplerSettings):
     )
     max_rows: int = Field(default=64, ge=1, description="most pictures in one denoiser call")
     overwrite: bool = Field(default=False, description="replace a folder that holds another request")
-    device: str = Field(
-        default="auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$", description="auto, cpu, cuda or cuda:N"
-    )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="of the weights; auto keeps what is stored"
-    )
-    num_threads: int = Field(default=0, ge=0, description="CPU threads of torch; 0 keeps torch's choice")
 
 
 class Shard(NamedTuple):
@@ -135,17 +130,22 @@ def write_images(config: ImageSampleConfig, *, shard: Shard | None = None, progr
     model = checkpoint.config.model
     assert isinstance(model, UNetConfig), "the command looked at the checkpoint first"
     shape = PixelCodec(model).picture_shape
-    if shape[2] not in MODES:
+    if shape[2] not in PNG_MODES:
         raise PictureError(f"a PNG has 1 or 3 channels, and the pictures of this model have {shape[2]}")
     known, digests = _known_parts(config, checkpoint, shape)
-    draws = ImageDraws(checkpoint, 0, {**config.sampler_fields(), **known}, _label(config.label))
+    draws = ImageDraws(
+        checkpoint,
+        0,
+        {**config.sampler_fields(), **known},
+        None if config.label is None else parse_label(config.label),
+    )
     draws.prepare(0)  # refuses what does not fit before any file is touched
     request = {
         **config.model_dump(mode="json", exclude=_FREE_SETTINGS | {"known", "known_mask"}),
         **digests,
-        "checkpoint": weights_digest(checkpoint.path),
+        **what_made_it(checkpoint),
     }
-    folder = PictureFolder(config.output, shape)
+    folder = SampleFolder(config.output, shape)
     lock = config.output / ".folder.lock"
     with exclusive_file(config.output / f".rank-{shard.rank}-of-{shard.world_size}.lock"):
         with exclusive_file(lock, wait=True):
@@ -167,10 +167,6 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and name in ("auto", "cuda") and local.isdecimal():
         return torch.device("cuda", int(local) % torch.cuda.device_count())
     return device
-
-
-def _label(given: str | None) -> int | str | None:
-    return int(given) if given is not None and given.isdecimal() else given
 
 
 def _known_parts(

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from prime_core.pictures import Pixels
 from training.classifier_net import Classifier
 from training.data.images import ImageSet
 from training.feature_distance import compare_features, label_agreement
 from training.image_draws import ImageDraws, draw_images
 from training.inception import Inception, inception_metrics
-from training.picture_folder import LABELS_NAME, REQUEST_NAME, SAMPLES_NAME
-
-Pixels = NDArray[np.uint8]
+from training.sample_folder import LABELS_NAME, REQUEST_NAME, SAMPLES_NAME
+from training.sample_request import SampleFileError, read_request
 
 
 class Samples(NamedTuple):
@@ -58,16 +58,26 @@ def draw_samples(draws: ImageDraws, n: int, max_rows: int, *, progress: bool = T
     )
 
 
-def open_samples(folder: Path, shape: tuple[int, int, int]) -> Samples:
+def open_samples(folder: Path, shape: tuple[int, int, int], checkpoint_digest: str) -> Samples:
     """Open what `prime-sample` wrote.
 
     Args:
         folder: its output.
         shape: (H, W, C) of the model's pictures.
+        checkpoint_digest: `weights_digest` of the checkpoint that must have made them.
+
+    Returns:
+        The samples; their facts are the request they were made for.
 
     Raises:
-        ValueError: the arrays are missing or of another model.
+        ValueError: the arrays or the request are missing, or of another model.
     """
+    try:
+        request = read_request(folder / REQUEST_NAME)
+    except SampleFileError as error:
+        raise ValueError(f"{folder}: {error}; name the --output of prime-sample") from None
+    if request.pop("checkpoint", None) != checkpoint_digest:
+        raise ValueError(f"{folder}: samples of another checkpoint; name the one that made them")
     try:
         pixels = np.load(folder / SAMPLES_NAME, mmap_mode="r", allow_pickle=False)
         labels_path = folder / LABELS_NAME
@@ -82,7 +92,7 @@ def open_samples(folder: Path, shape: tuple[int, int, int]) -> Samples:
         )
     if labels is not None and labels.shape != pixels.shape[:1]:
         raise ValueError(f"{folder}: {LABELS_NAME} does not go with {SAMPLES_NAME}")
-    return Samples(pixels, labels, {"n": len(pixels), "folder": str(folder), "request": REQUEST_NAME})
+    return Samples(pixels, labels, {"n": len(pixels), "folder": str(folder), **request})
 
 
 def measure_samples(

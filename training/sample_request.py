@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from prime_core.atomic import atomic_write
+from prime_core.checkpoint import Checkpoint
 
 
 class SampleFileError(ValueError):
@@ -63,7 +64,12 @@ def same_request(path: Path, output: Path, request: Mapping[str, Any], seed: int
     Raises:
         SampleFileError: they differ, which is said by name, or there is no kept request.
     """
-    saved = _read(path, output)
+    try:
+        saved = read_request(path)
+    except SampleFileError as error:
+        raise SampleFileError(
+            f"{output} exists, but {error}; choose another output, or replace it with --overwrite"
+        ) from None
     kept = int(saved.pop("seed"))
     differing = [key for key in sorted({*saved, *request}) if saved.get(key) != request.get(key)]
     if seed is not None and seed != kept:
@@ -76,17 +82,30 @@ def same_request(path: Path, output: Path, request: Mapping[str, Any], seed: int
     return kept
 
 
-def _read(path: Path, output: Path) -> dict[str, Any]:
+def read_request(path: Path) -> dict[str, Any]:
+    """Return a kept request with its seed and, as "checkpoint", the digest of the weights.
+
+    Raises:
+        SampleFileError: it is missing or damaged.
+    """
     try:
         saved = json.loads(path.read_text("utf-8"))
         int(saved["seed"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise SampleFileError(
-            f"{output} exists, but {path.name}, which tells what it holds, is missing or damaged; "
-            "choose another output, or replace it with --overwrite"
-        ) from None
+        raise SampleFileError(f"{path.name}, which tells what it holds, is missing or damaged") from None
     assert isinstance(saved, dict)
     return saved
+
+
+def what_made_it(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return the part of a request that names the model: its weights, and the type they were computed in.
+
+    The type is that of the loaded weights: "auto", and bfloat16 where a CPU has none, become something else elsewhere.
+    """
+    return {
+        "checkpoint": weights_digest(checkpoint.path),
+        "dtype": str(checkpoint.dtype).removeprefix("torch."),
+    }
 
 
 def weights_digest(path: Path) -> str:

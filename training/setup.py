@@ -12,17 +12,18 @@ import torch
 from torch import Tensor
 
 from prime_core.config import UNetConfig
+from prime_core.pictures import PNG_MODES, Pixels, to_grid
 from prime_core.pixels import PixelCodec
 from prime_core.tokenizer import Tokenizer, load_tokenizer
 from training.config import TrainConfig
 from training.data.corpus import CorpusOptions, list_sources
 from training.data.dataset import TokenDataset
 from training.data.images import ImageSet, Split, open_images
-from training.data.rows import ImageRows, Labels, RowSource, TextRows
+from training.data.rows import ImageRows, LabelSource, RowSource, TextRows
 from training.data.shards import build_shards
 from training.data.toy2d import Toy2dRows, open_picture
 from training.data_config import ImageData, TextData, Toy2dData
-from training.preview import Pixels, columns_for, paint_beside, paint_grid
+from training.preview import columns_for, paint_beside
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class RunData:
 
     train: RowSource
     heldout: RowSource | None
-    labels: Labels = field(default_factory=Labels)
+    labels: LabelSource = field(default_factory=LabelSource)
     label_names: tuple[str, ...] = ()
     tokenizer_file: Path | None = None
     num_dimensions: int | None = None
@@ -87,16 +88,16 @@ def _open_images(config: TrainConfig, progress: bool) -> RunData:
     _check_pixel_values(config, train)
     _check_labels(model, train)
     height, width, channels = codec.picture_shape
-    if config.preview and channels not in (1, 3):
+    if config.preview and channels not in PNG_MODES:
         raise ValueError(f"a PNG has 1 or 3 channels, not {channels}: set preview to 0")
     columns = columns_for(config.preview, model.num_labels if model.labels == "class" else 1)
     return RunData(
         train=ImageRows(train, codec, flip=data.flip),
         heldout=ImageRows(heldout, codec),
-        labels=Labels(model.labels, model.num_labels),
+        labels=LabelSource(model.labels, model.num_labels),
         label_names=train.label_names if model.labels == "class" else (),
         num_dimensions=height * width * channels,
-        paint=partial(paint_grid, codec=codec, num_columns=columns),
+        paint=lambda x_0: to_grid(codec.decode(x_0).numpy(), columns),
     )
 
 

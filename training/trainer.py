@@ -24,17 +24,18 @@ from prime_core.device import choose_device
 from prime_core.likelihood import Likelihood, estimate_likelihood
 from prime_core.models.build import build_denoiser
 from prime_core.objectives import training_loss
+from prime_core.pictures import to_png
 from prime_core.schedule import Schedule
 from training.config import TrainConfig
 from training.data.dataset import BlockOrder
-from training.data.rows import RowSource, stack_rows
+from training.data.rows import RowSource, evenly_spread, stack_rows
 from training.optim import ExponentialMovingAverage, build_optimizer, learning_rate
-from training.preview import draw_samples, png_bytes
+from training.preview import draw_preview
 from training.setup import RunData, codec_permutation, open_data
 from training.state import load_state, save_state
 
 CHECKPOINT_NAME = "checkpoint"
-_EVAL_BATCH = 64  # rows, each with two masks, in memory at a time
+_EVAL_DRAWS = 2  # masks of a held-out row
 # Settings that may change when a run is resumed: how long it goes on, and what changes no weight.
 _FREE_SETTINGS = {
     "steps",
@@ -157,11 +158,12 @@ class Trainer:
         heldout = self.data.heldout
         if heldout is None:
             return {}
-        rows = np.linspace(0, heldout.num_rows - 1, min(self.config.eval_rows, heldout.num_rows)).astype(int)
+        rows = evenly_spread(self.config.eval_rows, heldout.num_rows)
         generator = torch.Generator().manual_seed(0)
         with self._averaged_weights(), self._autocast():
             self.model.eval()
-            batches = [rows[first : first + _EVAL_BATCH] for first in range(0, len(rows), _EVAL_BATCH)]
+            size = max(1, self.config.micro_batch_size // _EVAL_DRAWS)
+            batches = [rows[first : first + size] for first in range(0, len(rows), size)]
             results = [self._likelihood(heldout, batch.tolist(), generator) for batch in batches]
         nelbo, coded_loss = (float(torch.cat(parts).mean()) for parts in zip(*results, strict=True))
         length, dimensions = self.config.model.length, self.data.num_dimensions
@@ -184,10 +186,10 @@ class Trainer:
         labels = self.data.labels.in_order(config.preview)
         with self._averaged_weights(), self._autocast():
             self.model.eval()
-            samples = draw_samples(
+            samples = draw_preview(
                 self.model, self.codec, self.schedule, config.model.length, config.preview_steps, labels
             )
-        return png_bytes(paint(samples))
+        return to_png(paint(samples))
 
     def save(self) -> None:
         """Save the state of the run, then the checkpoint that is served (averaged weights).
@@ -236,7 +238,7 @@ class Trainer:
             self.schedule,
             stack_rows(source, rows).to(self.device),
             generator=generator,
-            num_draws=2,
+            num_draws=_EVAL_DRAWS,
             chunk_rows=self.config.chunk_rows,
             labels=None if labels is None else labels.to(self.device),
         )

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from prime_core.config import UNetConfig
+from prime_core.labels import parse_label
 from server.accept import preferred
 from server.body import read_json
 from server.checking import check_keys, checked_request, choose_model, require_object
@@ -21,13 +22,18 @@ from server.schemas.base import Limits
 from server.schemas.images import ImagesRequest, ImagesResponse, ResponseFormat, image_request
 
 QUERY_FIELDS = ("n", "steps", "temperature", "top_p", "seed", "label", "model", "preset")
-_TEXT_FIELDS = ("model", "preset")
+_TEXT_FIELDS = ("model", "preset", "label")
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
-_HEADERS = {
+_HEADERS: dict[str, dict[str, Any]] = {
     "X-Seed": {"schema": {"type": "string"}, "description": "this seed gives these images again"},
     "X-NFE": {"schema": {"type": "string"}, "description": "sum of the denoiser calls of the images"},
+    "X-Labels": {
+        "schema": {"type": "string"},
+        "description": "the label of each image in order, joined by commas; absent for a model without labels",
+    },
 }
+_OF_FILES_ONLY = "Not in JSON answers, which say it in their body: "
 
 
 def router(service: Service) -> APIRouter:
@@ -71,6 +77,8 @@ def router(service: Service) -> APIRouter:
 
     async def answer_to_query(request: Request) -> Response:
         fields = read_query(request.scope["query_string"], QUERY_FIELDS, _TEXT_FIELDS)
+        if isinstance(label := fields.get("label"), str):
+            fields["label"] = parse_label(label)
         picture = preferred(request.headers.get("accept")) != "json"
         return await answer_to(fields, picture, request)
 
@@ -101,7 +109,10 @@ def _format_of(asked: ImagesRequest, picture: bool) -> ResponseFormat:
 
 def _answers(*media_types: str) -> dict[str, Any]:
     return {
-        "description": "The images: JSON, or a file with its seed and cost in the headers",
+        "description": "The images: JSON, or a file with its seed, cost and labels in the headers",
         "content": dict.fromkeys(media_types, _BINARY),
-        "headers": _HEADERS,
+        "headers": {
+            name: {**header, "description": _OF_FILES_ONLY + header["description"], "required": False}
+            for name, header in _HEADERS.items()
+        },
     }

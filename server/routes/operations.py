@@ -13,6 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from prime_core.config import UNetConfig
 from prime_core.pixels import PixelCodec
+from prime_core.presets import PRESETS
 from server.engine import Engine
 from server.model_queue import ModelQueue
 from server.schemas.base import Limits, Status
@@ -75,6 +76,10 @@ def describe_model(queue: ModelQueue, limits: Limits) -> dict[str, Any]:
         "labels": config.model.labels,
         "num_labels": config.model.num_labels if config.model.labels != "none" else 0,
         "label_names": config.label_names,
+        "presets": {
+            name: {"steps": preset.steps, "published_fid": preset.published_fid, "note": preset.note}
+            for name, preset in PRESETS.items()
+        },
     }
 
 

@@ -14,9 +14,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-MAX_SEED = 2**64 - 1
-MAX_TEMPERATURE = 100
-DEFAULT_STEPS = 64
+from kernels.noise import MAX_SEED
+from prime_core.request import DEFAULT_STEPS
 
 Rule = tuple[Any, str, dict[str, Any]]  # type of a field, its rule in words, and its bounds for pydantic
 
@@ -133,7 +132,7 @@ def inlined_schema(model: type[BaseModel]) -> dict[str, Any]:
 
 
 class Timings(Strict):
-    """Seconds: waiting for the first denoiser call, from there to the last, and all in all."""
+    """Seconds: from the request's arrival to its first denoiser call, from there to its last, and all in all."""
 
     queue_s: float
     run_s: float

@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema
 
-from prime_core.correctors import MAX_CORRECTOR_SCALE
-from prime_core.curves import MAX_POWER, MAX_WARP_SCALE
+from prime_core.correctors import MAX_CORRECTOR_SCALE, CorrectorKind
+from prime_core.curves import MAX_POWER, MAX_TEMPERATURE, MAX_WARP_SCALE
 from prime_core.presets import PRESETS
+from prime_core.settings import ImageSampler
 from server.known import KnownShape
-from server.schemas.base import MAX_TEMPERATURE, Asked, Limits, Rule, Strict, Timings, bounded, shared_rules
+from server.schemas.base import Asked, Limits, Rule, Strict, Timings, bounded, shared_rules
 
 MAX_SHOWN_NAMES = 20
 
@@ -19,7 +20,7 @@ ResponseFormat = Literal["b64_json", "png", "grid", "npy"]
 
 
 class Curve(Strict):
-    """scale * x^power + offset, for a temperature."""
+    """scale * (1 - t)^power + offset: a temperature over noise time t, 1 where all is masked and 0 at the end."""
 
     scale: float = Field(ge=-MAX_TEMPERATURE, le=MAX_TEMPERATURE)
     power: float = Field(ge=0, le=MAX_POWER)
@@ -27,7 +28,7 @@ class Curve(Strict):
 
 
 class Warp(Strict):
-    """t -> scale * t^power - offset: a warp of the time grid."""
+    """t -> scale * t^power - offset: a warp of the time grid. Power 0 only as (1, 0, 0), which is no warp."""
 
     scale: float = Field(gt=0, le=MAX_WARP_SCALE)
     power: float = Field(ge=0, le=MAX_POWER)
@@ -35,9 +36,9 @@ class Warp(Strict):
 
 
 class CorrectorFields(Strict):
-    """Strength scale * tau^power * (1 - tau)^final_power with which digits are masked again."""
+    """Strength scale * (1 - t)^power * t^final_power with which digits are masked again at noise time t."""
 
-    kind: Literal["corrected", "published"]
+    kind: CorrectorKind
     scale: float = Field(ge=0, le=MAX_CORRECTOR_SCALE)
     power: float = Field(ge=0, le=MAX_POWER)
     final_power: float | None = Field(default=None, ge=0, le=MAX_POWER)
@@ -48,7 +49,7 @@ class ImagesRequest(Asked):
 
     temperature: float | Curve = 1.0
     label: int | str | None = None
-    sampler: Literal["ancestral", "published"] = "ancestral"
+    sampler: ImageSampler = "ancestral"
     corrector: CorrectorFields | None = None
     warp: Warp | None = None
     preset: str | None = None
@@ -100,13 +101,13 @@ def _drawing_rules() -> dict[str, Rule]:
     return {
         "temperature": (
             Annotated[float, Field(ge=0, le=MAX_TEMPERATURE)] | Curve,
-            f'a finite number from 0 (greedy) to {MAX_TEMPERATURE}, or {{"scale": -100 to 100, "power": 0 to '
+            f'a finite number from 0 (greedy) to {MAX_TEMPERATURE:g}, or {{"scale": -100 to 100, "power": 0 to '
             f'{MAX_POWER:g}, "offset": 0 to 100}} for scale * (1 - t)^power + offset, which must stay in 0 to '
-            f"{MAX_TEMPERATURE} for t from 1 (all masked) to 0",
+            f"{MAX_TEMPERATURE:g} for t from 1 (all masked) to 0",
             {},
         ),
         "sampler": (
-            Literal["ancestral", "published"],
+            ImageSampler,
             '"ancestral" (draws whole tokens that agree with what is visible) or "published" (draws every digit alone)',
             {},
         ),
@@ -119,13 +120,15 @@ def _drawing_rules() -> dict[str, Rule]:
         ),
         "warp": (
             Warp | None,
-            f'null, or {{"scale": above 0 to {MAX_WARP_SCALE:g}, "power": 0 to {MAX_POWER:g}, "offset": above -1 and '
-            "below scale}: the time grid t becomes scale * t^power - offset; not with exact steps",
+            f'null, or {{"scale": above 0 to {MAX_WARP_SCALE:g}, "power": above 0 to {MAX_POWER:g}, "offset": above -1 '
+            "and below scale} (or 1, 0, 0, which is no warp): the time grid t becomes scale * t^power - offset; not "
+            "with exact steps",
             {},
         ),
         "preset": (
             preset | None,
-            f"null, or the name of published settings, which fields that are given replace: {', '.join(names)}",
+            "null, or the name of published settings, which fields that are given replace; /info tells what is "
+            f"published of each, and its FID: {', '.join(names)}",
             {},
         ),
     }
@@ -154,7 +157,9 @@ class ImageOutput(Strict):
     seed: int = Field(description="with n=1 and the same request, this seed gives this image again")
     nfe: int = Field(description="denoiser calls that this image took part in")
     steps: int | Literal["exact"] = Field(description="steps asked for")
-    steps_skipped: int = Field(description="steps that cost no denoiser call")
+    steps_skipped: int = Field(
+        description="steps of the grid that cost no denoiser call; a call after the grid is no step of it"
+    )
 
 
 class ImagesUsage(Strict):

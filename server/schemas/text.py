@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints, create_model
 
-from server.schemas.base import MAX_TEMPERATURE, Asked, Limits, Rule, Strict, Timings, bounded, shared_rules
+from prime_core.curves import MAX_TEMPERATURE
+from server.schemas.base import Asked, Limits, Rule, Strict, Timings, bounded, shared_rules
 
 MAX_STOPS = 8
 MAX_STOP_CHARS = 256
@@ -86,7 +87,7 @@ def _text_rules() -> dict[str, Rule]:
     return {
         "temperature": (
             float,
-            f"a finite number from 0 (greedy) to {MAX_TEMPERATURE}",
+            f"a finite number from 0 (greedy) to {MAX_TEMPERATURE:g}",
             {"ge": 0, "le": MAX_TEMPERATURE},
         ),
         "stop": (
@@ -114,7 +115,9 @@ class Output(Strict):
     seed: int = Field(description="with n=1 and the same request, this seed gives this output again")
     nfe: int = Field(description="denoiser calls that this row took part in")
     steps: int | Literal["exact"] = Field(description="steps asked for")
-    steps_skipped: int = Field(description="steps that would have changed nothing, and so cost nothing")
+    steps_skipped: int = Field(
+        description="steps of the grid that would have changed nothing, and so cost no denoiser call"
+    )
 
 
 class Usage(Strict):

@@ -89,6 +89,11 @@ def test_heads_count_only_where_there_is_attention() -> None:
         ({"labels": "class", "num_labels": 3}, {"label_names": ("a", "b")}, "2 label_names for 3 labels"),
         ({"labels": "uniform", "num_labels": 2}, {"label_names": ("a", "b")}, "kind 'uniform'"),
         ({"labels": "class"}, {"label_names": ("a" * 257,)}, "label_names"),
+        (
+            {"labels": "class", "num_labels": 2},
+            {"label_names": ("a", "7")},
+            "'7' is a number.*name it 'class 7'",
+        ),
     ],
 )
 def test_faults_of_the_whole(model: dict[str, Any], fields: dict[str, Any], message: str) -> None:

@@ -20,7 +20,7 @@ from prime_core.exact import (
 )
 from prime_core.exact_tokens import token_law
 from prime_core.schedule import LinearSchedule
-from prime_core.stepper import SamplingSettings
+from prime_core.settings import SamplingSettings
 from tests.stubs import TableDenoiser
 
 

@@ -11,6 +11,8 @@ from scipy.stats import kstest
 from torch import Tensor
 
 from kernels.noise import Purpose, uniform
+from prime_core.correctors import Corrector
+from prime_core.curves import TimeWarp
 from prime_core.plan import RevealPlan, Steps, draw_plan
 from prime_core.schedule import CosineSchedule, LinearSchedule, PolynomialSchedule, Schedule
 from tests.chi_square import p_value
@@ -52,6 +54,30 @@ def test_every_free_digit_is_revealed_once_in_order(schedule: Schedule, steps: S
     else:
         assert plan.num_steps == steps
         assert plan.nfe <= steps
+
+
+@pytest.mark.parametrize(
+    ("steps", "options", "leftovers"),
+    [
+        (64, {}, False),
+        (64, {"corrector": Corrector("published", 16, 2)}, True),
+        (64, {"warp": TimeWarp(1, 1, -0.2)}, True),
+        (64, {"eps": 0.3}, True),
+        (2000, {"corrector": Corrector("corrected", 4, 1)}, False),
+        ("exact", {}, False),
+    ],
+)
+def test_skipped_steps_are_those_of_the_grid_without_a_call(
+    steps: Steps, options: dict[str, Any], leftovers: bool
+) -> None:
+    free = torch.ones(200, 2, dtype=torch.bool)
+    plan = draw_plan(free, PolynomialSchedule(3), steps, seed=0, **options)
+    called = set(plan.steps.tolist())
+    assert (plan.num_steps in called) == leftovers
+    assert plan.steps_skipped == sum(step not in called for step in range(plan.num_steps))
+    assert plan.nfe + plan.steps_skipped == plan.num_steps + leftovers
+    if steps == "exact":
+        assert plan.steps_skipped == 0
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)

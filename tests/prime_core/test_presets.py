@@ -8,9 +8,9 @@ import torch
 from prime_core.correctors import Corrector
 from prime_core.curves import TemperatureCurve, TimeWarp
 from prime_core.plan import draw_plan
-from prime_core.presets import PRESETS
+from prime_core.presets import PRESETS, list_presets
 from prime_core.schedule import PolynomialSchedule
-from prime_core.settings import SamplingSettings
+from prime_core.settings import DRAWS, SamplingSettings
 
 
 def test_the_one_row_that_is_published_in_full() -> None:
@@ -19,6 +19,12 @@ def test_the_one_row_that_is_published_in_full() -> None:
     assert preset.warp == TimeWarp(1.0, 1.7, 0.0)
     assert preset.corrector == Corrector("published", 16.0, 2.0)
     assert preset.published_fid == 3.26
+
+
+def test_the_list_tells_what_is_published() -> None:
+    listed = list_presets()
+    assert "cifar10-l2-512 (3.26)" in listed and "cifar10-l2-512-corrected (not published)" in listed
+    assert all(f"{name} (" in listed for name in PRESETS)
 
 
 def test_published_rows_have_their_steps_and_fid() -> None:
@@ -51,7 +57,7 @@ def test_a_preset_says_what_is_not_published(name: str) -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_can_be_run(name: str) -> None:
     preset = PRESETS[name]
-    settings = SamplingSettings(preset.temperature, draw=preset.draw)
+    settings = SamplingSettings(preset.temperature, draw=DRAWS[preset.sampler])
     free = torch.ones(8, 2, dtype=torch.bool)
     plan = draw_plan(
         free, PolynomialSchedule(3), preset.steps, 1, warp=preset.warp, corrector=preset.corrector

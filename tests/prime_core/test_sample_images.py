@@ -108,6 +108,7 @@ def test_fields_that_are_given_beside_a_preset_come_first(model: Checkpoint) -> 
     request = prepare_rows(model, preset="cifar10-l2-512", steps=16, temperature=0.5).request
     assert request.steps == 16 and request.temperature == 0.5
     assert request.corrector is not None and request.sampler == "published"  # type: ignore[union-attr]
+    assert prepare_rows(model, preset="cifar10-l2-512", corrector=None).request.corrector is None
     with pytest.raises(CanvasError, match="preset must be one of cifar10-l2-512"):
         prepare_rows(model, preset="best")
 

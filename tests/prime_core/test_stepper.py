@@ -16,9 +16,11 @@ from prime_core.codec import SubtokenCodec
 from prime_core.config import CodecConfig, DiTConfig
 from prime_core.models.denoiser import filled_size
 from prime_core.models.dit import DiT
+from prime_core.row import Row, new_row
 from prime_core.sample import run_rows
 from prime_core.schedule import LinearSchedule
-from prime_core.stepper import Row, SamplingSettings, Stepper, new_row
+from prime_core.settings import SamplingSettings
+from prime_core.stepper import Stepper
 from tests.stubs import TableDenoiser
 
 SCHEDULE = LinearSchedule()

@@ -17,11 +17,12 @@ from prime_core.codec import SubtokenCodec
 from prime_core.config import CodecConfig, UNetConfig
 from prime_core.correctors import Corrector
 from prime_core.curves import TemperatureCurve, TimeWarp
-from prime_core.models.unet import UNet
+from prime_core.models.unet import MIN_DENSE_POSITIONS, UNet
+from prime_core.row import Row, new_row
 from prime_core.sample import run_rows
 from prime_core.schedule import PolynomialSchedule
 from prime_core.settings import SamplingSettings
-from prime_core.stepper import Row, Stepper, new_row
+from prime_core.stepper import Stepper
 from tests.stubs import TableDenoiser
 
 SCHEDULE = PolynomialSchedule(3)
@@ -52,6 +53,10 @@ class Labelled(TableDenoiser):
         assert labels is not None and len(labels) == len(lengths)
         self.labels = labels.tolist()
         return super().features(y_t, lengths, t, positions)
+
+
+def test_the_stepper_asks_for_fewer_logits_at_a_time_than_a_dense_head_pays_for() -> None:
+    assert stepper_module.MAX_LOGIT_ROWS < MIN_DENSE_POSITIONS
 
 
 def test_labels_reach_the_network_and_rows_that_fill_a_call_have_label_zero() -> None:

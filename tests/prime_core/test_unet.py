@@ -131,8 +131,10 @@ class TestOutputs:
         torch.testing.assert_close(network.head(features), dense[inside], rtol=0, atol=1e-5)
         with pytest.raises(AssertionError, match="gathered path"):
             network.head(features[: MIN_DENSE_POSITIONS - 1])
-        sparse = network.features(*packed(y_t), positions=torch.arange(0, 24 * LENGTH, 24 // 11))
+        everywhere = torch.arange(0, 24 * LENGTH, 24 // 11)
+        sparse = network.features(*packed(y_t), positions=everywhere)
         assert len(sparse) >= MIN_DENSE_POSITIONS
+        torch.testing.assert_close(network.head(sparse), dense[everywhere], rtol=0, atol=1e-5)
         far_apart = torch.cat([torch.arange(512), torch.arange(512) + 23 * LENGTH - 512])
         with pytest.raises(AssertionError, match="gathered path"):
             network.head(network.features(*packed(y_t), positions=far_apart))

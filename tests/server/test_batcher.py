@@ -16,7 +16,7 @@ def make_job(*rows: tuple[int, int]) -> Job:
     made: list[Any] = [
         SimpleNamespace(length=length, remaining=left, done=left == 0) for length, left in rows
     ]
-    return Job("model", made, submitted_s=0.0)
+    return Job("model", made, arrived_s=0.0)
 
 
 def lengths(batcher: Batcher) -> list[int]:

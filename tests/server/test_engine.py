@@ -15,7 +15,7 @@ import pytest
 
 import server.engine as engine_module
 import server.stopwatch as stopwatch
-from prime_core.sample import prepare_rows
+from prime_core.prepare import prepare_rows
 from server.batcher import Job
 from server.failures import EngineError, UnavailableError
 from server.model_queue import WARM_UP_TOKENS

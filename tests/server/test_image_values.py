@@ -227,7 +227,10 @@ def test_openapi_describes_bodies_queries_and_answers(images: Running) -> None:
     answers = operations["post"]["responses"]["200"]
     assert answers["content"].keys() == {"application/json", "image/png", "application/octet-stream"}
     assert "ImagesResponse" in str(answers["content"]["application/json"])
-    assert answers["headers"].keys() == {"X-Seed", "X-NFE"}
+    assert answers["headers"].keys() == {"X-Seed", "X-NFE", "X-Labels"}
+    for header in answers["headers"].values():
+        assert header["required"] is False
+        assert header["description"].startswith("Not in JSON answers")
     parameters = {item["name"]: item["schema"] for item in operations["get"]["parameters"]}
     assert list(parameters) == ["n", "steps", "temperature", "top_p", "seed", "label", "model", "preset"]
     assert parameters["temperature"]["maximum"] == 100

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from prime_core.checkpoint import load_checkpoint
+from prime_core.pictures import to_grid
 from prime_core.presets import PRESETS
-from prime_core.request import preset_fields
+from prime_core.request import fill_in_preset
 from prime_core.sample import sample
-from server.pictures import to_grid
 from tests.server.image_model import LABELS, LENGTH, SIDE
 from tests.server.image_model import NAME as IMAGES
 from tests.server.running import Running
@@ -137,6 +137,8 @@ def test_a_browser_gets_one_picture_or_a_grid(both: Running) -> None:
     assert pixels_of(many.content).shape == (4 * 10 - 2, 4 * 10 - 2, 1)
     assert many.content == get(both, n=16, label="T-shirt/top", seed=1, steps=6).content
     assert get(both, steps="exact", seed=1).headers["x-nfe"] == str(2 * LENGTH)
+    for address_label in (2, "2", "002"):
+        assert get(both, n=16, label=address_label, seed=1, steps=6).content == many.content
     assert len(images(get(both, "application/json", n=2, steps=3))) == 2
     assert both.client.get("/images").headers["x-seed"].isdigit()  # nothing needs to be given
 
@@ -160,6 +162,10 @@ def test_labels_by_number_by_name_and_drawn(both: Running) -> None:
     assert by_number == by_name
     drawn = images(post(both, seed=1, steps=2, n=16))
     assert {row["label"] for row in drawn} == {0, 1, 2}
+    for response_format in ("grid", "npy"):
+        told = post(both, seed=1, steps=2, n=16, response_format=response_format).headers["x-labels"]
+        assert told == ",".join(str(row["label"]) for row in drawn)
+    assert "x-labels" not in post(both, seed=1, steps=2).headers
     assert all(row["label_name"] == LABELS[row["label"]] for row in drawn)
 
 
@@ -186,7 +192,7 @@ def test_known_digits_stay_and_all_known_costs_nothing(both: Running) -> None:
 
 def test_presets_are_what_they_say_and_given_fields_come_first(both: Running) -> None:
     name = "cifar10-l2-512"
-    published = preset_fields(name)
+    published = fill_in_preset({"preset": name})
     alone = post(both, preset=name, seed=4)
     assert np.array_equal(decoded(alone), expected_pixels(both, seed=4, **published))
     assert images(alone)[0]["steps"] == PRESETS[name].steps
@@ -196,6 +202,10 @@ def test_presets_are_what_they_say_and_given_fields_come_first(both: Running) ->
     )
     assert np.array_equal(decoded(post(both, **body)), expected)
     assert get(both, preset=name, steps=10, seed=4).status_code == 200
+    described = next(model for model in both.client.get("/info").json()["models"] if model["name"] == IMAGES)
+    told = described["presets"][name]
+    assert (told["steps"], told["published_fid"]) == (512, 3.26)
+    assert told["note"].startswith("Published in full.")
 
 
 def test_every_sampler_setting_reaches_the_sampler(both: Running) -> None:

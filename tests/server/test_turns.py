@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from prime_core.sample import prepare_rows
+from prime_core.prepare import prepare_rows
 from server.batcher import Job
 from server.engine import Engine
 from server.settings import Settings

@@ -70,6 +70,8 @@ def test_a_file_gives_the_classifier_back(tmp_path: Path) -> None:
     assert found.judge(pixels)[0].equal(made.judge(pixels)[0])
     with pytest.raises(CheckpointError, match=r"a classifier of bars/train .* not of others/train"):
         classifier_for(path, bars(256, 0, "others/train"), sets[1], progress=False)
+    with pytest.raises(CheckpointError, match=r"a classifier of bars/train .* not of bars/train"):
+        classifier_for(path, bars(256, 5), sets[1], progress=False)  # of the same name, shape and number
 
 
 def test_foreign_and_damaged_files_are_refused(tmp_path: Path) -> None:

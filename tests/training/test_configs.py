@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prime_core.config import Config, LinearConfig
+from prime_core.config import Config, LinearConfig, PolynomialConfig
 from prime_core.tokenizer import load_tokenizer
 from tests.training.small_run import load_run, write_run
 from training.config import TrainConfig, load_train_config
@@ -25,6 +25,11 @@ PUBLISHED_IMAGES = {
     for data in ("cifar10", "imagenet32")
     for kind in ("mdm", "prime-l2", "prime-l3", "prime-l4", "prime-l8", "mixture", "supertoken")
 }
+# Digits of a token and their base.
+IMAGE_DIGITS = {
+    "mdm": (1, 256), "prime-l2": (2, 16), "prime-l3": (3, 7), "prime-l4": (4, 4), "prime-l8": (8, 2),
+    "mixture": (2, 16), "supertoken": (1, 4096),
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +70,39 @@ def test_published_configs_hold_the_published_values(target_length: int) -> None
 def test_published_configs_differ_in_digits_and_folders_only() -> None:
     dumps = [_load(name).model_dump(exclude={"output": True, "codec": {"target_length"}})
              for name in PUBLISHED.values()]  # fmt: skip
+    assert all(dump == dumps[0] for dump in dumps)
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED_IMAGES))
+def test_published_image_configs_hold_the_published_values(name: str) -> None:
+    data, _, kind = name.partition("-")
+    config = _load(name)
+    model, packed, mixed = config.model, kind == "supertoken", kind == "mixture"
+    assert (model.height, model.width, model.channels) == (32, 32, 2 if packed else 3)
+    assert (model.model_channels, model.channel_mult, model.num_res_blocks) == (96, (3, 4, 4), 5)
+    assert (model.attention_rates, model.head_channels, model.dropout) == ((2,), 64, 0.4)
+    assert (model.labels, model.time_conditioned) == ("uniform" if mixed else "none", False)
+    assert model.packing == ("rgb24" if packed else "none")
+    digits, base = IMAGE_DIGITS[kind]
+    assert (config.codec.vocab_size, config.codec.permuted) == (4096 if packed else 256, False)
+    assert (config.codec.target_length, config.codec.base) == (digits, base)
+    assert config.schedule == PolynomialConfig(power=3.0)
+    assert (config.objective, config.weighted, config.eps, config.batch_size) == ("coded", False, 0.0, 512)
+    assert (config.learning_rate, config.beta1, config.beta2) == (1e-4, 0.9, 0.95)
+    assert (config.ema_decay, config.ema_warmup) == (0.999, True)
+    assert (config.data.kind, config.data.dataset) == ("images", data)
+
+
+@pytest.mark.parametrize("data", ["cifar10", "imagenet32"])
+def test_published_image_configs_differ_in_digits_labels_packing_and_folder_only(data: str) -> None:
+    free = {
+        "output": True,
+        "chunk_rows": True,  # memory alone: super-tokens have 16 times the logits
+        "codec": {"vocab_size", "target_length"},
+        "model": {"channels", "packing", "labels", "num_labels"},
+    }
+    dumps = [_load(name).model_dump(exclude=free) for name in sorted(PUBLISHED_IMAGES) if data in name]
+    assert len(dumps) == 7
     assert all(dump == dumps[0] for dump in dumps)
 
 

@@ -108,7 +108,7 @@ def test_equal_rows_have_the_textbook_standard_error() -> None:
 
 
 def test_one_digit_and_uniform_logits_cost_log_v(tmp_path: Path, text: Path) -> None:
-    report = _evaluate(write_checkpoint(tmp_path, 1, uniform=True), text, steps=4)
+    report = _evaluate(write_checkpoint(tmp_path, 1, uniform=True), text, grid_steps=4)
     num_tokens = NUM_BYTES + len(DOCUMENTS)
     assert (report["num_tokens"], report["num_bytes"]) == (num_tokens, NUM_BYTES)
     estimates = report["estimates"]
@@ -123,7 +123,7 @@ def test_one_digit_and_uniform_logits_cost_log_v(tmp_path: Path, text: Path) -> 
 
 
 def test_only_bounds_are_called_so(tmp_path: Path, text: Path) -> None:
-    estimates = _evaluate(write_checkpoint(tmp_path), text, steps=8)["estimates"]
+    estimates = _evaluate(write_checkpoint(tmp_path), text, grid_steps=8)["estimates"]
     assert {name for name, figures in estimates.items() if figures["label"] == BOUND} == {
         "nelbo",
         "grid_nelbo",

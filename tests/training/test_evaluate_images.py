@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,8 @@ def _model(tmp_path: Path, data: Path, labels: Any = "class", **settings: Any) -
 
 
 def _evaluate(checkpoint: Path, **settings: Any) -> dict[str, Any]:
-    settings = {"rows": 6, "num_draws": 2, "batch_rows": 4, "device": "cpu", **settings}
+    bounds = {"num_draws": 2, "batch_rows": 4} if settings.get("rows", 6) else {}
+    settings = {"rows": 6, "device": "cpu", **bounds, **settings}
     return evaluate_images(ImageEvalConfig(checkpoint=checkpoint, **settings), progress=False)
 
 
@@ -126,7 +128,9 @@ def test_samples_are_judged_with_their_floor(tmp_path: Path, data: Path) -> None
     assert distance["value"] > 3 * distance["floor"] > 0
     assert (agreement["n"], 0 <= agreement["value"] <= 1) == (20, True)
     assert agreement["classifier_accuracy"] == report["classifier"]["accuracy"]
-    assert Path(report["classifier"]["file"]) == data / "cache" / "classifier-fashion-mnist.safetensors"
+    train = open_images("fashion-mnist", data, "train", data)
+    name = f"classifier-fashion-mnist-{train.digest[:16]}.safetensors"
+    assert Path(report["classifier"]["file"]) == data / "cache" / name
     assert report["samples"]["steps"] == 2
     assert 0 < report["samples"]["mean_nfe"] <= 2
     # FID is no other name of the distance: without weights there is none, and that is said.
@@ -136,9 +140,43 @@ def test_samples_are_judged_with_their_floor(tmp_path: Path, data: Path) -> None
     output = tmp_path / "samples"
     sampling = ImageSampleConfig(checkpoint=path, output=output, n=20, steps=2, seed=3, device="cpu")
     write_images(sampling, shard=Shard(0, 1), progress=False)
-    found = _evaluate(path, **{**settings, "samples": 0}, samples_folder=output)
+    found = _evaluate(path, rows=0, seed=3, num_reference=100, samples_folder=output)
     for name in ("classifier_feature_distance", "label_agreement"):
         assert found[name] == report[name]
+    # What the samples were made for is told, not that they are somewhere.
+    facts = found["samples"]
+    assert (facts["n"], facts["steps"], facts["sampler"], facts["seed"]) == (20, 2, "ancestral", 3)
+    assert (facts["dtype"], facts["folder"]) == ("float32", str(output))
+
+
+def test_samples_of_another_checkpoint_are_refused(tmp_path: Path, data: Path) -> None:
+    (tmp_path / "other").mkdir()
+    model, other = _model(tmp_path, data), _model(tmp_path / "other", data, scale=0.3)
+    output = tmp_path / "samples"
+    sampling = ImageSampleConfig(checkpoint=other, output=output, n=2, steps=1, seed=3, device="cpu")
+    write_images(sampling, shard=Shard(0, 1), progress=False)
+    with pytest.raises(ValueError, match="samples of another checkpoint"):
+        _evaluate(model, rows=0, samples_folder=output)
+    (output / "request.json").write_text("{")
+    with pytest.raises(ValueError, match=r"request.json, which tells what it holds, is missing or damaged"):
+        _evaluate(other, rows=0, samples_folder=output)
+
+
+def test_bounds_alone_open_no_training_images(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def spy(*arguments: Any, split: Any, **options: Any) -> Any:
+        opened.append(split)
+        return open_images(*arguments, split=split, **options)
+
+    monkeypatch.setattr(module, "open_images", spy)
+    path = _model(tmp_path, data)
+    _evaluate(path, rows=1)
+    assert opened == ["heldout"]
+    _evaluate(path, rows=0, samples=2, steps=1)
+    assert opened == ["heldout", "heldout", "train"]
 
 
 def test_labels_that_mean_nothing_are_not_compared(tmp_path: Path, data: Path) -> None:
@@ -167,10 +205,29 @@ def test_with_weights_there_is_a_fid(tmp_path: Path, data: Path, monkeypatch: py
     ("settings", "message"),
     [
         ({"samples": 2, "samples_folder": "out"}, "give one of them"),
-        ({"samples_folder": "out"}, r"no whole samples.npy"),
-        ({"inception_weights": "absent.pth", "samples": 2}, r"absent.pth: no such file"),
-        ({"dataset": "cifar10"}, "give --dataset and --path"),
-        ({"samples": 1, "steps": 1, "rows": 0}, "at least 2 samples"),
+        ({"samples_folder": "out"}, r"out: request.json, which tells what it holds, is missing"),
+        ({"inception_weights": "absent.pth", "samples": 20}, r"absent.pth: no such file"),
+        ({"dataset": "cifar10", "samples": 2}, "give --dataset and --path"),
+        ({"samples": 1, "steps": 1, "rows": 0}, "--samples must be 0 or at least 2"),
+        (
+            {"samples": 19, "inception_weights": "absent.pth"},
+            "at least 20 samples of 1 or 3 channels, got 19",
+        ),
+        ({"samples": 20, "num_reference": 9, "inception_weights": "absent.pth"}, "at least 20 real images"),
+        ({"samples": 2, "sampler": "published", "steps": "exact", "warp": "1 2 0"}, "warp must be left out"),
+        ({"rows": 2, "samples": 19, "inception_weights": "absent.pth"}, "at least 20 samples"),
+        ({"rows": 0}, "nothing is left to measure"),
+        ({"rows": 2, "steps": 9}, "--steps has no effect without --samples, which draws them here"),
+        ({"rows": 2, "preset": "cifar10-l2-512"}, "--preset has no effect without --samples"),
+        ({"samples_folder": "out", "temperature": "0.5"}, "--temperature has no effect without --samples"),
+        (
+            {"rows": 2, "inception_weights": "x"},
+            "--inception-weights has no effect without --samples or --sam",
+        ),
+        ({"rows": 2, "classifier": "x"}, "--classifier has no effect without"),
+        ({"rows": 2, "num_reference": 5}, "--num-reference has no effect without"),
+        ({"samples": 2, "grid_steps": 3}, "--grid-steps has no effect without --rows above 0"),
+        ({"samples": 2, "num_draws": 3}, "--num-draws has no effect without --rows above 0"),
         ({"samples": 2, "classifier": "model/model.safetensors"}, "no classifier"),
         (
             {"samples": 2, "steps": 2, "corrector": "published 4 1", "sampler": "ancestral", "top_p": 0.0},
@@ -179,13 +236,24 @@ def test_with_weights_there_is_a_fid(tmp_path: Path, data: Path, monkeypatch: py
     ],
 )
 def test_what_does_not_fit_is_said(
-    settings: dict[str, Any], message: str, tmp_path: Path, data: Path
+    settings: dict[str, Any], message: str, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for long_part in ("draw_samples", "estimate_likelihood"):
+        monkeypatch.setattr(module, long_part, lambda *_, **__: pytest.fail("found after a long part"))
     path = _model(tmp_path, data)
     files = {name: tmp_path / value for name, value in settings.items() if name.split("_")[-1] in
              ("folder", "weights", "classifier")}  # fmt: skip
     with pytest.raises((ValueError, OSError), match=message):
         _evaluate(path, **{"rows": 0, **settings, **files})
+
+
+def test_a_missing_torchmetrics_is_found_before_samples_are_drawn(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "draw_samples", lambda *_, **__: pytest.fail("found after the long part"))
+    monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
+    with pytest.raises(ValueError, match=r"pip install 'mdm-prime\[fid\]'"):
+        _evaluate(_model(tmp_path, data), rows=0, samples=20, inception_weights=tmp_path / "weights.pth")
 
 
 def test_another_data_set_than_that_of_the_model_is_refused(tmp_path: Path, data: Path) -> None:

@@ -129,6 +129,9 @@ def test_shipped_configs_train_on_files_in_the_official_format(
     monkeypatch.setattr(image_files, "random_images", _dark)
     make(tmp_path / "data")
     files = ["--data.path", str(tmp_path / "data"), "--data.cache", str(tmp_path / "cache")]
+    with pytest.raises(DataError, match="set verify to false"):
+        train(load_run(CONFIGS / f"{name}.toml", tmp_path / "run", *SMALL, *files), progress=False)
+    files += ["--data.verify", "false"]
     if name == "cifar10-supertoken":
         # A head over 4,096 pairs is most of a step at this size.
         files += ["--batch-size", "1", "--micro-batch-size", "1", "--steps", "3"]

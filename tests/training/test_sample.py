@@ -107,7 +107,9 @@ def test_a_drawn_seed_is_kept(checkpoint: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     _write(checkpoint, output, seed=None, n=2)
     _write(checkpoint, output, seed=None, n=3)
-    seed = json.loads((tmp_path / "out.jsonl.request.json").read_text())["seed"]
+    request = json.loads((tmp_path / "out.jsonl.request.json").read_text())
+    assert request["dtype"] == "float32"  # what "auto" became
+    seed = request["seed"]
     assert _lines(output)[0]["seed"] == seed
     _write(checkpoint, tmp_path / "again.jsonl", seed=seed, n=3)
     assert _lines(tmp_path / "again.jsonl") == _lines(output)

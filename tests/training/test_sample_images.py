@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import struct
@@ -18,9 +19,11 @@ import pytest
 import torch
 
 from prime_core.checkpoint import load_checkpoint
+from prime_core.pictures import to_png
 from prime_core.sample import sample
 from tests.training.picture_models import write_image_model
-from training.picture_files import PictureError, png_bytes, read_picture
+from training import sample_images
+from training.picture_files import PictureError, read_picture
 from training.sample import main
 from training.sample_images import ImageSampleConfig, Shard, write_images
 
@@ -63,6 +66,19 @@ def test_pictures_are_what_the_library_gives(checkpoint: Path, tmp_path: Path) -
         assert np.array_equal(pixels, samples[index])
         assert facts == {"index": str(index), "seed": str(one.seed), "nfe": str(one.nfe), "label": "2"}
     assert len(np.unique(samples, axis=0)) > 1
+
+
+def test_the_request_keeps_the_type_that_was_computed_in(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    _write(checkpoint, output, n=1)
+    assert json.loads((output / "request.json").read_text())["dtype"] == "float32"
+    assert _write(checkpoint, output, n=2, dtype="float32") == (1, True)
+    half = dataclasses.replace(load_checkpoint(checkpoint), dtype=torch.bfloat16)
+    monkeypatch.setattr(sample_images, "load_checkpoint", lambda *_, **__: half)
+    with pytest.raises(ValueError, match=r"another request \(other dtype\)"):
+        _write(checkpoint, output, n=2)
 
 
 def test_classes_come_in_turn_and_models_without_labels_have_none(checkpoint: Path, tmp_path: Path) -> None:
@@ -206,7 +222,7 @@ def test_folders_of_other_origin_are_left_alone(checkpoint: Path, tmp_path: Path
     with pytest.raises(ValueError, match="is a file, and pictures need a folder"):
         _write(checkpoint, output / "notes.txt")
     _write(checkpoint, tmp_path / "out")
-    other = png_bytes(np.zeros((8, 8, 1), np.uint8), {"index": "1", "seed": "5"})
+    other = to_png(np.zeros((8, 8, 1), np.uint8), {"index": "1", "seed": "5"})
     (tmp_path / "out" / "000001.png").write_bytes(other)
     with pytest.raises(ValueError, match=r"000001.png: not sample 1 of this request"):
         _write(checkpoint, tmp_path / "out")
@@ -214,7 +230,7 @@ def test_folders_of_other_origin_are_left_alone(checkpoint: Path, tmp_path: Path
 
 def test_high_digits_and_masked_pixels_of_a_picture_are_kept(checkpoint: Path, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 1), dtype=np.uint8)
-    (tmp_path / "known.png").write_bytes(png_bytes(pixels, {}))
+    (tmp_path / "known.png").write_bytes(to_png(pixels, {}))
     known = {"known": tmp_path / "known.png", "n": 3}
     for digits, kept in (("high", lambda x: x // 16), ("low", lambda x: x % 16)):
         _write(checkpoint, tmp_path / digits, known_digits=digits, **known)
@@ -223,12 +239,12 @@ def test_high_digits_and_masked_pixels_of_a_picture_are_kept(checkpoint: Path, t
         assert not (samples == pixels).all()
     mask = np.zeros((8, 8, 1), np.uint8)
     mask[:, :3] = 255
-    (tmp_path / "mask.png").write_bytes(png_bytes(mask, {}))
+    (tmp_path / "mask.png").write_bytes(to_png(mask, {}))
     _write(checkpoint, tmp_path / "masked", known_mask=tmp_path / "mask.png", **known)
     samples = np.load(tmp_path / "masked" / "samples.npy")
     assert (samples[:, :, :3] == pixels[:, :3]).all()
     assert not (samples[:, :, 3:] == pixels[:, 3:]).all()
-    (tmp_path / "known.png").write_bytes(png_bytes(255 - pixels, {}))
+    (tmp_path / "known.png").write_bytes(to_png(255 - pixels, {}))
     with pytest.raises(ValueError, match=r"another request \(other known\)"):
         _write(checkpoint, tmp_path / "masked", known_mask=tmp_path / "mask.png", **known)
 
@@ -243,13 +259,14 @@ def test_high_digits_and_masked_pixels_of_a_picture_are_kept(checkpoint: Path, t
         ({"known": "absent.png", "known_digits": "high"}, "absent.png"),
         ({"label": "9"}, "label"),
         ({"label": "zebra"}, "label"),
+        ({"label": "1" * 5000}, "label must be a number in 0..3"),
     ],
 )
 def test_what_does_not_fit_leaves_no_folder(
     settings: dict[str, Any], message: str, checkpoint: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "known.png").write_bytes(png_bytes(np.zeros((8, 8, 1), np.uint8), {}))
-    (tmp_path / "wide.png").write_bytes(png_bytes(np.zeros((4, 9, 1), np.uint8), {}))
+    (tmp_path / "known.png").write_bytes(to_png(np.zeros((8, 8, 1), np.uint8), {}))
+    (tmp_path / "wide.png").write_bytes(to_png(np.zeros((4, 9, 1), np.uint8), {}))
     (tmp_path / "text.png").write_text("no picture")
     settings = {name: tmp_path / value if name == "known" else value for name, value in settings.items()}
     with pytest.raises((ValueError, OSError), match=message):
@@ -279,6 +296,11 @@ def test_samplers_and_presets_reach_the_rows(checkpoint: Path, tmp_path: Path) -
     preset = ImageSampleConfig(checkpoint=checkpoint, output=tmp_path, preset="cifar10-l2-512", steps=9)
     assert (preset.steps, preset.sampler, preset.corrector) == (9, "published", "published 16.0 2.0")
     assert preset.sampler_fields()["temperature"] == TemperatureCurve(-0.2, 2, 1)
+    plain = ImageSampleConfig(
+        checkpoint=checkpoint, output=tmp_path, preset="cifar10-l2-512", warp="none", corrector="none"
+    )
+    assert (plain.steps, plain.warp, plain.corrector) == (512, None, None)
+    assert (plain.sampler_fields()["warp"], plain.sampler_fields()["corrector"]) == (None, None)
     assert json.loads((tmp_path / "out" / "request.json").read_text())["warp"] == "1.0 1.7 0.0"
 
 
@@ -304,18 +326,11 @@ def test_the_command_chooses_by_the_checkpoint(
         assert message in error
 
 
-def test_pictures_of_a_bomb_or_another_mode() -> None:
-    grey = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
-    with pytest.raises(PictureError, match="1 or 3 channels, and these pictures have 2"):
-        png_bytes(np.zeros((2, 2, 2), np.uint8), {})
-    assert png_bytes(grey, {"index": "1"}) == png_bytes(grey, {"index": "1"})
-
-
 @pytest.mark.parametrize(("side", "message"), [(12_000, "12000 x 12000 pixels"), (50_000, "not a sound PNG")])
 def test_a_picture_that_claims_to_be_huge_is_not_decoded(side: int, message: str, tmp_path: Path) -> None:
     path = tmp_path / "huge.png"
     fields = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
     header = struct.pack(">I", 13) + fields + struct.pack(">I", zlib.crc32(fields))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + png_bytes(np.zeros((8, 8, 1), np.uint8), {})[33:])
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + to_png(np.zeros((8, 8, 1), np.uint8), {})[33:])
     with pytest.raises(PictureError, match=message):
         read_picture(path, (8, 8, 1))

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from prime_core.checkpoint import load_checkpoint
+from prime_core.likelihood import estimate_likelihood
 from tests.training.small_run import load_run, metrics_of, state_of, write_byte_ranks, write_run
+from training import trainer as trainer_module
 from training.config import load_train_config
 from training.train import main, train
 from training.trainer import Trainer
@@ -121,6 +124,22 @@ def test_held_out_figures_are_those_of_the_averaged_weights(config: Path, tmp_pa
     trainer.ema.shadow = weights
     assert trainer.evaluate() != averaged
     assert set(averaged) == {"heldout_nelbo", "heldout_coded_loss"}
+
+
+@pytest.mark.parametrize(("micro_batch_size", "rows"), [(1, 1), (4, 2), (8, 4)])
+def test_an_evaluation_holds_no_more_rows_in_memory_than_a_step(
+    micro_batch_size: int, rows: int, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[tuple[int, int]] = []
+
+    def spy(*arguments: Any, num_draws: int, **options: Any) -> Any:
+        sizes.append((len(arguments[3]), num_draws))
+        return estimate_likelihood(*arguments, num_draws=num_draws, **options)
+
+    monkeypatch.setattr(trainer_module, "estimate_likelihood", spy)
+    flags = ["--micro-batch-size", str(micro_batch_size)]
+    Trainer(load_run(config, tmp_path / "out", *flags), progress=False).evaluate()
+    assert sizes == [(rows, 2)] * (4 // rows)
 
 
 def test_metrics_are_due_at_their_steps(config: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from prime_core.pixels import PixelCodec
 from training.data.dataset import TokenDataset
 from training.data.images import ImageSet
 
-Row = npt.NDArray[np.int64]
+TokenRow = npt.NDArray[np.int64]
 LabelKind = Literal["none", "class", "uniform"]
 
 
@@ -30,7 +30,7 @@ class RowSource(Protocol):
         """Number of rows, at least 1; one epoch is each of them once."""
         ...
 
-    def row(self, index: int) -> Row:
+    def row(self, index: int) -> TokenRow:
         """Return x_0 (L,) int64: the tokens of row ``index`` in 0..num_rows-1."""
         ...
 
@@ -47,7 +47,7 @@ class TextRows:
         self._dataset, self._length = dataset, length
         self.num_rows = dataset.num_blocks(length)
 
-    def row(self, index: int) -> Row:
+    def row(self, index: int) -> TokenRow:
         """Return x_0 (L,) int64."""
         return self._dataset.block(index, self._length)
 
@@ -76,7 +76,7 @@ class ImageRows:
         self._images, self._codec = images, codec
         self.num_rows = 2 * len(images) if flip else len(images)
 
-    def row(self, index: int) -> Row:
+    def row(self, index: int) -> TokenRow:
         """Return x_0 (L,) int64; rows from N on are the mirrored images."""
         mirrored, number = divmod(index, len(self._images))
         pixels = self._images.pixels[number]
@@ -92,7 +92,7 @@ class ImageRows:
 
 
 @dataclass(frozen=True)
-class Labels:
+class LabelSource:
     """Where the labels of a network come from.
 
     Attributes:
@@ -123,6 +123,11 @@ class Labels:
     def in_order(self, num_samples: int) -> list[int | None]:
         """Return labels for samples that are looked at: every label in turn; None for networks without."""
         return [None if self.kind == "none" else index % self.num_labels for index in range(num_samples)]
+
+
+def evenly_spread(count: int, num_rows: int) -> npt.NDArray[np.int64]:
+    """Return ``count`` row numbers spread evenly over 0..num_rows-1, ascending; all if there are fewer."""
+    return np.linspace(0, num_rows - 1, min(count, num_rows)).astype(np.int64)
 
 
 def stack_rows(source: RowSource, indices: Sequence[int]) -> Tensor:

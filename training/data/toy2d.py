@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from training.data.rows import Row
+from training.data.rows import TokenRow
 
 BUILT_IN = "swirl"
 # A row is one of so many equal parts of the probability, cell by cell: a cell's share is off by at most one part.
@@ -48,7 +48,7 @@ class Toy2dRows:
         # Of cells with probability alone: rounding may leave the last end an ulp below the last quantile.
         self._cells = cells[np.searchsorted(ends, quantiles).clip(max=len(cells) - 1)]
 
-    def row(self, index: int) -> Row:
+    def row(self, index: int) -> TokenRow:
         """Return x_0 (2,) int64: down, across."""
         return np.array(divmod(int(self._cells[index]), len(self.probabilities)))
 
@@ -60,7 +60,7 @@ def open_picture(picture: str, num_cells: int) -> Probabilities:
     """Return a picture as a distribution.
 
     Args:
-        picture: "swirl", or the path of a picture file, which is made grey and scaled to V x V.
+        picture: "swirl", or the path of a PNG file, which is made grey and scaled to V x V.
         num_cells: V, cells of a side.
 
     Returns:
@@ -97,12 +97,12 @@ def swirl(num_cells: int) -> Probabilities:
 
 def _read_grey(path: Path, num_cells: int) -> Probabilities:
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=("PNG",)) as picture:
             if max(picture.size) > _MAX_SIDE:
                 raise ValueError(f"data.picture {path} is {picture.size} pixels, at most {_MAX_SIDE} a side")
             grey = picture.convert("L").resize((num_cells, num_cells), Image.Resampling.BOX)
     except UnidentifiedImageError:
-        raise ValueError(f"data.picture {path} is no picture; give a PNG, or {BUILT_IN!r}") from None
+        raise ValueError(f"data.picture {path} is no PNG; give a PNG, or {BUILT_IN!r}") from None
     except FileNotFoundError:
         raise ValueError(f"data.picture {path} does not exist; give a PNG, or {BUILT_IN!r}") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:

@@ -24,7 +24,8 @@ import numpy as np
 from tqdm import tqdm
 
 from prime_core import atomic
-from training.data.images.image_set import DataError, Labels, Pixels
+from prime_core.pictures import Pixels
+from training.data.images.image_set import DataError, Labels
 
 FORMAT_VERSION = 1
 # Pixels (n, H, W, C) uint8 of some images, and their labels (n,) int64 or None.

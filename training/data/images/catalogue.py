@@ -13,6 +13,7 @@ from training.data.images.imagenet32 import read_imagenet32
 
 DatasetName = Literal["cifar10", "imagenet32", "fashion-mnist", "folder"]
 Split = Literal["train", "heldout"]
+_VERIFIED = ("cifar10", "imagenet32")
 
 
 def open_images(
@@ -34,8 +35,9 @@ def open_images(
             and write nothing there.
         size: (H, W) that the pictures of a "folder" are cropped and resized to; None where they all have
             the same size. The other data sets have their own size and refuse this.
-        verify: for "cifar10", refuse an archive whose MD5 is not that of an official one. The other data
-            sets have no checksums; verify=False is refused there.
+        verify: refuse files that are not the whole official ones: for "cifar10" an archive of another MD5, or
+            extracted files without all their records; for "imagenet32" batches without all images. The other data
+            sets have no official size; verify=False is refused there.
 
     Raises:
         DataError: the files are missing, damaged or not those of the data set.
@@ -46,12 +48,12 @@ def open_images(
         raise ValueError(f"split is {split!r}: give one of {', '.join(get_args(Split))}")
     if size is not None and dataset != "folder":
         raise ValueError(f"size is given, and {dataset!r} has its own: leave it out, or use a folder")
-    if not verify and dataset != "cifar10":
-        raise ValueError(f"verify is false, and {dataset!r} has no checksums: leave it out")
+    if not verify and dataset not in _VERIFIED:
+        raise ValueError(f"verify is false, and {dataset!r} is not verified: leave it out")
     if dataset == "cifar10":
         return read_cifar10(path, split, verify=verify)
     if dataset == "imagenet32":
-        return read_imagenet32(path, split, cache)
+        return read_imagenet32(path, split, cache, verify=verify)
     if dataset == "fashion-mnist":
         return read_fashion_mnist(path, split)
     if dataset == "folder":

@@ -14,7 +14,8 @@ from typing import Literal
 
 import numpy as np
 
-from training.data.images.image_set import DataError, ImageSet, Labels, Pixels
+from prime_core.pictures import Pixels
+from training.data.images.image_set import DataError, ImageSet, Labels
 from training.data.images.planar import (
     ROW_BYTES,
     LabelRange,
@@ -36,14 +37,14 @@ LABEL_NAMES = (
     "ship",
     "truck",
 )
-MAX_RECORDS = 10_000
+NUM_RECORDS = 10_000  # of every file
 RECORD_BYTES = 1 + ROW_BYTES
 ARCHIVE_MD5 = {
     "c32a1d4ab5d03f1284b67883e8d87530": "binary",
     "c58f30108f718f92721af3b95e74349a": "python",
 }
 # A pickled batch is its rows, 10,000 labels and as many file names.
-_MAX_FILE_BYTES = {"binary": MAX_RECORDS * RECORD_BYTES, "python": 32 * 2**20}
+_MAX_FILE_BYTES = {"binary": NUM_RECORDS * RECORD_BYTES, "python": 32 * 2**20}
 _LABELS = LabelRange(0, len(LABEL_NAMES) - 1)
 _FOLDERS = {"binary": "cifar-10-batches-bin", "python": "cifar-10-batches-py"}
 _FILES = {
@@ -65,8 +66,8 @@ def read_cifar10(path: Path, split: Literal["train", "heldout"], *, verify: bool
         path: cifar-10-binary.tar.gz, cifar-10-python.tar.gz, or a folder with the files of either, directly
             or in the sub-folder that the archive makes.
         split: "train" or "heldout".
-        verify: refuse an archive whose MD5 is not that of an official one. Extracted files have no checksum;
-            their records are checked either way.
+        verify: refuse an archive whose MD5 is not that of an official one, and extracted files, which have no
+            checksum, without their 10,000 records each. The records themselves are checked either way.
 
     Returns:
         Pixels (N, 32, 32, 3) and labels 0..9.
@@ -74,19 +75,25 @@ def read_cifar10(path: Path, split: Literal["train", "heldout"], *, verify: bool
     Raises:
         DataError: a file is missing, damaged, truncated or over-long, or is not what its name says.
     """
-    batches = _from_folder(path, split) if path.is_dir() else _from_archive(path, split, verify)
+    batches = _from_folder(path, split, verify) if path.is_dir() else _from_archive(path, split, verify)
     pixels, labels = zip(*batches, strict=True)
     return ImageSet(f"cifar10/{split}", np.concatenate(pixels), np.concatenate(labels), LABEL_NAMES)
 
 
-def _from_folder(folder: Path, split: str) -> Iterator[tuple[Pixels, Labels]]:
+def _from_folder(folder: Path, split: str, verify: bool) -> Iterator[tuple[Pixels, Labels]]:
     for form, parse in _PARSERS.items():
         for place in (folder, folder / _FOLDERS[form]):
             paths = [place / name for name in _FILES[form][split]]
             if not paths[0].is_file():
                 continue
             for path in paths:
-                yield parse(_read_file(path, _MAX_FILE_BYTES[form]), path)
+                pixels, labels = parse(_read_file(path, _MAX_FILE_BYTES[form]), path)
+                if verify and len(labels) != NUM_RECORDS:
+                    raise DataError(
+                        f"{path}: ends after record {len(labels) - 1} of {NUM_RECORDS} records; extract it again, or "
+                        "set verify to false to read files of your own"
+                    )
+                yield pixels, labels
             return
     first = " nor ".join(files[split][0] for files in _FILES.values())
     raise DataError(f"{folder}: holds neither {first}; give the archive or the folder of its extracted files")
@@ -142,7 +149,7 @@ def _parse_binary(content: bytes, path: Path) -> tuple[Pixels, Labels]:
 
 def _parse_python(content: bytes, path: Path) -> tuple[Pixels, Labels]:
     file = io.BytesIO(content)
-    rows, labels = read_pickled_batch(file, path, _LABELS, MAX_RECORDS)
+    rows, labels = read_pickled_batch(file, path, _LABELS, NUM_RECORDS)
     return to_pictures(rows.read(file, 0, len(labels))), labels
 
 

@@ -15,7 +15,8 @@ from typing import IO, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.images.image_set import DataError, ImageSet, Labels, Pixels
+from prime_core.pictures import Pixels
+from training.data.images.image_set import DataError, ImageSet, Labels
 
 LABEL_NAMES = (
     "T-shirt/top",

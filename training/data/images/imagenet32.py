@@ -2,7 +2,7 @@
 
 The batches are read in either of the two official forms, pickled or .npz, and converted once to a memory map.
 Labels are numbers 1..1000 in the files and 0..999 here. The files hold no names for them, so a class is named
-by its number in the files.
+"class 0" to "class 999": by its number here, and never by a bare numeral.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from training.data.images.image_set import DataError, ImageSet, Labels
 from training.data.images.npz import iter_npz_rows, read_npz_labels
 from training.data.images.planar import CHANNELS, SIDE, LabelRange, read_pickled_batch, to_pictures
 
-LABEL_NAMES = tuple(str(number) for number in range(1, 1001))
+LABEL_NAMES = tuple(f"class {number}" for number in range(1000))
+NUM_IMAGES = {"train": 1_281_167, "heldout": 50_000}
 # The official training batches have about 128,120 images.
 MAX_BATCH = 200_000
 _CHUNK = 1024
@@ -34,7 +35,9 @@ _FOLDERS = {
 }
 
 
-def read_imagenet32(folder: Path, split: Literal["train", "heldout"], cache: Path) -> ImageSet:
+def read_imagenet32(
+    folder: Path, split: Literal["train", "heldout"], cache: Path, *, verify: bool = True
+) -> ImageSet:
     """Open one split as a memory map, converting it first where the cache does not hold it.
 
     Args:
@@ -42,6 +45,7 @@ def read_imagenet32(folder: Path, split: Literal["train", "heldout"], cache: Pat
             `.npz`, directly or in the sub-folders that the official archives make.
         split: "train", or "heldout" for the validation set.
         cache: folder of converted copies, about 3.9 GB for "train".
+        verify: refuse batches that do not hold all images of the split together.
 
     Returns:
         Pixels (N, 32, 32, 3) and labels 0..999.
@@ -51,15 +55,17 @@ def read_imagenet32(folder: Path, split: Literal["train", "heldout"], cache: Pat
         OSError: a file cannot be opened, or the cache cannot be written.
     """
     paths = _find(folder, split)
+    num_images = NUM_IMAGES[split] if verify else None
     conversion = Conversion(
         name=f"imagenet32-{split}",
         sources=[(path.name, path) for path in paths],
         recipe={},
         picture_shape=(SIDE, SIDE, CHANNELS),
         labelled=True,
-        convert=lambda: _convert(paths),
+        convert=lambda: _convert(paths, num_images),
     )
     pixels, labels = open_cached(cache, conversion)
+    _check_count(paths, len(pixels), num_images)  # a copy may have been made without verify
     return ImageSet(f"imagenet32/{split}", pixels, labels, LABEL_NAMES)
 
 
@@ -80,9 +86,18 @@ def _find(folder: Path, split: str) -> list[Path]:
     )
 
 
-def _convert(paths: list[Path]) -> tuple[int, Iterator[Chunk]]:
-    """Look at all labels first: a bad batch is found before gigabytes are written."""
+def _check_count(paths: list[Path], count: int, expected: int | None) -> None:
+    if expected is not None and count != expected:
+        raise DataError(
+            f"{paths[0]} and the files that go with it: {count} images instead of {expected}; fetch the official "
+            "files, or set verify to false to read files of your own"
+        )
+
+
+def _convert(paths: list[Path], num_images: int | None) -> tuple[int, Iterator[Chunk]]:
+    """Look at all labels first: a bad or missing batch is found before gigabytes are written."""
     labels = [_read_labels(path) for path in paths]
+    _check_count(paths, sum(map(len, labels)), num_images)
     chunks = (chunk for path, numbers in zip(paths, labels, strict=True) for chunk in _chunks(path, numbers))
     return sum(map(len, labels)), chunks
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from training.data.images.image_set import DataError, Pixels
+from prime_core.pictures import Pixels
+from training.data.images.image_set import DataError
 
 MAX_FILE_BYTES = 64 * 2**20
 MAX_PIXELS = 2**25
@@ -78,32 +79,41 @@ def decode_picture(path: Path, shape: tuple[int, int, int], *, resize: bool) -> 
             raise DataError(
                 f"{path}: a picture in colour ({image.mode}), and the first one is grey; make them all alike"
             )
-        _refuse_transparency(path, image)
-        plain = image.convert("L" if channels == 1 else "RGB")
+        with _damage_named(path):
+            _refuse_transparency(path, image)
+            plain = image.convert("L" if channels == 1 else "RGB")
         if resize:
             plain = _crop(plain, height, width).resize((width, height), Image.Resampling.LANCZOS)
         return np.asarray(plain, dtype=np.uint8).reshape(shape)
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[Image.Image]:
-    """Open a picture, its claims checked; what Pillow raises becomes a DataError."""
-    try:
+def _open(path: Path) -> Image.Image:
+    """Open and decode a picture, its claims checked before anything is decoded."""
+    with _damage_named(path):
         if path.stat().st_size > MAX_FILE_BYTES:
             raise DataError(f"{path}: larger than {MAX_FILE_BYTES} bytes: refused; make it smaller")
+        with path.open("rb") as file:
+            image = Image.open(file, formats=("PNG", "JPEG"))
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(
+                    f"{path}: {image.width}x{image.height} pixels, at most {MAX_PIXELS} in all: refused; make it "
+                    "smaller"
+                )
+            if image.mode not in _GREY_MODES + _COLOUR_MODES:
+                raise DataError(f"{path}: pixels of kind {image.mode}; save it with 8 bits per channel")
+            image.load()
+    return image
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Turn what Pillow raises into a DataError. Only its calls belong inside: a fault of ours is no damage."""
+    try:
         with warnings.catch_warnings():
             # Broken metadata does not change the pixels; a bomb is an error and not a warning.
             warnings.simplefilter("ignore", UserWarning)
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=("PNG", "JPEG")) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise DataError(
-                        f"{path}: {image.width}x{image.height} pixels, at most {MAX_PIXELS} in all: refused; "
-                        "make it smaller"
-                    )
-                if image.mode not in _GREY_MODES + _COLOUR_MODES:
-                    raise DataError(f"{path}: pixels of kind {image.mode}; save it with 8 bits per channel")
-                yield image
+            yield
     except DataError:
         raise
     except _DAMAGE as error:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from prime_core.labels import check_label_name
 from training.data.images.image_set import DataError
 
 ENDINGS = (".png", ".jpg", ".jpeg")
@@ -98,6 +99,10 @@ def _list(folder: Path, start: Path, root: Path, skip: str) -> list[Picture]:
     for class_folder in classes:
         if not class_folder.name.isprintable():
             raise DataError(f"{class_folder!r}: a class name with unprintable characters; rename the folder")
+        try:
+            check_label_name(class_folder.name)
+        except ValueError as error:
+            raise DataError(f"{class_folder}: {error}; rename the folder") from None
         inside, deeper = _scan(class_folder, root)
         if deeper:
             raise DataError(f"{deeper[0]}: a folder inside a class; classes have no sub-folders: move it")

@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.images.image_set import DataError, Labels, Pixels
+from prime_core.pictures import Pixels
+from training.data.images.image_set import DataError, Labels
 from training.data.images.pickle_reader import read_pickled_dict
 from training.data.images.pickled_numpy import PickledArray
 

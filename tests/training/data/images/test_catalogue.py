@@ -15,8 +15,8 @@ from training.data.images import ImageSet, open_images
         ({"dataset": "mnist"}, "dataset is 'mnist': give one of cifar10, imagenet32, fashion-mnist, folder"),
         ({"split": "test"}, "split is 'test': give one of train, heldout"),
         ({"size": (8, 8)}, "size is given, and 'cifar10' has its own"),
-        ({"dataset": "imagenet32", "verify": False}, "verify is false, and 'imagenet32' has no"),
-        ({"dataset": "folder", "verify": False}, "verify is false, and 'folder' has no"),
+        ({"dataset": "fashion-mnist", "verify": False}, "verify is false, and 'fashion-mnist' is not"),
+        ({"dataset": "folder", "verify": False}, "verify is false, and 'folder' is not"),
     ],
 )
 def test_a_wrong_option_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

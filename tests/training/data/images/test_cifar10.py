@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +35,7 @@ def test_reads_a_folder(tmp_path: Path, make: Callable[..., dict[str, Made]], in
     made = make(tmp_path / inside, 3)
     splits: tuple[Split, ...] = ("train", "heldout")
     for split in splits:
-        images = open_images("cifar10", tmp_path, split, tmp_path / "cache")
+        images = open_images("cifar10", tmp_path, split, tmp_path / "cache", verify=False)
         pixels, labels = made[split]
         assert np.array_equal(images.pixels, pixels)
         assert images.labels is not None and np.array_equal(images.labels, labels)
@@ -48,7 +49,7 @@ def test_channels_come_in_planes(tmp_path: Path) -> None:
     record = bytearray(b"\x07" + b"\x01" * 1024 + b"\x02" * 1024 + b"\x03" * 1024)
     record[1 + 32 + 2] = 200
     (tmp_path / "test_batch.bin").write_bytes(record)
-    images = read_cifar10(tmp_path, "heldout")
+    images = read_cifar10(tmp_path, "heldout", verify=False)
     assert images.pixels[0, 1, 2].tolist() == [200, 2, 3] and images.pixels[0, 2, 1].tolist() == [1, 2, 3]
     assert images.labels is not None and images.label_names[images.labels[0]] == "horse"
 
@@ -88,8 +89,23 @@ def test_damaged_records_are_named(tmp_path: Path, damage: Callable[[bytes], byt
     path = tmp_path / "data_batch_4.bin"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(DataError, match=message) as caught:
-        read_cifar10(tmp_path, "train")
+        read_cifar10(tmp_path, "train", verify=False)
     assert str(caught.value).startswith(str(path))
+
+
+@pytest.mark.parametrize("make", [make_cifar_binary, make_cifar_python])
+def test_a_file_cut_between_two_records_is_refused(
+    tmp_path: Path, make: Callable[..., dict[str, Made]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cifar10, "NUM_RECORDS", 3)
+    made = make(tmp_path, 3)
+    assert np.array_equal(read_cifar10(tmp_path, "train").pixels, made["train"][0])
+    make(tmp_path / "short", 2)
+    name = "data_batch_4.bin" if make is make_cifar_binary else "data_batch_4"
+    shutil.copy(tmp_path / "short" / name, tmp_path / name)
+    with pytest.raises(DataError, match=rf"{name}: ends after record 1 of 3.*set verify to false"):
+        read_cifar10(tmp_path, "train")
+    assert len(read_cifar10(tmp_path, "train", verify=False)) == 14
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
@@ -98,7 +114,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     make_cifar_binary(tmp_path, 1)
     (tmp_path / "data_batch_5.bin").unlink()
     with pytest.raises(DataError, match=r"data_batch_5.bin: cannot be read"):
-        read_cifar10(tmp_path, "train")
+        read_cifar10(tmp_path, "train", verify=False)
     with pytest.raises(DataError, match=r"nothing.tar.gz: cannot be read: No such file"):
         read_cifar10(tmp_path / "nothing.tar.gz", "train")
 

@@ -46,6 +46,16 @@ def test_a_small_folder_has_no_held_out_pictures(tmp_path: Path) -> None:
         read_folder(tmp_path, "heldout", tmp_path / "cache")
 
 
+def test_a_fault_of_ours_is_not_called_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*_: object) -> None:
+        raise TypeError("ours")
+
+    make_folder(tmp_path / "in", 1)
+    monkeypatch.setattr(picture_decoder, "_crop", wrong)
+    with pytest.raises(TypeError, match="ours"):
+        read_folder(tmp_path / "in", "train", tmp_path / "cache", size=(4, 4))
+
+
 @pytest.mark.parametrize("place", [".", "train"])
 @pytest.mark.parametrize("classes", [(), ("ant", "bee")])
 def test_a_heldout_folder_is_held_out(tmp_path: Path, classes: tuple[str, ...], place: str) -> None:
@@ -111,6 +121,9 @@ def _layouts() -> dict[str, tuple[Callable[[Path], object], str]]:
     def unprintable(folder: Path) -> None:
         make_folder(folder / "a\nb", 1)
 
+    def numeral(folder: Path) -> None:
+        make_folder(folder, 2, classes=("6", "7"))
+
     def heldout_without_classes(folder: Path) -> None:
         make_folder(folder, 1, classes=("ant",))
         make_folder(folder / "heldout", 1)
@@ -122,6 +135,7 @@ def _layouts() -> dict[str, tuple[Callable[[Path], object], str]]:
         "nested": (nested, "deeper: a folder inside a class"),
         "fifo": (fifo, "a.png: not a file"),
         "unprintable": (unprintable, "a class name with unprintable characters"),
+        "numeral": (numeral, "6: label name '6' is a number.*'class 6', say; rename the folder"),
         "heldout": (heldout_without_classes, "is in no class, unlike the pictures to train on"),
     }
 

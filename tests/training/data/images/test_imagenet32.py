@@ -19,12 +19,12 @@ SPLITS: tuple[Split, ...] = ("train", "heldout")
 
 def _assert_reads(folder: Path, cache: Path, made: dict[str, Made]) -> None:
     for split in SPLITS:
-        images = open_images("imagenet32", folder, split, cache)
+        images = open_images("imagenet32", folder, split, cache, verify=False)
         pixels, labels = made[split]
         assert np.array_equal(images.pixels, pixels)
         assert images.labels is not None and images.labels.dtype == np.int64
         assert np.array_equal(images.labels, labels) and images.labels.max() == 999
-        assert len(images.label_names) == 1000 and images.label_names[0] == "1"
+        assert len(images.label_names) == 1000 and images.label_names[7] == "class 7"
 
 
 @pytest.mark.parametrize("protocol", [3, 4, 5])
@@ -50,23 +50,39 @@ def test_reads_module_names_of_numpy_1_and_of_python_2(tmp_path: Path) -> None:
     old = path.read_bytes().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
     assert b"numpy.core.multiarray" in old
     path.write_bytes(old)
-    images = read_imagenet32(tmp_path, "heldout", tmp_path / "cache")
+    images = read_imagenet32(tmp_path, "heldout", tmp_path / "cache", verify=False)
     assert np.array_equal(images.pixels, made["heldout"][0])
     rows = np.arange(2 * 3072, dtype=np.uint8).reshape(2, 3072)
     path.write_bytes(python2_batch([1, 1000], rows))
-    images = read_imagenet32(tmp_path, "heldout", tmp_path / "cache")
+    images = read_imagenet32(tmp_path, "heldout", tmp_path / "cache", verify=False)
     assert images.pixels[1, 0, 1].tolist() == [rows[1, 1], rows[1, 1025], rows[1, 2049]]
     assert images.labels is not None and images.labels.tolist() == [0, 999]
 
 
 def test_converts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_imagenet32_batches(tmp_path / "in", 2)
-    first = read_imagenet32(tmp_path / "in", "heldout", tmp_path / "cache")
-    monkeypatch.setattr(imagenet32, "_convert", lambda paths: pytest.fail("converted again"))
-    again = read_imagenet32(tmp_path / "in", "heldout", tmp_path / "cache")
+    first = read_imagenet32(tmp_path / "in", "heldout", tmp_path / "cache", verify=False)
+    monkeypatch.setattr(imagenet32, "_convert", lambda *_: pytest.fail("converted again"))
+    again = read_imagenet32(tmp_path / "in", "heldout", tmp_path / "cache", verify=False)
     assert np.array_equal(first.pixels, again.pixels) and isinstance(again.pixels, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         again.pixels[0] = 0
+
+
+def test_batches_without_all_images_are_refused_before_and_after_a_conversion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_imagenet32_batches(tmp_path / "in", 2)
+    cache = tmp_path / "cache"
+    message = "val_data and .*: 2 images instead of 50000; .*set verify to false"
+    with pytest.raises(DataError, match=message):
+        read_imagenet32(tmp_path / "in", "heldout", cache)
+    assert not list(cache.iterdir())
+    assert len(read_imagenet32(tmp_path / "in", "heldout", cache, verify=False)) == 2
+    with pytest.raises(DataError, match=message):
+        read_imagenet32(tmp_path / "in", "heldout", cache)
+    monkeypatch.setattr(imagenet32, "NUM_IMAGES", {"train": 20, "heldout": 2})
+    assert len(read_imagenet32(tmp_path / "in", "train", cache)) == 20
 
 
 def test_a_missing_batch_is_named(tmp_path: Path) -> None:
@@ -128,7 +144,7 @@ def test_a_bad_batch_is_refused_by_place(tmp_path: Path, batch: Any, message: st
     path.parent.mkdir()
     path.write_bytes(pickle.dumps(batch, protocol=3))
     with pytest.raises(DataError, match=message) as caught:
-        read_imagenet32(path.parent, "heldout", tmp_path / "cache")
+        read_imagenet32(path.parent, "heldout", tmp_path / "cache", verify=False)
     assert str(caught.value).startswith(f"{path}: ")
     assert not list((tmp_path / "cache").iterdir())
 
@@ -143,7 +159,7 @@ def test_code_in_a_pickle_does_not_run(tmp_path: Path, protocol: int) -> None:
     with pytest.raises(
         DataError, match=r"offset \d+: names '(__builtin__|builtins)' 'exec'.*nothing.*was run"
     ):
-        read_imagenet32(path.parent, "heldout", tmp_path / "cache")
+        read_imagenet32(path.parent, "heldout", tmp_path / "cache", verify=False)
     assert not trace.exists() and not list((tmp_path / "cache").iterdir())
     pickle.loads(content)
     assert trace.read_text() == "ran"
@@ -167,7 +183,7 @@ def test_a_damaged_pickle_is_refused(tmp_path: Path, damage: Callable[[bytes], b
     batch = {"data": _rows(2, 3072), "labels": [1, 2]}
     path.write_bytes(damage(pickle.dumps(batch, protocol=3)))
     with pytest.raises(DataError, match=message):
-        read_imagenet32(path.parent, "heldout", tmp_path / "cache")
+        read_imagenet32(path.parent, "heldout", tmp_path / "cache", verify=False)
     assert not list((tmp_path / "cache").iterdir())
 
 
@@ -214,7 +230,7 @@ def test_a_bad_npz_is_refused_by_place(tmp_path: Path, members: dict[str, Any], 
     path = tmp_path / "in" / "val_data.npz"
     _npz(path, **members)
     with pytest.raises(DataError, match=message) as caught:
-        read_imagenet32(path.parent, "heldout", tmp_path / "cache")
+        read_imagenet32(path.parent, "heldout", tmp_path / "cache", verify=False)
     assert str(caught.value).startswith(f"{path}: ")
     assert not list((tmp_path / "cache").iterdir())
 
@@ -228,5 +244,5 @@ def test_a_damaged_npz_is_refused(tmp_path: Path, place: float) -> None:
     for damaged in (content[:at], content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]):
         path.write_bytes(damaged)
         with pytest.raises(DataError, match=r"val_data.npz: "):
-            read_imagenet32(tmp_path / "in", "heldout", tmp_path / "cache")
+            read_imagenet32(tmp_path / "in", "heldout", tmp_path / "cache", verify=False)
         assert not list((tmp_path / "cache").iterdir())

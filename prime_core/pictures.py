@@ -7,43 +7,51 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 Pixels = NDArray[np.uint8]
 
 GRID_GAP = 2
 GRID_COLOUR = 255
-# Channels of pictures that PNG has.
-PNG_CHANNELS = (1, 3)
+# Pillow's mode of pictures of so many channels; PNG files have no others here.
+PNG_MODES: Mapping[int, str] = {1: "L", 3: "RGB"}
 
 
-def to_png(pixels: Pixels) -> bytes:
-    """Return a PNG file without any time stamp or text.
+def to_png(pixels: Pixels, facts: Mapping[str, str] | None = None) -> bytes:
+    """Return a PNG file without any time stamp.
 
     Args:
         pixels: (H, W, C) uint8; C is 1 (grey) or 3 (RGB).
+        facts: ASCII texts by name, stored beside the pixels; None for no text.
 
     Raises:
         ValueError: if PNG has no such channels.
     """
-    if pixels.shape[-1] not in PNG_CHANNELS:
+    if pixels.shape[-1] not in PNG_MODES:
         raise ValueError(f"PNG holds pictures of 1 or 3 channels, got {pixels.shape[-1]}")
+    info = PngInfo()
+    for name, value in ({} if facts is None else facts).items():
+        info.add_text(name, value)
     file = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, "PNG")
+    flat = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+    Image.fromarray(np.ascontiguousarray(flat)).save(file, "PNG", pnginfo=info)
     return file.getvalue()
 
 
-def to_grid(pictures: Pixels) -> Pixels:
-    """Return one picture that holds all, row by row, nearly square, with gaps of 2 white pixels.
+def to_grid(pictures: Pixels, columns: int | None = None) -> Pixels:
+    """Return one picture that holds all, row by row, with gaps of 2 white pixels.
 
     Args:
         pictures: (n, H, W, C) uint8, n at least 1.
+        columns: pictures side by side; None for a nearly square grid.
     """
     num, height, width, channels = pictures.shape
-    columns = math.ceil(math.sqrt(num))
+    columns = math.ceil(math.sqrt(num)) if columns is None else columns
     rows = math.ceil(num / columns)
     size = (rows * (height + GRID_GAP) - GRID_GAP, columns * (width + GRID_GAP) - GRID_GAP, channels)
     grid = np.full(size, GRID_COLOUR, np.uint8)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from server.pictures import to_grid, to_npy, to_png
+from prime_core.pictures import to_grid, to_npy, to_png
 
 
 def pictures(num: int, *shape: int) -> np.ndarray:  # type: ignore[type-arg]
@@ -24,6 +24,10 @@ def test_png_is_lossless_and_always_the_same(channels: int, mode: str) -> None:
     assert np.array_equal(np.asarray(image).reshape(5, 7, channels), picture)
     assert to_png(picture.copy()) == content
     assert b"tIME" not in content and b"tEXt" not in content
+    facts = {"seed": "7", "label": "1"}
+    told = Image.open(io.BytesIO(to_png(picture, facts)))
+    assert told.text == facts  # type: ignore[attr-defined]
+    assert np.array_equal(np.asarray(told).reshape(5, 7, channels), picture)
 
 
 def test_png_of_other_channels_is_refused() -> None:
@@ -42,6 +46,7 @@ def test_grid_holds_every_picture_apart(num: int, rows: int, columns: int) -> No
         assert np.array_equal(grid[top : top + 4, left : left + 6], made[index])
         rest[top : top + 4, left : left + 6] = 255
     assert (rest == 255).all()
+    assert np.array_equal(to_grid(made, num)[:, -6:], made[-1])  # all in one row
 
 
 def test_npy_is_read_back() -> None:

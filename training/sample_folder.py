@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from kernels.noise import row_seed
 from prime_core.atomic import atomic_write, partial_path, publish, stage
-from prime_core.sample import ImageSample
-from training.picture_files import PictureError, png_bytes, read_picture
+from prime_core.pictures import to_png
+from prime_core.prepare import ImageSample
+from training.picture_files import PictureError, read_picture
 from training.sample_request import SampleFileError, new_request, same_request
 
 REQUEST_NAME = "request.json"
@@ -24,7 +25,7 @@ SAMPLES_NAME = "samples.npy"
 LABELS_NAME = "labels.npy"
 
 
-class PictureFolder:
+class SampleFolder:
     """Pictures of one request.
 
     Attributes:
@@ -83,7 +84,7 @@ class PictureFolder:
         """
         facts = {"index": index, "seed": sample.seed, "nfe": sample.nfe, "label": sample.label}
         texts = {name: str(value) for name, value in facts.items() if value is not None}
-        atomic_write(self._picture(index), png_bytes(sample.pixels.numpy(), texts))
+        atomic_write(self._picture(index), to_png(sample.pixels.numpy(), texts))
 
     def missing(self, seed: int, indices: Sequence[int], *, progress: bool = True) -> list[int]:
         """Return the indices whose picture is not there, or not whole.

@@ -1,0 +1,104 @@
+"""From finished images to the body of an answer: JSON, PNG or .npy."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from prime_core.canvas import CanvasError
+from prime_core.pictures import PNG_MODES, to_grid, to_npy, to_png
+from prime_core.prepare import ImageSample, PreparedRows, finish_row
+from server.batcher import Job
+from server.known import KnownShape
+from server.model_queue import ModelQueue
+from server.request import timings_of
+from server.schemas.base import Timings
+from server.schemas.images import ImageOutput, ImagesResponse, ImagesUsage, ResponseFormat
+
+
+class ImagesAnswer(NamedTuple):
+    """What goes out.
+
+    Attributes:
+        content: the body.
+        media_type: of the body.
+        headers: what a body without JSON cannot say: its seed, its cost and its labels.
+        timings: where the time went.
+        rows: denoiser calls and skipped steps of each image.
+    """
+
+    content: bytes
+    media_type: str
+    headers: dict[str, str]
+    timings: Timings
+    rows: list[tuple[int, int]]
+
+
+def check_format(shape: KnownShape, num: int, response_format: ResponseFormat) -> None:
+    """Refuse a format that does not hold the pictures.
+
+    Raises:
+        CanvasError: naming the formats that do.
+    """
+    if response_format == "png" and num > 1:
+        raise CanvasError(
+            "response_format", "response_format png holds one image; for n > 1 use grid, npy or b64_json"
+        )
+    if response_format != "npy" and shape.picture[-1] not in PNG_MODES:
+        raise CanvasError(
+            "response_format",
+            f"response_format must be npy: the pictures of this model have {shape.picture[-1]} channels, "
+            "which PNG does not hold",
+        )
+
+
+def images_answer(
+    request_id: str, queue: ModelQueue, response_format: ResponseFormat, prepared: PreparedRows, job: Job
+) -> ImagesAnswer:
+    """Return the answer to a request whose rows are finished.
+
+    Raises:
+        NonFiniteError: if a row failed.
+    """
+    finished = [finish_row(queue.checkpoint, prepared, row) for row in prepared.rows]
+    samples = [sample for sample in finished if isinstance(sample, ImageSample)]
+    assert len(samples) == len(finished), "an image model makes images"
+    rows = [(sample.nfe, sample.steps_skipped) for sample in samples]
+    if response_format == "b64_json":
+        response = _response(request_id, queue, samples, job)
+        return ImagesAnswer(
+            response.model_dump_json().encode(), "application/json", {}, response.timings, rows
+        )
+    pictures = np.stack([sample.pixels.numpy() for sample in samples])
+    if response_format == "npy":
+        content, media_type = to_npy(pictures), "application/octet-stream"
+    else:
+        content, media_type = to_png(to_grid(pictures)), "image/png"
+    headers = {"X-Seed": str(samples[0].seed), "X-NFE": str(sum(nfe for nfe, _ in rows))}
+    labels = [str(sample.label) for sample in samples if sample.label is not None]
+    if labels:
+        headers["X-Labels"] = ",".join(labels)
+    return ImagesAnswer(content, media_type, headers, timings_of(job), rows)
+
+
+def _response(request_id: str, queue: ModelQueue, samples: Sequence[ImageSample], job: Job) -> ImagesResponse:
+    names = queue.checkpoint.config.label_names
+    images = [
+        ImageOutput(
+            b64_json=base64.b64encode(to_png(sample.pixels.numpy())).decode(),
+            label=sample.label,
+            label_name=names[sample.label] if names and sample.label is not None else None,
+            seed=sample.seed,
+            nfe=sample.nfe,
+            steps=sample.steps,
+            steps_skipped=sample.steps_skipped,
+        )
+        for sample in samples
+    ]
+    usage = ImagesUsage(images=len(images), denoiser_calls=sum(image.nfe for image in images))
+    return ImagesResponse(
+        id=request_id, model=queue.name, images=images, usage=usage, timings=timings_of(job)
+    )
