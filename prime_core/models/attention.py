@@ -19,21 +19,10 @@ from prime_core.models.denoiser import MIN_GEMM_ROWS
 
 
 class Rotation(NamedTuple):
-    """Rotary angles of every packed token: cos and sin, each (T, 1, E / 2) float32."""
+    """Rotary angles of every packed token: cos and sin, each (T, E / 2) float32."""
 
     cos: Tensor
     sin: Tensor
-
-    def at(self, positions: Tensor) -> Rotation:
-        """Return the angles of some tokens (R,)."""
-        return Rotation(self.cos[positions], self.sin[positions])
-
-
-def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Rotary embedding: turn feature i with feature i + E/2 by the token's angle; x is (T, H, E)."""
-    first, second = x.float().chunk(2, -1)
-    cos, sin = rotation
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:

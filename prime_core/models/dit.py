@@ -20,8 +20,9 @@ from torch.nn import functional as F
 
 from kernels.embed import embed_subtokens
 from kernels.linear_nll import LinearHead
+from kernels.modulate import gated_residual, norm_modulate, residual_norm_modulate, rotate_qk
 from prime_core.config import CodecConfig, DiTConfig
-from prime_core.models.attention import Rotation, attend, attend_at, rotate
+from prime_core.models.attention import Rotation, attend, attend_at
 from prime_core.models.denoiser import filled_size
 from prime_core.models.packed_linear import PackedLinear, pack_linears
 from prime_core.schedule import Schedule
@@ -81,16 +82,11 @@ class SubtokenEmbedding(nn.Module):
 
 
 class ScaleNorm(nn.Module):
-    """LayerNorm in float32 with a weight and no bias, then the modulation's scale and shift."""
+    """The weight of a LayerNorm without bias; `norm_modulate` and `residual_norm_modulate` compute with it."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """Map x (T, D) float32 to (1 + scale) norm(x) + shift, (T, D) float32."""
-        normed = F.layer_norm(x.float(), x.shape[-1:], self.weight.float())
-        return torch.addcmul(shift, normed, 1 + scale)
 
 
 class Block(nn.Module):
@@ -128,19 +124,27 @@ class Block(nn.Module):
         """Map x (T, D) float32 to the same shape; to (R, D) where only some positions (R,) are asked for."""
         attention, mlp = modulations
         dtype = self.attn_qkv.weight.dtype
-        h = self.norm1(x, attention.scale, attention.shift).to(dtype)
-        q, k, v = self.attn_qkv(h).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # each (T, H, E)
-        k = rotate(k, rotation)
+        h = norm_modulate(x, self.norm1.weight, attention.shift, attention.scale, out_dtype=dtype)
+        q, k, v = rotate_qk(self.attn_qkv(h), rotation.cos, rotation.sin, self.num_heads)
         if positions is None:
-            h = attend(rotate(q, rotation), k, v, lengths)
+            h = attend(q, k, v, lengths)
         else:
-            h = attend_at(positions, rotate(q[positions], rotation.at(positions)), k, v, lengths)
+            h = attend_at(positions, q[positions], k, v, lengths)
             x, attention, mlp = x[positions], attention.at(positions), mlp.at(positions)
-        x = x + attention.gate * F.dropout(self.attn_out(h), self.dropout, self.training)
-
-        h = self.norm2(x, mlp.scale, mlp.shift).to(dtype)
-        h = self.mlp[2](self.mlp[0](h, activation="gelu_tanh"))
-        return x + mlp.gate * F.dropout(h, self.dropout, self.training)
+        branch = F.dropout(self.attn_out(h), self.dropout, self.training)
+        inplace = not torch.is_grad_enabled()
+        x, h = residual_norm_modulate(
+            x,
+            branch,
+            attention.gate,
+            self.norm2.weight,
+            mlp.shift,
+            mlp.scale,
+            out_dtype=dtype,
+            inplace=inplace,
+        )
+        branch = F.dropout(self.mlp[2](self.mlp[0](h, activation="gelu_tanh")), self.dropout, self.training)
+        return gated_residual(x, branch, mlp.gate, inplace=inplace)
 
 
 class OutputLayer(nn.Module):
@@ -161,7 +165,7 @@ class OutputLayer(nn.Module):
 
     def forward(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         """Return the features (R, D) that `linear` maps to logits."""
-        return self.norm_final(x, scale, shift).to(self.linear.weight.dtype)  # type: ignore[no-any-return]
+        return norm_modulate(x, self.norm_final.weight, shift, scale, out_dtype=self.linear.weight.dtype)
 
 
 class DiT(nn.Module):
@@ -181,7 +185,7 @@ class DiT(nn.Module):
             torch.arange(0, config.hidden_size // config.num_heads, 2).float()
             / (config.hidden_size // config.num_heads)
         )
-        angles = torch.outer(torch.arange(config.length).float(), frequencies)[:, None]
+        angles = torch.outer(torch.arange(config.length).float(), frequencies)
         self.register_buffer("rotary_cos", angles.cos(), persistent=False)
         self.register_buffer("rotary_sin", angles.sin(), persistent=False)
         self._modulations: _Modulations | None = None
