@@ -11,6 +11,7 @@ from itertools import chain, islice
 from typing import NamedTuple
 
 from prime_core.row import Row
+from server.feed import Feed
 
 
 @dataclass(eq=False, slots=True)
@@ -24,6 +25,7 @@ class Job:
         arrived_s: `time.monotonic()` when the request arrived, before its plans were drawn.
         started_s: of its first denoiser call.
         finished_s: of its last.
+        feed: follows the rows for a reader; None without one.
     """
 
     model: str
@@ -31,14 +33,16 @@ class Job:
     arrived_s: float
     started_s: float | None = None
     finished_s: float | None = None
+    feed: Feed | None = None
     done: Future[None] = field(default_factory=Future)
 
 
 class Entry(NamedTuple):
-    """A row that waits for its next denoiser call, and the job it belongs to."""
+    """A row that waits for its next denoiser call, the job it belongs to, and its number there."""
 
     job: Job
     row: Row
+    output: int
 
 
 class Batcher:
@@ -78,7 +82,7 @@ class Batcher:
         longest = max((row.length for row in job.rows), default=0)
         if longest > self.max_tokens:
             raise ValueError(f"a row has {longest} tokens, but a call holds at most {self.max_tokens}")
-        self._entries += [Entry(job, row) for row in job.rows if not row.done]
+        self._entries += _entries_of(job)
 
     def choose(self) -> list[Entry]:
         """Return the rows of the next call in turn; empty only if there are none."""
@@ -112,12 +116,17 @@ class Batcher:
             num_rows: how many rows.
             arriving: jobs that are not here yet and come after those that are, oldest first.
         """
-        waiting = (Entry(job, row) for job in arriving for row in job.rows if not row.done)
+        waiting = chain.from_iterable(map(_entries_of, arriving))
         first = [entry.row for entry in islice(_in_turn(chain(self._entries, waiting)), num_rows)]
         row_calls = sum(row.remaining for row in first)
         token_calls = sum(row.remaining * row.length for row in first)
         caps = math.ceil(row_calls / self.max_rows), math.ceil(token_calls / self.max_tokens)
         return max(*caps, *(row.remaining for row in first))
+
+
+def _entries_of(job: Job) -> list[Entry]:
+    """Return the unfinished rows of a job."""
+    return [Entry(job, row, output) for output, row in enumerate(job.rows) if not row.done]
 
 
 def _in_turn(entries: Iterable[Entry]) -> Iterator[Entry]:

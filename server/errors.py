@@ -57,8 +57,8 @@ class ApiError(Exception):
         self.param = param
         self.headers = {} if headers is None else dict(headers)
 
-    def response(self) -> JSONResponse:
-        """Return the HTTP answer."""
+    def body(self) -> ErrorBody:
+        """Return the body of the answer."""
         fallback = "server_error" if self.status >= 500 else "invalid_request_error"
         info = ErrorInfo(
             message=self.message[:2000],
@@ -66,7 +66,11 @@ class ApiError(Exception):
             code=self.code,
             param=self.param,
         )
-        return JSONResponse(ErrorBody(error=info).model_dump(), self.status, self.headers)
+        return ErrorBody(error=info)
+
+    def response(self) -> JSONResponse:
+        """Return the HTTP answer."""
+        return JSONResponse(self.body().model_dump(), self.status, self.headers)
 
 
 def new_request_id() -> str:

@@ -63,9 +63,7 @@ def images_answer(
     Raises:
         NonFiniteError: if a row failed.
     """
-    finished = [finish_row(queue.checkpoint, prepared, row) for row in prepared.rows]
-    samples = [sample for sample in finished if isinstance(sample, ImageSample)]
-    assert len(samples) == len(finished), "an image model makes images"
+    samples = _finished(queue, prepared)
     rows = [(sample.nfe, sample.steps_skipped) for sample in samples]
     if response_format == "b64_json":
         response = _response(request_id, queue, samples, job)
@@ -82,6 +80,22 @@ def images_answer(
     if labels:
         headers["X-Labels"] = ",".join(labels)
     return ImagesAnswer(content, media_type, headers, timings_of(job), rows)
+
+
+def images_response(request_id: str, queue: ModelQueue, prepared: PreparedRows, job: Job) -> ImagesResponse:
+    """Return the answer in JSON to a request whose rows are finished.
+
+    Raises:
+        NonFiniteError: if a row failed.
+    """
+    return _response(request_id, queue, _finished(queue, prepared), job)
+
+
+def _finished(queue: ModelQueue, prepared: PreparedRows) -> list[ImageSample]:
+    finished = [finish_row(queue.checkpoint, prepared, row) for row in prepared.rows]
+    samples = [sample for sample in finished if isinstance(sample, ImageSample)]
+    assert len(samples) == len(finished), "an image model makes images"
+    return samples
 
 
 def _response(request_id: str, queue: ModelQueue, samples: Sequence[ImageSample], job: Job) -> ImagesResponse:

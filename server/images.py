@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from fastapi import Request
@@ -14,9 +15,10 @@ from server.image_answer import ImagesAnswer, check_format, images_answer
 from server.image_request import image_request_of
 from server.image_work import check_grid, check_work
 from server.known import KnownShape, parse_known
+from server.metrics import Metrics
 from server.model_queue import ModelQueue
 from server.request import Service, run_request
-from server.schemas.base import Limits
+from server.schemas.base import Limits, Timings
 from server.schemas.images import ImagesRequest, ResponseFormat
 
 
@@ -48,10 +50,14 @@ async def make_images(
         partial(prepare, queue.checkpoint, asked, response_format, service.limits[queue.name]),
         partial(images_answer, request.state.request_id, queue, response_format),
     )
-    metrics = service.engine.metrics
-    metrics.request_done(queue.name, "complete", answer.timings.total_s, answer.timings.queue_s, answer.rows)
-    metrics.images.labels(queue.name).inc(len(answer.rows))
+    count(service.engine.metrics, queue.name, answer.timings, answer.rows)
     return answer
+
+
+def count(metrics: Metrics, model: str, timings: Timings, rows: Sequence[tuple[int, int]]) -> None:
+    """Count a request that was answered; ``rows`` are the denoiser calls and skipped steps of each image."""
+    metrics.request_done(model, "complete", timings.total_s, timings.queue_s, rows)
+    metrics.images.labels(model).inc(len(rows))
 
 
 def prepare(

@@ -100,9 +100,10 @@ class ModelQueue:
 
     def call(self, batch: Sequence[Entry]) -> list[StepResult] | None:
         """One denoiser call; if it raises, its callers fail at once and the result is None."""
+        now_s = time.monotonic()
         for entry in batch:
             if entry.job.started_s is None:
-                entry.job.started_s = time.monotonic()
+                entry.job.started_s = now_s
         try:
             results = self._step([entry.row for entry in batch])
         except Exception as error:  # whatever a network raises belongs to the callers of this call
@@ -114,7 +115,10 @@ class ModelQueue:
         return results
 
     def hand_out(self, batch: Sequence[Entry], results: Sequence[StepResult]) -> None:
-        """Resolve the jobs that are finished, and fail those with a row that has no finite logits."""
+        """Tell who follows, resolve the jobs that are finished, fail those with a row without finite logits."""
+        for entry, result in zip(batch, results, strict=True):
+            if entry.job.feed is not None:
+                entry.job.feed.advanced(entry.output, result)
         touched = {entry.job for entry in batch}
         broken = {entry.job for entry, result in zip(batch, results, strict=True) if not result.ok}
         self._finish(broken, NonFiniteError("the denoiser gave no finite logits"))

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
@@ -23,10 +23,13 @@ from server.batcher import Job
 from server.engine import Engine
 from server.errors import ApiError
 from server.failures import EngineError, ModelFailedError, QueueFullError, UnavailableError
+from server.feed import Changes, Feed
 from server.metrics import Rejection
 from server.schemas.base import Limits, Timings
 
 _Answer = TypeVar("_Answer")
+
+MIN_INTERVAL_S = 0.01  # between two changes of a stream: more of them a second would only load the event loop
 
 
 @dataclass(frozen=True)
@@ -82,27 +85,115 @@ async def run_request(
         ApiError: 422 if it does not fit the model, 429 or 503 if it cannot be taken, 500 if it fails.
         ClientDisconnect: if the client went away; its rows are free within a step.
     """
-    engine, loop = service.engine, asyncio.get_running_loop()
+    running = await start_request(service, request, model, num_rows, prepare)
+    return await running.answer(finish)
+
+
+async def start_request(
+    service: Service,
+    request: Request,
+    model: str,
+    num_rows: int,
+    prepare: Callable[[], PreparedRows],
+    *,
+    followed: bool = False,
+) -> Running:
+    """Bring a checked request into the engine; follow with `Running.answer`, or `Running.changes` and then that.
+
+    Args:
+        service: as for `run_request`, and so are ``request``, ``model``, ``num_rows`` and ``prepare``.
+        request: see there.
+        model: see there.
+        num_rows: see there.
+        prepare: see there.
+        followed: whether `Running.changes` will be asked for.
+
+    Raises:
+        ApiError: 422 if it does not fit the model, 429 or 503 if it cannot be taken.
+    """
+    engine = service.engine
     arrived_s = time.monotonic()
     _reserve(engine, model, num_rows)
     submitted = False
     try:
-        prepared = await loop.run_in_executor(service.pool, prepare)
-        job = Job(model, list(prepared.rows), arrived_s)
+        prepared = await asyncio.get_running_loop().run_in_executor(service.pool, prepare)
+        rows = list(prepared.rows)
+        feed = Feed(rows, prepared.canvas.mask_index) if followed else None
+        job = Job(model, rows, arrived_s, feed=feed)
         engine.submit(job)
         submitted = True
-        await _wait(job, request)
-        return await loop.run_in_executor(service.pool, finish, prepared, job)
+        return Running(service, request, prepared, job)
     except CanvasError as error:
         raise ApiError(422, "invalid_value", str(error), param=error.param) from None
-    except (NonFiniteError, EngineError, UnavailableError) as error:
+    except UnavailableError as error:
         raise _failure(engine, model, error) from None
-    except (ClientDisconnect, asyncio.CancelledError):
-        engine.metrics.fail(model, "cancelled")
-        raise
     finally:
         if not submitted:
             engine.release(num_rows)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Running:
+    """A request in the engine. Whoever holds it awaits its answer, or cancels its job."""
+
+    service: Service
+    request: Request
+    prepared: PreparedRows
+    job: Job
+
+    async def answer(self, finish: Callable[[PreparedRows, Job], _Answer]) -> _Answer:
+        """Wait for the rows and return what ``finish`` makes of them, in a thread.
+
+        Raises:
+            ApiError: 500 or 503 if the request fails.
+            ClientDisconnect: if the client went away; its rows are free within a step.
+        """
+        engine, model = self.service.engine, self.job.model
+        try:
+            await _wait(self.job, self.request)
+            return await self.in_thread(finish, self.prepared, self.job)
+        except (NonFiniteError, EngineError, UnavailableError) as error:
+            raise _failure(engine, model, error) from None
+        except (ClientDisconnect, asyncio.CancelledError):
+            engine.metrics.fail(model, "cancelled")
+            raise
+
+    async def changes(self) -> AsyncIterator[Changes]:
+        """Yield what happens to the rows, until they are done or have failed; `answer` tells which.
+
+        Changes come as fast as they are taken, `MIN_INTERVAL_S` apart at least; what happens in between is merged.
+
+        Raises:
+            ClientDisconnect: if the client went away; its rows are free within a step.
+        """
+        feed, loop = self.job.feed, asyncio.get_running_loop()
+        assert feed is not None, "the request was started to be followed"
+        finished = asyncio.Event()
+        self.job.done.add_done_callback(lambda _: loop.call_soon_threadsafe(finished.set))
+        gone = asyncio.ensure_future(_disconnected(self.request))
+        try:
+            ended = False
+            while not ended:
+                await _first_of(feed.wait(), finished.wait(), gone)
+                if gone.done() and not finished.is_set():
+                    raise ClientDisconnect
+                ended = (
+                    finished.is_set()
+                )  # asked before what is there is taken, or the last of it could be missed
+                changes = feed.take(self.job.started_s)
+                if changes.rows:
+                    yield changes
+                await _first_of(finished.wait(), asyncio.sleep(MIN_INTERVAL_S))
+        except (ClientDisconnect, asyncio.CancelledError):
+            self.job.done.cancel()
+            self.service.engine.metrics.fail(self.job.model, "cancelled")
+            raise
+        finally:
+            gone.cancel()
+
+    async def in_thread(self, call: Callable[..., _Answer], *arguments: Any) -> _Answer:
+        """Run something that takes a while in a thread, so that the event loop goes on."""
+        return await asyncio.get_running_loop().run_in_executor(self.service.pool, call, *arguments)
 
 
 def timings_of(job: Job) -> Timings:
@@ -156,6 +247,16 @@ async def _wait(job: Job, request: Request) -> None:
     finally:
         gone.cancel()
         done.cancel()  # a job that is not finished frees its rows; a finished one takes no notice
+
+
+async def _first_of(*awaitables: Awaitable[object]) -> None:
+    """Wait until one of them is done; those that were given as coroutines end with it."""
+    waiting = {asyncio.ensure_future(each) for each in awaitables}
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting.difference(awaitables):
+            task.cancel()
 
 
 async def _disconnected(request: Request) -> None:

@@ -40,9 +40,9 @@ async def generate(
         queue.name,
         asked.n,
         partial(prepare, queue.checkpoint, asked, service.limits[queue.name]),
-        partial(_answer, request.state.request_id, queue),
+        partial(text_answer, request.state.request_id, queue),
     )
-    _count(service.engine.metrics, answer)
+    count(service.engine.metrics, answer)
     return answer
 
 
@@ -116,7 +116,12 @@ def _check_work(
         )
 
 
-def _answer(request_id: str, queue: ModelQueue, prepared: PreparedRows, job: Job) -> GenerateResponse:
+def text_answer(request_id: str, queue: ModelQueue, prepared: PreparedRows, job: Job) -> GenerateResponse:
+    """Return the answer to a request whose rows are finished.
+
+    Raises:
+        NonFiniteError: if a row failed.
+    """
     finished = [finish_row(queue.checkpoint, prepared, row) for row in prepared.rows]
     samples = [sample for sample in finished if isinstance(sample, Sample)]
     assert len(samples) == len(finished), "a text model makes text"
@@ -151,7 +156,8 @@ def _output(sample: Sample) -> Output:
     )
 
 
-def _count(metrics: Metrics, answer: GenerateResponse) -> None:
+def count(metrics: Metrics, answer: GenerateResponse) -> None:
+    """Count a request that was answered."""
     stopped = all(output.finish_reason == "stop" for output in answer.outputs)
     metrics.request_done(
         answer.model,

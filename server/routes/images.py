@@ -12,14 +12,17 @@ from prime_core.labels import parse_label
 from server.accept import preferred
 from server.body import read_json
 from server.checking import check_keys, checked_request, choose_model, require_object
+from server.errors import ApiError
+from server.image_stream import stream_images
 from server.images import make_images
 from server.known import KnownShape
 from server.model_queue import ModelQueue
 from server.query import read_query
 from server.request import Service, answered
-from server.routes.openapi import ERRORS, body_schema, models_of, query_schema
+from server.routes.openapi import ERRORS, STREAM, body_schema, models_of, query_schema
 from server.schemas.base import Limits
 from server.schemas.images import ImagesRequest, ImagesResponse, ResponseFormat, image_request
+from server.sse import streamed
 
 QUERY_FIELDS = ("n", "steps", "temperature", "top_p", "seed", "label", "model", "preset")
 _TEXT_FIELDS = ("model", "preset", "label")
@@ -50,7 +53,7 @@ def router(service: Service) -> APIRouter:
         "/images",
         summary="Generate images",
         response_model=ImagesResponse,
-        responses={**ERRORS, 200: _answers("image/png", "application/octet-stream")},
+        responses={**ERRORS, 200: _answers("image/png", "application/octet-stream", **STREAM)},
         openapi_extra=body_schema(kinds),
         include_in_schema=bool(kinds),
     )
@@ -85,6 +88,11 @@ def router(service: Service) -> APIRouter:
     async def answer_to(fields: Mapping[str, object], picture: bool, request: Request) -> Response:
         queue = choose_model(service.engine.queues, "images", fields, request)
         asked = checked_request(kinds[queue.name], fields)
+        if asked.stream:
+            if asked.response_format not in (None, "b64_json"):
+                message = "response_format must be b64_json or null in a stream, which ends in JSON"
+                raise ApiError(422, "invalid_value", message, param="response_format")
+            return streamed(await stream_images(service, queue, asked, request))
         answer = await make_images(service, queue, asked, _format_of(asked, picture), request)
         headers = {**answer.headers, "Vary": "Accept", "Cache-Control": "no-store"}
         return Response(answer.content, 200, headers, answer.media_type)
@@ -107,10 +115,10 @@ def _format_of(asked: ImagesRequest, picture: bool) -> ResponseFormat:
     return "png" if asked.n == 1 else "grid"
 
 
-def _answers(*media_types: str) -> dict[str, Any]:
+def _answers(*media_types: str, **others: Any) -> dict[str, Any]:
     return {
         "description": "The images: JSON, or a file with its seed, cost and labels in the headers",
-        "content": dict.fromkeys(media_types, _BINARY),
+        "content": dict.fromkeys(media_types, _BINARY) | others,
         "headers": {
             name: {**header, "description": _OF_FILES_ONLY + header["description"], "required": False}
             for name, header in _HEADERS.items()

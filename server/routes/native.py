@@ -7,9 +7,11 @@ from fastapi import APIRouter, Request, Response
 from server.body import read_json
 from server.checking import check_keys, checked_request, choose_model, require_object
 from server.request import Service, answered
-from server.routes.openapi import ERRORS, body_schema, models_of
+from server.routes.openapi import ERRORS, STREAM, body_schema, models_of
 from server.schemas.text import GenerateRequest, GenerateResponse, text_request
+from server.sse import streamed
 from server.text import generate
+from server.text_stream import stream_text
 
 
 def router(service: Service) -> APIRouter:
@@ -25,7 +27,7 @@ def router(service: Service) -> APIRouter:
         "/generate",
         summary="Generate text",
         response_model=GenerateResponse,
-        responses=ERRORS,
+        responses={**ERRORS, 200: {"description": "The text", "content": STREAM}},
         openapi_extra=body_schema(kinds),
         include_in_schema=bool(kinds),
     )
@@ -38,6 +40,8 @@ def router(service: Service) -> APIRouter:
         check_keys(GenerateRequest, fields)
         queue = choose_model(service.engine.queues, "text", fields, request)
         asked = checked_request(kinds[queue.name], fields)
+        if asked.stream:
+            return streamed(await stream_text(service, queue, asked, request))
         answer = await generate(service, queue, asked, request)
         return Response(answer.model_dump_json(), media_type="application/json")
 

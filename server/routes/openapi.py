@@ -8,10 +8,14 @@ from typing import Any
 from server.engine import Engine
 from server.model_queue import Kind
 from server.schemas.base import Asked, ErrorBody, inlined_schema
+from server.sse import MEDIA_TYPE
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 404, 408, 413, 415, 422, 429, 500, 503)
 }
+
+STREAM = {MEDIA_TYPE: {"schema": {"type": "string"}}}
+"""Content of an answer that may also be a stream."""
 
 
 def models_of(engine: Engine, kind: Kind) -> list[str]:

@@ -12,7 +12,7 @@ from prime_core.curves import MAX_POWER, MAX_TEMPERATURE, MAX_WARP_SCALE
 from prime_core.presets import PRESETS
 from prime_core.settings import ImageSampler
 from server.known import KnownShape
-from server.schemas.base import Asked, Limits, Rule, Strict, Timings, bounded, shared_rules
+from server.schemas.base import STREAM_RULE, Asked, Limits, Rule, Strict, Timings, bounded, shared_rules
 
 MAX_SHOWN_NAMES = 20
 
@@ -55,6 +55,8 @@ class ImagesRequest(Asked):
     preset: str | None = None
     known: Any = None
     response_format: ResponseFormat | None = None
+    stream: bool = False
+    preview_every: int = 8
 
     @classmethod
     def odd_field(cls, body: Mapping[str, object]) -> str | None:
@@ -87,8 +89,15 @@ def image_request(
             ResponseFormat | None,
             '"b64_json" (JSON with PNG files), "png" (only for n = 1), "grid" (one PNG with all images), "npy" (numpy '
             "array of shape (n, height, width, channels)), or null: JSON, or if the Accept header prefers image/png, "
-            "png for n = 1 and else grid",
+            "png for n = 1 and else grid; a stream ends in JSON",
             {},
+        ),
+        "stream": (bool, STREAM_RULE, {}),
+        "preview_every": (
+            int,
+            f"an integer from 0 to {limits.max_steps}: in a stream, denoiser calls of an image between two pictures of "
+            "it; 0 for none",
+            {"ge": 0, "le": limits.max_steps},
         ),
     }
     return bounded(ImagesRequest, rules)

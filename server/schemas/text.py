@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints, create_model
+from pydantic import Field, StringConstraints, create_model
 
 from prime_core.curves import MAX_TEMPERATURE
-from server.schemas.base import Asked, Limits, Rule, Strict, Timings, bounded, shared_rules
+from server.schemas.base import STREAM_RULE, Asked, Limits, Rule, Strict, Timings, bounded, shared_rules
 
 MAX_STOPS = 8
 MAX_STOP_CHARS = 256
@@ -41,13 +41,6 @@ class GenerateRequest(Asked):
         parts = template if isinstance(template, list) else []
         odd = any(isinstance(part, dict) and part.keys() != {"gap"} for part in parts)
         return "template" if odd else None
-
-
-def _must_be_false(value: bool) -> bool:
-    # A Literal[False] would let 0 pass.
-    if value:
-        raise ValueError("must be false")
-    return value
 
 
 def text_request(limits: Limits) -> type[GenerateRequest]:
@@ -95,11 +88,7 @@ def _text_rules() -> dict[str, Rule]:
             f"a list of at most {MAX_STOPS} strings of 1 to {MAX_STOP_CHARS} characters",
             {"max_length": MAX_STOPS},
         ),
-        "stream": (
-            Annotated[bool, AfterValidator(_must_be_false)],
-            "false: streaming is not supported yet",
-            {},
-        ),
+        "stream": (bool, STREAM_RULE, {}),
     }
 
 

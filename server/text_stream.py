@@ -1,0 +1,74 @@
+"""POST /generate with ``stream``: the text as it is uncovered, then the usual answer."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from functools import partial
+
+from fastapi import Request
+
+from prime_core.checkpoint import Checkpoint
+from prime_core.provisional import ProvisionalText, provisional_text
+from server.denoise import denoise_fields
+from server.feed import Changes
+from server.model_queue import ModelQueue
+from server.request import Running, Service, start_request
+from server.schemas.denoise import TextFrame
+from server.schemas.text import GenerateRequest
+from server.sse import frame
+from server.text import count, prepare, text_answer
+
+
+async def stream_text(
+    service: Service, queue: ModelQueue, asked: GenerateRequest, request: Request
+) -> AsyncIterator[bytes]:
+    """Begin to answer a checked request, and return the frames of its stream.
+
+    Args:
+        service: the engine and the threads.
+        queue: the model.
+        asked: the body, checked against the schema of the model.
+        request: the HTTP request; its body has been read.
+
+    Raises:
+        ApiError: see `start_request`. What fails later is raised by the frames.
+    """
+    limits = service.limits[queue.name]
+    running = await start_request(
+        service,
+        request,
+        queue.name,
+        asked.n,
+        partial(prepare, queue.checkpoint, asked, limits),
+        followed=True,
+    )
+    return _frames(running, queue)
+
+
+async def _frames(running: Running, queue: ModelQueue) -> AsyncIterator[bytes]:
+    async for changes in running.changes():
+        for each in await running.in_thread(text_frames, queue.checkpoint, changes):
+            yield frame(each, "denoise")
+    answer = await running.answer(partial(text_answer, running.request.state.request_id, queue))
+    count(running.service.engine.metrics, answer)
+    yield frame(answer)
+
+
+def text_frames(checkpoint: Checkpoint, changes: Changes) -> list[TextFrame]:
+    """Return one frame for every output that changed."""
+    frames = []
+    for row in changes.rows:
+        if checkpoint.tokenizer is None:  # tokens without text: every one of them stays unknown
+            shown = ProvisionalText("", [None] * len(row.positions), [])
+        else:
+            shown = provisional_text(checkpoint.codec, checkpoint.tokenizer, row.y, row.positions)
+        shares = (row.y[row.positions] != checkpoint.codec.mask_index).float().mean(-1).tolist()
+        frames.append(
+            TextFrame(
+                **denoise_fields(changes, row, checkpoint.codec.mask_index),
+                text=shown.text,
+                pieces=shown.pieces,
+                revealed=shares,
+            )
+        )
+    return frames

@@ -1,0 +1,208 @@
+"""Streams through real sockets: frames retell the sampling exactly, and no reader can hold anybody up."""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from prime_core.provisional import UNKNOWN
+from tests.server.running import CONTEXT, Gate, Running, assert_error, serving, wait_until
+
+Frame = tuple[str | None, Any]
+
+
+def frames_of(lines: Iterator[str]) -> list[Frame]:
+    """(event, JSON) of every frame; a stream must end with [DONE]."""
+    frames: list[Frame] = []
+    event = None
+    for line in lines:
+        if line.startswith("event: "):
+            event = line.removeprefix("event: ")
+        elif line.startswith("data: "):
+            data = line.removeprefix("data: ")
+            frames.append((event, data if data == "[DONE]" else json.loads(data)))
+            event = None
+        else:
+            assert line == ""
+    assert frames[-1] == (None, "[DONE]")
+    return frames[:-1]
+
+
+def stream(server: Running, path: str, **body: object) -> list[Frame]:
+    with server.client.stream("POST", path, json={**body, "stream": True}) as response:
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert response.headers["cache-control"] == "no-store"
+        return frames_of(response.iter_lines())
+
+
+def retold(frames: list[Frame], num_outputs: int, length: int, num_digits: int) -> list[list[list[Any]]]:
+    """Digits of every output after all frames, from nothing known."""
+    state: list[list[list[Any]]] = [[[None] * num_digits for _ in range(length)] for _ in range(num_outputs)]
+    for event, frame in frames:
+        if event == "denoise":
+            for position, digits in zip(frame["positions"], frame["digits"], strict=True):
+                state[frame["output"]][position] = digits
+    return state
+
+
+def test_text_frames_retell_the_answer(server: Running) -> None:
+    body: dict[str, Any] = {"max_tokens": 20, "steps": 40, "n": 2, "seed": 3}
+    frames = stream(server, "/generate", **body)
+    *before, (event, answer) = frames
+    assert event is None
+    assert {event for event, _ in before} == {"denoise"}
+    plain = server.post(**body).json()
+    assert answer["outputs"] == plain["outputs"]
+    assert answer["usage"] == plain["usage"]
+    assert answer["id"].startswith("req-")
+
+    final = retold(frames, 2, 20, 2)
+    for output, row in zip(answer["outputs"], final, strict=True):
+        tokens = [high * 17 + low for high, low in row]
+        assert tokens[: len(output["token_ids"])] == output["token_ids"]
+    progress = [frame["progress"] for _, frame in before]
+    assert progress == sorted(progress)
+    assert progress[-1] == 1.0
+    for _, frame in before:
+        assert len(frame["positions"]) == len(frame["pieces"]) == len(frame["revealed"]) > 0
+        for digits, piece, share in zip(frame["digits"], frame["pieces"], frame["revealed"], strict=True):
+            assert share == sum(digit is not None for digit in digits) / 2
+            assert (piece is None) == (share < 1)
+    last = {frame["output"]: frame for _, frame in before}
+    for number, output in enumerate(answer["outputs"]):
+        assert last[number]["nfe"] == output["nfe"]
+        assert UNKNOWN not in last[number]["text"]
+        if output["finish_reason"] == "length":
+            assert last[number]["text"] == output["text"]
+
+
+def test_progress_and_eta_are_those_of_the_plan(server: Running) -> None:
+    server.denoiser.hook = lambda lengths: time.sleep(0.03)
+    try:
+        frames = [
+            frame for event, frame in stream(server, "/generate", max_tokens=8, steps=12, seed=1) if event
+        ]
+    finally:
+        server.denoiser.hook = None
+    nfe = frames[-1]["nfe"]
+    assert [frame["progress"] for frame in frames] == [(k + 1) / nfe for k in range(nfe)]
+    assert [frame["nfe"] for frame in frames] == list(range(1, nfe + 1))
+    assert frames[-1]["eta_s"] == 0
+    for frame in frames[1:]:
+        assert frame["eta_s"] >= 0.03 * (nfe - frame["nfe"])
+
+
+def test_known_text_is_in_the_frames_from_the_start(server: Running) -> None:
+    frames = stream(server, "/generate", prompt="ab", suffix="yz", max_tokens=6, steps=6, seed=2)
+    for event, frame in frames[:-1]:
+        assert event == "denoise"
+        assert frame["text"].startswith("ab")
+        assert frame["text"].endswith("yz")
+        assert set(frame["positions"]) <= set(range(2, 8))
+
+
+def test_image_frames_retell_the_answer(both: Running) -> None:
+    body: dict[str, Any] = {"n": 2, "steps": 12, "seed": 4, "preview_every": 3, "response_format": "b64_json"}
+    checkpoint = next(queue.checkpoint for queue in both.engine.queues.values() if queue.kind == "images")
+    if checkpoint.config.model.labels == "class":
+        body["label"] = 1
+    *frames, (event, answer) = stream(both, "/images", **body)
+    del body["preview_every"]
+    plain = both.client.post("/images", json=body).json()
+    assert event is None
+    assert answer["images"] == plain["images"]
+    final = [_pixels(image["b64_json"]) for image in answer["images"]]
+    codec = checkpoint.codec
+    length = final[0].size
+    for row, pixels in zip(retold(frames, 2, length, codec.target_length), final, strict=True):
+        codes = [sum(d * codec.base**k for k, d in enumerate(reversed(token))) for token in row]
+        shape = pixels.shape if pixels.ndim == 3 else (*pixels.shape, 1)
+        planes = np.array(codes).reshape(shape[2], shape[0], shape[1])
+        assert np.array_equal(np.moveaxis(planes, 0, -1), pixels.reshape(shape))
+    for output in range(2):
+        mine = [frame for _, frame in frames if frame["output"] == output]
+        shown = [frame["nfe"] for frame in mine if frame["b64_json"] is not None]
+        assert shown
+        assert all(later - earlier >= 3 for earlier, later in itertools.pairwise(shown))
+    none = stream(both, "/images", **{**body, "preview_every": 0})
+    assert all(frame["b64_json"] is None for event, frame in none if event)
+
+
+def _pixels(b64: str) -> Any:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(b64))))
+
+
+def test_what_is_wrong_from_the_start_is_a_plain_answer(server: Running, both: Running) -> None:
+    response = server.post(stream=True, max_tokens=CONTEXT, prompt="abc")
+    assert_error(response, 422, "invalid_value", "max_tokens")
+    response = both.client.post("/images", json={"stream": True, "response_format": "grid"})
+    assert_error(response, 422, "invalid_value", "response_format")
+
+
+def test_a_failure_on_the_way_is_an_error_frame(model_path: Path) -> None:
+    with serving(model_path) as server:
+        calls = itertools.count()
+
+        def break_later(lengths: Any) -> None:
+            if next(calls) == 3:
+                server.denoiser.broken_length = 11
+
+        server.denoiser.hook = break_later
+        *frames, (event, error) = stream(server, "/generate", max_tokens=11, steps=64, seed=1)
+        assert event == "error"
+        assert set(error["error"]) == {"message", "type", "code", "param"}
+        assert error["error"]["code"] == "non_finite"
+        assert {event for event, _ in frames} == {"denoise"}
+        wait_until(lambda: server.engine.held_rows == 0)
+
+
+def test_a_reader_that_goes_frees_the_rows_within_a_step(model_path: Path) -> None:
+    with serving(model_path) as server:
+        gate = Gate()
+        server.denoiser.hook = gate
+        body = {"max_tokens": 30, "steps": "exact", "stream": True}
+        with server.client.stream("POST", "/generate", json=body) as response:
+            assert response.status_code == 200
+            assert gate.entered.wait(60)
+        wait_until(lambda: server.metric("prime_request_failure_total", reason="cancelled") == 1)
+        calls = len(server.denoiser.lengths)
+        gate.opened.set()
+        wait_until(lambda: server.engine.held_rows == 0)
+        assert len(server.denoiser.lengths) <= calls + 1
+
+
+def test_a_reader_that_does_not_read_is_cut_off_and_nobody_waits_for_it(model_path: Path) -> None:
+    with serving(model_path, receive_timeout_s=1) as server:
+        server.denoiser.hook = lambda lengths: time.sleep(0.002)
+        body = json.dumps({"n": 16, "max_tokens": CONTEXT, "steps": "exact", "stream": True}).encode()
+        head = "POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head += f"Content-Length: {len(body)}\r\n"
+        address = httpx.URL(server.url)
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect((address.host, address.port))
+            connection.sendall(head.encode() + b"\r\n" + body)
+            wait_until(lambda: len(server.denoiser.lengths) > 3)
+            mate = server.post(max_tokens=4, steps=2, seed=1)
+            assert mate.status_code == 200
+            wait_until(lambda: server.engine.held_rows == 0)
+        server.denoiser.hook = None
+        assert server.post(max_tokens=4, steps=2, seed=1).json()["outputs"] == mate.json()["outputs"]
+
+
+@pytest.mark.parametrize("value", [1, 0, "true", None])
+def test_stream_is_a_boolean(server: Running, value: object) -> None:
+    assert_error(server.post(stream=value), 422, "invalid_value", "stream")
