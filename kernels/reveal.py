@@ -148,9 +148,13 @@ class _Rows(NamedTuple):
     top_p: Tensor | None
 
     def select(self, rows: Tensor | slice) -> _Rows:
+        return self.settings_of(rows)._replace(logits=self.logits[rows])
+
+    def settings_of(self, rows: Tensor | slice) -> _Rows:
+        """Select everything but the logits, which stay those of all rows."""
         top_k = None if self.top_k is None else self.top_k[rows]
         top_p = None if self.top_p is None else self.top_p[rows]
-        return _Rows(self.logits[rows], self.y[rows], self.u[rows], self.temperature[rows], top_k, top_p)
+        return _Rows(self.logits, self.y[rows], self.u[rows], self.temperature[rows], top_k, top_p)
 
     def plain(self) -> Tensor:
         """Which rows (R,) are drawn from all their weights."""
@@ -221,8 +225,13 @@ def _draw_narrow(tokens: TokenDigits, rows: _Rows, chosen: Tensor) -> tuple[Tens
     assert tokens.candidates is not None
     parts = []
     for part in few_at_a_time(chosen, tokens.candidates.tokens.shape[1]):
-        few = rows.select(part)
-        candidates, scores = _candidate_scores(tokens, few)
+        few = rows.settings_of(part)
+        candidates, excluded = _candidates(tokens, few.y)
+        if isinstance(part, slice):
+            logits = rows.logits[part].gather(-1, candidates)
+        else:  # whole rows are not copied
+            logits = rows.logits[part[:, None], candidates]
+        scores = torch.where(excluded, -torch.inf, logits.float())
         column, possible = draw_by_scores(scores, few.u, few.temperature, few.top_k, few.top_p)
         parts.append((candidates.gather(-1, column[:, None])[:, 0], possible))
     token, possible = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -237,14 +246,13 @@ def _scores(tokens: TokenDigits, rows: _Rows) -> Tensor:
     return torch.where(tokens.contradicted(rows.y), -torch.inf, scores)
 
 
-def _candidate_scores(tokens: TokenDigits, rows: _Rows) -> tuple[Tensor, Tensor]:
-    """Return the tokens (R, K) with the first visible digit, and their scores (R, K): -inf where there is no more."""
+def _candidates(tokens: TokenDigits, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the tokens (R, K) with the first visible digit of y (R, S), and which of them are excluded (R, K)."""
     assert tokens.candidates is not None
-    first = rows.y.ne(tokens.mask_index).int().argmax(-1)
-    line = first * tokens.mask_index + rows.y.gather(-1, first[:, None])[:, 0]
-    candidates = tokens.candidates.tokens.index_select(0, line)
+    first = y.ne(tokens.mask_index).int().argmax(-1)
+    line = first * tokens.mask_index + y.gather(-1, first[:, None])[:, 0]
     packed = tokens.candidates.packed.index_select(0, line)
-    want, care = (part[:, None].to(packed.dtype) for part in tokens.visible(rows.y))
+    want, care = (part[:, None].to(packed.dtype) for part in tokens.visible(y))
     care |= torch.iinfo(packed.dtype).min  # the sign is set only where a line is filled up
     excluded = (packed ^ want).bitwise_and_(care).ne(0)
-    return candidates, torch.where(excluded, -torch.inf, rows.logits.gather(-1, candidates).float())
+    return tokens.candidates.tokens.index_select(0, line), excluded

@@ -1,7 +1,7 @@
 """The gradient of an embedding table: sums of the rows of a gradient by their digits.
 
 Shapes: N digits in all, E columns of the table, b + 1 values (the last one is the mask), C, P and S as in `embed`.
-Row n of the gradient belongs to digit y[n]; `row_offset` says where its E numbers are.
+Row n of the gradient belongs to digit y[n]; `embed_runs.row_offset` says where its E numbers are.
 
 Bytes: the gradient is read once (N E times its width), y once (8 N), the table's gradient is written once. Text,
 T = 64 x 1024, S = 4, D = 768, float32: 203 MB, 61 us at the 3.35 TB/s of an H100. FLOPs: N E additions; the way for few
@@ -10,21 +10,16 @@ which fits in the time of the bytes (132 x 128 lanes at 1.7 GHz do 1.8 G such ad
 
 Three ways:
 - few values (at most FEW_VALUES): a program sums its own piece of the rows in registers, one row of sums a value; the
-  pieces' sums, written once, are added in their order. It adds no bytes worth counting, and every run gives the same
-  bits, so it serves both modes.
+  pieces' sums are added in their order. Every run gives the same bits, so it serves both modes. Writing and reading
+  the sums adds 2 (b + 1) / (rows of a piece) of the gradient's numbers: an eighth for the example above.
 - many values, any order: float32 atomics. About half of all digits are masked, so each program first sums the rows of
   the mask itself and adds them at once.
-- many values, deterministic: a stable sort by digit, then sums over its runs, in two levels, so that one long run (the
-  mask) is shared by many programs: pieces of CHUNK sorted rows finish the runs that lie inside of them and hand on
-  their first and last sums, which are then added value by value in the order of the pieces. The sort reads and writes
-  12 N bytes a pass of its radix; the gradient is still read once.
+- many values, deterministic: a stable sort by digit, then sums over its runs, in `embed_runs`.
 
 The size of pieces depends on the shape only, never on the device's load. Nothing waits for the device.
 """
 
 from __future__ import annotations
-
-from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -32,29 +27,14 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.triton_ops.compile_case import CompileCase
+from kernels.triton_ops.embed_runs import COLUMNS, GradientRows, row_offset, sum_sorted_runs
 
 FEW_VALUES = 32
-CHUNK = 64
-MAX_PIECES = 2048
+MAX_PIECES = 1024
+MIN_PIECE = 64
 ROWS_AT_ONCE = 8
 FEW_COLUMNS = 64
 ATOMIC_ROWS = 16
-COLUMNS = 128
-SUMS_AT_ONCE = 16
-
-
-@triton.jit
-def row_offset(row, LAYOUT: tl.constexpr, E: tl.constexpr, C: tl.constexpr, P: tl.constexpr, S: tl.constexpr):
-    """Return where row (image, channel, pixel, digit) begins; its columns are P apart for "channels_first", else 1."""
-    if LAYOUT == "tokens":
-        return row * E
-    else:
-        plane = row // (P * S) * S + row % S  # (image C + channel) S + digit
-        pixel = row // S % P
-        if LAYOUT == "channels_first":
-            return plane * (E * P) + pixel
-        else:
-            return ((plane // (C * S) * P + pixel) * (C * S) + plane % (C * S)) * E
 
 
 @triton.jit
@@ -122,99 +102,6 @@ def atomic_kernel(
     tl.atomic_add(mask_row + column, mask_sum, any_masked & (column < E), sem="relaxed")
 
 
-@triton.jit
-def runs_kernel(
-    table_ptr,
-    first_ptr,
-    last_ptr,
-    gradient_ptr,
-    digits_ptr,
-    order_ptr,
-    num_rows,
-    num_values,
-    LAYOUT: tl.constexpr,
-    E: tl.constexpr,
-    C: tl.constexpr,
-    P: tl.constexpr,
-    S: tl.constexpr,
-    CHUNK: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    """Sum the runs of equal digits in one piece of CHUNK sorted rows.
-
-    The first and the last run may go on in other pieces: their sums go to (pieces, E) each, a run that is both to
-    the first. What lies between is complete and goes to the table's gradient.
-    """
-    piece = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = column < E
-    step: tl.constexpr = P if LAYOUT == "channels_first" else 1
-    current = tl.load(digits_ptr + piece * CHUNK).to(tl.int64)
-    num_ended = tl.zeros([], tl.int32)
-    sums = tl.zeros([COLUMNS], first_ptr.dtype.element_ty)
-    for index in range(CHUNK):
-        position = piece * CHUNK + index
-        exists = position < num_rows
-        digit = tl.where(exists, tl.load(digits_ptr + position, exists, other=0).to(tl.int64), current)
-        row = tl.load(order_ptr + position, exists, other=0)
-        address = gradient_ptr + row_offset(row, LAYOUT, E, C, P, S) + column * step
-        numbers = tl.load(address, inside & exists, other=0.0).to(sums.dtype)
-        ended = digit != current
-        known = (current >= 0) & (current < num_values)
-        tl.store(first_ptr + piece * E + column, sums, inside & (ended & (num_ended == 0)))
-        tl.store(table_ptr + current * E + column, sums, inside & (ended & (num_ended > 0) & known))
-        sums = tl.where(ended, numbers, sums + numbers)
-        num_ended += ended.to(tl.int32)
-        current = digit
-    tl.store(first_ptr + piece * E + column, sums, inside & (num_ended == 0))
-    tl.store(last_ptr + piece * E + column, sums, inside & (num_ended > 0))
-
-
-@triton.jit
-def segments_kernel(
-    table_ptr,
-    first_ptr,
-    last_ptr,
-    starts_ptr,
-    num_rows,
-    E: tl.constexpr,
-    CHUNK: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    SUMS: tl.constexpr,
-):
-    """Write the row of one value, unless `runs_kernel` has; its sorted rows are start..stop-1."""
-    value = tl.program_id(0).to(tl.int64)
-    column = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
-    inside = column < E
-    start, stop = tl.load(starts_ptr + value), tl.load(starts_ptr + value + 1)
-    first, last = start // CHUNK, (stop - 1) // CHUNK
-    used = start < stop
-    at_front = start % CHUNK == 0
-    complete = used & (first == last) & (start % CHUNK != 0) & (stop % CHUNK != 0) & (stop < num_rows)
-    sums = tl.load(first_ptr + first * E + column, inside & (used & at_front), other=0.0)
-    sums += tl.load(last_ptr + first * E + column, inside & (used & (start % CHUNK != 0)), other=0.0)
-    piece = first + 1
-    while piece <= last:
-        more = (piece + tl.arange(0, SUMS))[:, None]
-        tile = tl.load(first_ptr + more * E + column, inside & (more <= last), other=0.0)
-        sums += tl.sum(tile, 0, keep_dims=True)
-        piece += SUMS
-    tl.store(table_ptr + value * E + column, sums, inside & (complete == 0))
-
-
-class _Gradient(NamedTuple):
-    """What every launcher needs: the gradient, flat and contiguous, y (N,), and the kernels' constants."""
-
-    gradient: Tensor
-    y: Tensor
-    num_values: int
-    constants: dict[str, Any]
-
-    @property
-    def num_columns(self) -> int:
-        return int(self.constants["E"])
-
-
 def table_gradient(
     gradient: Tensor,
     y: Tensor,
@@ -241,17 +128,17 @@ def table_gradient(
         return gradient.new_zeros(table_shape, dtype=table_dtype)
     channels, pixels, num_digits = sizes
     constants = {"LAYOUT": layout, "E": num_columns, "C": channels, "P": pixels, "S": num_digits}
-    work = _Gradient(gradient, y, num_values, constants)
+    work = GradientRows(gradient, y, num_values, constants)
     if num_values <= FEW_VALUES:
         return _few_values(work, sums_dtype).to(table_dtype)
     if deterministic:
-        return _sorted_runs(work, sums_dtype, table_dtype)
+        return sum_sorted_runs(work, sums_dtype, table_dtype)
     return _atomics(work, sums_dtype).to(table_dtype)
 
 
-def _few_values(work: _Gradient, sums_dtype: torch.dtype) -> Tensor:
+def _few_values(work: GradientRows, sums_dtype: torch.dtype) -> Tensor:
     num_rows, num_columns = len(work.y), work.num_columns
-    piece_size = max(ROWS_AT_ONCE, triton.next_power_of_2(triton.cdiv(num_rows, MAX_PIECES)))
+    piece_size = max(MIN_PIECE, triton.next_power_of_2(triton.cdiv(num_rows, MAX_PIECES)))
     num_pieces = triton.cdiv(num_rows, piece_size)
     sums = work.gradient.new_empty(num_pieces, work.num_values, num_columns, dtype=sums_dtype)
     few_values_kernel[(num_pieces, triton.cdiv(num_columns, FEW_COLUMNS))](
@@ -270,7 +157,7 @@ def _few_values(work: _Gradient, sums_dtype: torch.dtype) -> Tensor:
     return sums.sum(0)
 
 
-def _atomics(work: _Gradient, sums_dtype: torch.dtype) -> Tensor:
+def _atomics(work: GradientRows, sums_dtype: torch.dtype) -> Tensor:
     table = work.gradient.new_zeros(work.num_values, work.num_columns, dtype=sums_dtype)
     grid = triton.cdiv(len(work.y), ATOMIC_ROWS), triton.cdiv(work.num_columns, COLUMNS)
     atomic_kernel[grid](
@@ -286,54 +173,15 @@ def _atomics(work: _Gradient, sums_dtype: torch.dtype) -> Tensor:
     return table
 
 
-def _sorted_runs(work: _Gradient, sums_dtype: torch.dtype, table_dtype: torch.dtype) -> Tensor:
-    num_rows, num_columns = len(work.y), work.num_columns
-    digits, order = work.y.to(torch.int32).sort(stable=True)
-    values = torch.arange(work.num_values + 1, dtype=torch.int32, device=work.y.device)
-    starts = torch.searchsorted(digits, values)
-    num_pieces, num_blocks = triton.cdiv(num_rows, CHUNK), triton.cdiv(num_columns, COLUMNS)
-    first, last = work.gradient.new_empty(2, num_pieces, num_columns, dtype=sums_dtype)
-    table = work.gradient.new_empty(work.num_values, num_columns, dtype=table_dtype)
-    runs_kernel[(num_pieces, num_blocks)](
-        table,
-        first,
-        last,
-        work.gradient,
-        digits,
-        order,
-        num_rows,
-        work.num_values,
-        **work.constants,
-        CHUNK=CHUNK,
-        COLUMNS=COLUMNS,
-        num_warps=1,
-    )
-    segments_kernel[(work.num_values, num_blocks)](
-        table,
-        first,
-        last,
-        starts,
-        num_rows,
-        E=num_columns,
-        CHUNK=CHUNK,
-        COLUMNS=COLUMNS,
-        SUMS=SUMS_AT_ONCE,
-        num_warps=1,
-    )
-    return table
-
-
 _TYPES = {
-    **dict.fromkeys(("table_ptr", "sums_ptr", "first_ptr", "last_ptr", "gradient_ptr"), "*fp32:16"),
-    **dict.fromkeys(("y_ptr", "order_ptr", "starts_ptr"), "*i64:16"),
-    "digits_ptr": "*i32:16",
+    **dict.fromkeys(("table_ptr", "sums_ptr", "gradient_ptr"), "*fp32:16"),
+    "y_ptr": "*i64:16",
     "num_rows": "i32:16",
     "num_values": "i32",
 }
 _TEXT = {"LAYOUT": "tokens", "C": 1, "P": 1, "S": 1}
 _PLANES = {"LAYOUT": "channels_first", "E": 48, "C": 3, "P": 1024, "S": 2}
-_FEW = {"PIECE": 128, "COLUMNS": FEW_COLUMNS, "ROWS": ROWS_AT_ONCE}
-_RUNS = {"CHUNK": CHUNK, "COLUMNS": COLUMNS}
+_FEW = {"PIECE": 256, "COLUMNS": FEW_COLUMNS, "ROWS": ROWS_AT_ONCE}
 
 COMPILE_CASES = [
     CompileCase(
@@ -358,13 +206,5 @@ COMPILE_CASES = [
             _TEXT | {"E": num_columns, "ROWS": ATOMIC_ROWS, "COLUMNS": COLUMNS},
         )
         for num_columns in (384, 768)
-    ),
-    CompileCase("embed gradient, sorted runs", runs_kernel, _TYPES, _TEXT | _RUNS | {"E": 768}, num_warps=1),
-    CompileCase(
-        "embed gradient, sums of runs",
-        segments_kernel,
-        _TYPES,
-        _RUNS | {"E": 768, "SUMS": SUMS_AT_ONCE},
-        num_warps=1,
     ),
 ]

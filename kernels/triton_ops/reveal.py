@@ -262,12 +262,13 @@ def _cases(
 
 COMPILE_CASES = [
     case
-    for name, vocab_size, num_digits, bits in (
-        ("V=50257 S=4", 50257, 4, 4),
-        ("V=50257 S=1", 50257, 1, 16),
-        ("V=256 S=2", 256, 2, 4),
+    for name, vocab_size, num_digits, bits, logits in (
+        ("V=50257 S=4", 50257, 4, 4, "fp32"),
+        ("V=50257 S=4", 50257, 4, 4, "bf16"),
+        ("V=50257 S=1", 50257, 1, 16, "fp32"),
+        ("V=50257 S=1", 50257, 1, 16, "bf16"),
+        ("V=256 S=2", 256, 2, 4, "fp32"),
     )
-    for logits in ("fp32", "bf16")
     for truncated in (False, True)
     for case in _cases(name, vocab_size, num_digits, bits, logits, truncated=truncated)
 ]

@@ -16,7 +16,12 @@ from kernels.embed import embed_planes, embed_subtokens
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LAYOUTS = ["tokens", "channels_first", "channels_last"]
 # Number of values and whether sums are ordered -> the way that sums them, with `small_pieces`.
-WAYS = [(4, False, "few_values"), (4, True, "few_values"), (6, False, "atomics"), (6, True, "sorted_runs")]
+WAYS = [
+    (4, False, "_few_values"),
+    (4, True, "_few_values"),
+    (6, False, "_atomics"),
+    (6, True, "sum_sorted_runs"),
+]
 
 
 @pytest.fixture(params=["reference", "triton"])
@@ -30,7 +35,8 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few rows a piece, so that few rows are several pieces: the interpreter is slow."""
     if find_spec("triton") is not None:
-        monkeypatch.setattr("kernels.triton_ops.embed_gradient.CHUNK", 4)
+        monkeypatch.setattr("kernels.triton_ops.embed_runs.CHUNK", 4)
+        monkeypatch.setattr("kernels.triton_ops.embed_gradient.MIN_PIECE", 8)
         monkeypatch.setattr("kernels.triton_ops.embed_gradient.FEW_VALUES", 4)
 
 
@@ -106,11 +112,11 @@ def test_every_way_agrees_with_float64(
     import kernels.triton_ops.embed_gradient as triton_gradient
 
     ran = []
-    for name in ("few_values", "atomics", "sorted_runs"):
-        original = getattr(triton_gradient, f"_{name}")
+    for name in ("_few_values", "_atomics", "sum_sorted_runs"):
+        original = getattr(triton_gradient, name)
         monkeypatch.setattr(
             triton_gradient,
-            f"_{name}",
+            name,
             lambda *args, name=name, original=original: ran.append(name) or original(*args),
         )
     y_t = masked_digits(generator, num_values, 2, 2, 3, 3, 2)
@@ -175,7 +181,7 @@ def test_the_global_switch_asks_for_determinism(monkeypatch: pytest.MonkeyPatch)
         raise AssertionError("atomics add in any order")
 
     monkeypatch.setattr(triton_gradient, "_atomics", refuse)
-    monkeypatch.setattr(triton_gradient, "CHUNK", 4)
+    monkeypatch.setattr("kernels.triton_ops.embed_runs.CHUNK", 4)
     table = torch.ones(40, 2, device=DEVICE, requires_grad=True)
     out = embed_subtokens(torch.tensor([[1, 39]], device=DEVICE), table, backend="triton").sum()
     with pytest.raises(AssertionError, match="any order"):
