@@ -243,7 +243,7 @@ def _tiling(num_sets: int, vocab_size: int) -> tuple[dict[str, int], int]:
     block = min(
         triton.next_power_of_2(vocab_size), 2048 if num_sets == 1 else max(128, 4096 // subsets), 2048
     )
-    warps = max(1, min(4, subsets * block // (512 if num_sets == 1 else 1024)))
+    warps = max(1, min(4, subsets * block // 512))
     return {"VOCAB_SIZE": vocab_size, "NUM_SETS": num_sets, "SUBSETS": subsets, "BLOCK": block}, warps
 
 
