@@ -24,8 +24,8 @@ def lengths(batcher: Batcher) -> list[int]:
 
 
 def advance(batcher: Batcher) -> None:
-    for _, row in batcher.choose():
-        made: Any = row
+    for entry in batcher.choose():
+        made: Any = entry.row
         made.remaining -= 1
         made.done = made.remaining == 0
     batcher.drop_finished()
