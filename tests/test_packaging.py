@@ -97,7 +97,7 @@ def test_torch_is_taken_out_of_what_the_resolver_sees(install: types.ModuleType)
     assert torch in PROJECT["dependencies"]
     names = {install.requirement_name(item) for item in others}
     assert {"fastapi", "safetensors", "pytest"} <= names
-    assert not names & {"torch", "triton", "torchvision"}
+    assert not names & {"torch", "torchvision"}
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,9 @@ def test_probe_refuses_a_torch_out_of_range(
 
 
 def test_extras_ask_for_a_recent_triton_only_on_request() -> None:
-    assert PROJECT["optional-dependencies"]["gpu"] == ["triton>=3.6"]
+    (triton,) = PROJECT["optional-dependencies"]["gpu"]
+    assert triton == "triton>=3.6,<4"
+    assert f"{triton}; sys_platform == 'linux'" in PROJECT["optional-dependencies"]["dev"]
     assert not any(item.startswith("triton") for item in PROJECT["dependencies"])
 
 

@@ -12,8 +12,10 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from importlib import import_module
+from multiprocessing import get_context
 from pkgutil import iter_modules
 
 import kernels.triton_ops
@@ -36,9 +38,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Compile every kernel ahead of time and print what it uses.")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     as_json = parser.parse_args(argv).json
-    usages = [compile_for(case, capability) for case in all_cases() for capability in SHARED_LIMITS]
+    usages = compile_all()
     print(json.dumps([asdict(usage) for usage in usages], indent=1) if as_json else table(usages))
     return 1 if any(over_limit(usage) for usage in usages) else 0
+
+
+def compile_all() -> list[Usage]:
+    """Compile every case for every target, on as many processes as there are cores: a case takes about a second."""
+    work = [(number, capability) for number in range(len(all_cases())) for capability in SHARED_LIMITS]
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        return list(pool.map(_compile, *zip(*work, strict=True)))
+
+
+def _compile(number: int, capability: int) -> Usage:
+    """Compile one case; by its number, since kernels do not travel between processes."""
+    return compile_for(all_cases()[number], capability)
 
 
 def over_limit(usage: Usage) -> bool:

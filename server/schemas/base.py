@@ -20,10 +20,7 @@ from prime_core.request import DEFAULT_STEPS
 Rule = tuple[Any, str, dict[str, Any]]  # type of a field, its rule in words, and its bounds for pydantic
 
 
-STREAM_RULE = (
-    "true or false; true sends server-sent events: `denoise` frames while the request runs, the answer as plain data, "
-    "then [DONE]"
-)
+STREAM_RULE = "true (server-sent events: `denoise` frames, then the answer, then [DONE]) or false"
 
 
 class Strict(BaseModel):

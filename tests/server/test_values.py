@@ -52,7 +52,10 @@ def test_limits_stand_in_the_messages(server: Running) -> None:
         "steps": (10**6, 'steps must be an integer from 1 to 4096, or "exact"'),
         "top_k": (10**6, "top_k must be an integer from 0 (off) to 257"),
         "seed": (-1, "seed must be an integer from 0 to 2^64 - 1, or null for one that the server draws"),
-        "stream": (1, "stream must be true or false"),
+        "stream": (
+            1,
+            "stream must be true (server-sent events: `denoise` frames, then the answer, then [DONE]) or false",
+        ),
     }
     for field, (value, message) in expected.items():
         assert assert_error(server.post(**{field: value}), 422, "invalid_value", field) == message
