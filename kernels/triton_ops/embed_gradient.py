@@ -27,14 +27,14 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.triton_ops.compile_case import CompileCase
-from kernels.triton_ops.embed_runs import COLUMNS, GradientRows, row_offset, sum_sorted_runs
+from kernels.triton_ops.embed_runs import COLUMNS, GradientRows, column_if, row_offset, sum_sorted_runs
 
 FEW_VALUES = 32
 MAX_PIECES = 1024
 MIN_PIECE = 64
 ROWS_AT_ONCE = 8
 FEW_COLUMNS = 64
-ATOMIC_ROWS = 16
+ATOMIC_ROWS = 8
 
 
 @triton.jit
@@ -65,7 +65,7 @@ def few_values_kernel(
             row = first + start + index
             digit = tl.load(y_ptr + row, row < num_rows, other=-1)
             address = gradient_ptr + row_offset(row, LAYOUT, E, C, P, S) + column * step
-            numbers = tl.load(address, (row < num_rows) & (column < E), other=0.0).to(sums.dtype)
+            numbers = tl.load(address, column_if(row < num_rows, column, E), other=0.0).to(sums.dtype)
             sums += tl.where(value == digit, numbers, 0.0)
     target = sums_ptr + (tl.program_id(0).to(tl.int64) * num_values + value) * E + column
     tl.store(target, sums, (value < num_values) & (column < E))
