@@ -109,7 +109,9 @@ def test_a_file_cut_between_two_records_is_refused(
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"neither data_batch_1.bin nor data_batch_1"):
+    with pytest.raises(
+        DataError, match=r"none of data_batch_1.bin, data_batch_1, cifar-10-binary.tar.gz.*; put one"
+    ):
         read_cifar10(tmp_path, "train")
     make_cifar_binary(tmp_path, 1)
     (tmp_path / "data_batch_5.bin").unlink()
@@ -117,6 +119,24 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         read_cifar10(tmp_path, "train", verify=False)
     with pytest.raises(DataError, match=r"nothing.tar.gz: cannot be read: No such file"):
         read_cifar10(tmp_path / "nothing.tar.gz", "train")
+
+
+@pytest.mark.parametrize("name", cifar10.ARCHIVES)
+def test_an_archive_is_found_in_a_folder_and_checked(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = make_cifar_binary_archive if "binary" in name else make_cifar_python_archive
+    made = make(tmp_path / "in" / name, 2)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    shutil.copy(tmp_path / "in" / name, folder / name)
+    with pytest.raises(DataError, match=rf"{name}: its MD5 [0-9a-f]{{32}} is not that of an official"):
+        read_cifar10(folder, "train")
+    digest = hashlib.md5((folder / name).read_bytes()).hexdigest()
+    monkeypatch.setitem(cifar10.ARCHIVE_MD5, digest, "binary" if "binary" in name else "python")
+    splits: tuple[Split, ...] = ("train", "heldout")
+    for split in splits:
+        assert np.array_equal(read_cifar10(folder, split).pixels, made[split][0])
 
 
 def test_an_archive_without_a_batch_is_refused(tmp_path: Path) -> None:
