@@ -8,7 +8,7 @@ import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from prime_core.codec import SubtokenCodec, smallest_base
-from prime_core.labels import check_label_name
+from prime_core.labels import check_label_name, check_label_names
 from prime_core.schedule import CosineSchedule, LinearSchedule, PolynomialSchedule, Schedule
 from prime_core.tokenizer import TokenizerSpec
 
@@ -180,8 +180,8 @@ ModelConfig = Annotated[DiTConfig | UNetConfig, Field(discriminator="kind")]
 class Config(Frozen):
     """Everything but the weights: network, codec, schedule, tokenizer and where the weights come from.
 
-    ``label_names`` names the labels of a class-conditional model, in their order; empty if they have no names. A name
-    is no number.
+    ``label_names`` names the labels of a class-conditional model, in their order; empty if they have no names. Each
+    name is that of one label, printable and no number (`prime_core.labels`).
     """
 
     format_version: Literal[1] = 1
@@ -231,4 +231,5 @@ class Config(Frozen):
                 f"there are {len(self.label_names)} label_names for {self.model.num_labels} labels of kind "
                 f"{self.model.labels!r}; names go with labels 'class', one each"
             )
+        check_label_names(self.label_names)
         return self
