@@ -16,12 +16,12 @@ import torch
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from prime_core.weights import CheckpointError
 from training.classifier_net import Classifier, ClassifierInfo, ClassifierNet, load_classifier, to_planes
 from training.command_line import load_settings
 from training.data.images import DataError, DatasetName, ImageSet, Split, open_images
+from training.progress import progress_bar
 
 
 def train_classifier(
@@ -58,7 +58,7 @@ def train_classifier(
     # One rise and fall of the learning rate: the best of few passes.
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=num_steps)
     network.train()
-    with tqdm(total=num_steps, unit="step", desc="classifier", disable=not progress) as bar:
+    with progress_bar(total=num_steps, unit="step", desc="classifier", shown=progress) as bar:
         for _ in range(epochs):
             order = torch.randperm(len(train), generator=generator)
             for numbers in order.split(batch_size):

@@ -20,7 +20,6 @@ import numpy.typing as npt
 import torch
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
-from tqdm import tqdm
 
 from prime_core.checkpoint import Checkpoint, load_checkpoint
 from prime_core.device import choose_device
@@ -32,6 +31,7 @@ from training.data.corpus import CorpusOptions
 from training.heldout import HeldoutText, cut_rows, mean_over_rows, read_documents
 from training.image_report import NOT_A_BOUND, cell
 from training.model_kind import makes_images
+from training.progress import progress_bar
 from training.shared_settings import CheckpointSettings
 
 BOUND = "likelihood bound"
@@ -146,7 +146,7 @@ def _estimates(
         "num_draws": config.num_draws,
         "chunk_rows": config.chunk_rows,
     }
-    with tqdm(total=len(text.rows), unit="row", disable=not progress) as bar:
+    with progress_bar(total=len(text.rows), unit="row", shown=progress) as bar:
         for rows in text.batches(config.batch_rows):
             x_0 = torch.from_numpy(rows).to(device)
             both = estimate_likelihood(*model, x_0, **options)
