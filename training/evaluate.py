@@ -30,7 +30,7 @@ from training.command_line import load_settings
 from training.data.corpus import CorpusOptions
 from training.heldout import HeldoutText, cut_rows, mean_over_rows, read_documents
 from training.image_report import NOT_A_BOUND, cell
-from training.model_kind import makes_images
+from training.model_kind import is_toy, makes_images
 from training.progress import progress_bar
 from training.shared_settings import CheckpointSettings
 
@@ -208,6 +208,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if makes_images(arguments, "PRIME_EVAL_"):
         return evaluate_images.main(arguments)
+    if is_toy(arguments, "PRIME_EVAL_") and not {"-h", "--help"} & set(arguments):
+        print(
+            "prime-eval: a toy2d checkpoint has no evaluation beyond that of its training: heldout_nelbo and "
+            "heldout_entropy in the run's metrics.jsonl, and preview.png",
+            file=sys.stderr,
+        )
+        return 2
     try:
         config = load_settings(EvalConfig, "prime-eval", arguments, synonyms={"json": "as_json"})
         report = evaluate(config)
