@@ -115,7 +115,7 @@ def classifier_for(path: Path, train: ImageSet, heldout: ImageSet, *, progress: 
         path: the file; its folder is made if it is missing.
         train: the images it is, or must have been, trained on.
         heldout: for the accuracy.
-        progress: show a progress bar.
+        progress: show a progress bar, and say that a classifier is trained.
 
     Raises:
         CheckpointError: the file holds something else, or a classifier of other images.
@@ -124,6 +124,12 @@ def classifier_for(path: Path, train: ImageSet, heldout: ImageSet, *, progress: 
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
+        if progress:
+            print(
+                f"{path} is not there: training a classifier of {train.name} to judge samples by, once (minutes on a "
+                "CPU)",
+                file=sys.stderr,
+            )
         classifier = train_classifier(train, heldout, progress=progress)
         classifier.save(path)
         return classifier
