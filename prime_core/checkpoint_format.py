@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from prime_core.config import Config, DiTConfig
+from prime_core.config import Config, DiTConfig, explain
 from prime_core.models.build import build_denoiser
 from prime_core.weights import CheckpointError, TensorEntry, parse_json_object
 
@@ -43,12 +43,7 @@ def parse_config(text: bytes, where: str) -> Config:
     try:
         config = Config.model_validate_json(text, strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the whole"
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise CheckpointError(
-            f"{where}: {field[:200]}: {first['msg'][:500]}{more}; correct the field"
-        ) from None
+        raise CheckpointError(f"{where}: {explain(error)}; correct the field") from None
     if config.model.length > MAX_LENGTH:
         raise CheckpointError(f"{where}: model.length {config.model.length} is over {MAX_LENGTH}: lower it")
     return config

@@ -5,18 +5,32 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from prime_core.codec import SubtokenCodec, smallest_base
-from prime_core.labels import check_label_name
+from prime_core.labels import check_label_name, check_label_names
 from prime_core.schedule import CosineSchedule, LinearSchedule, PolynomialSchedule, Schedule
 from prime_core.tokenizer import TokenizerSpec
+
+_KINDS = {"dit", "unet", "linear", "polynomial", "cosine"}
 
 
 class Frozen(BaseModel):
     """A frozen model that refuses unknown keys and non-finite numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def explain(error: ValidationError) -> str:
+    """Return the first fault that pydantic found in a `Config` in one line: the field as users write it, and why."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    names = [str(part) for part in first["loc"]]
+    # The kind of network or schedule is part of pydantic's path, but of no name.
+    if len(names) > 1 and names[0] in {"model", "schedule"} and names[1] in _KINDS:
+        del names[1]
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    message = " ".join(first["msg"].removeprefix("Value error, ").split())[:500]
+    return f"{'.'.join(names)[:200]}: {message}{more}" if names else f"{message}{more}"
 
 
 class CodecConfig(Frozen):
@@ -180,8 +194,8 @@ ModelConfig = Annotated[DiTConfig | UNetConfig, Field(discriminator="kind")]
 class Config(Frozen):
     """Everything but the weights: network, codec, schedule, tokenizer and where the weights come from.
 
-    ``label_names`` names the labels of a class-conditional model, in their order; empty if they have no names. A name
-    is no number.
+    ``label_names`` names the labels of a class-conditional model, in their order; empty if they have no names. Each
+    name is that of one label, printable and no number (`prime_core.labels`).
     """
 
     format_version: Literal[1] = 1
@@ -231,4 +245,5 @@ class Config(Frozen):
                 f"there are {len(self.label_names)} label_names for {self.model.num_labels} labels of kind "
                 f"{self.model.labels!r}; names go with labels 'class', one each"
             )
+        check_label_names(self.label_names)
         return self

@@ -17,6 +17,8 @@ from torch import Tensor
 from kernels.noise import Purpose, row_seed, uniform
 from prime_core.canvas import Canvas, CanvasError, check_stop, digits_canvas, text_canvas
 from prime_core.config import Config, UNetConfig
+from prime_core.correctors import Corrector
+from prime_core.curves import TimeWarp
 from prime_core.image_canvas import image_canvas
 from prime_core.pixels import PixelCodec
 from prime_core.plan import Steps
@@ -171,6 +173,10 @@ def _prepare_images(checkpoint: Checkpoint, request: ImageRequest, seeds: Sequen
     draw = DRAWS.get(request.sampler)
     if draw is None:
         raise CanvasError("sampler", f"sampler must be {' or '.join(map(repr, DRAWS))}")
+    for param, kind in (("corrector", Corrector), ("warp", TimeWarp)):
+        value = getattr(request, param)
+        if value is not None and not isinstance(value, kind):
+            raise CanvasError(param, f"{param} must be a {kind.__module__}.{kind.__name__}, or None for none")
     settings = SamplingSettings(request.temperature, request.top_p, request.top_k, draw)
     try:
         check_draw(checkpoint.codec, draw)

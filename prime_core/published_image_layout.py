@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from prime_core.codec import smallest_base
-from prime_core.config import CodecConfig, Config, PolynomialConfig, ScheduleConfig, UNetConfig
+from prime_core.config import CodecConfig, Config, PolynomialConfig, ScheduleConfig, UNetConfig, explain
 from prime_core.published_image_facts import ImageFacts
 from prime_core.published_layout import Shapes
 from prime_core.weights import CheckpointError
@@ -92,11 +92,7 @@ def _build(where: str, model: dict[str, Any], codec: CodecConfig, schedule: Sche
     try:
         return Config(model=UNetConfig.model_validate(model), codec=codec, schedule=schedule)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(map(str, first["loc"]))
-        raise CheckpointError(
-            f"{where}: not a usable network: {f'{field}: ' * bool(field)}{first['msg']}"
-        ) from None
+        raise CheckpointError(f"{where}: not a usable network: {explain(error)}") from None
 
 
 def _default_head(widths: tuple[int, ...], rates: tuple[int, ...]) -> int:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from prime_core.codec import smallest_base
-from prime_core.config import CodecConfig, Config, DiTConfig, LinearConfig
+from prime_core.config import CodecConfig, Config, DiTConfig, LinearConfig, explain
 from prime_core.published_unpickler import InertRecord
 from prime_core.weights import CheckpointError
 
@@ -152,9 +152,7 @@ def infer_config(where: str, shapes: Shapes, facts: Facts) -> Config:
             schedule=LinearConfig(eps=1e-3 if facts.eps is None else facts.eps),
         )
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(map(str, first["loc"]))
-        raise CheckpointError(f"{where}: not a usable network: {field} {first['msg']}") from None
+        raise CheckpointError(f"{where}: not a usable network: {explain(error)}") from None
 
 
 def _infer_codec(where: str, shapes: Shapes, facts: Facts) -> tuple[CodecConfig, int]:

@@ -11,7 +11,8 @@ import pickletools
 from collections.abc import Iterator
 
 MAX_PICKLE_BYTES = 64 * 2**20
-MAX_OPCODES = 5_000_000
+MAX_OPCODES = 1_000_000  # some seconds; a checkpoint of a thousand tensors and its optimiser have 100,000
+MAX_OPEN_MARKS = 1000
 MAX_TUPLE_ELEMENTS = 1000
 MAX_INTEGER_BITS = 8192
 _MARK = -1
@@ -31,12 +32,18 @@ def check_program(program: bytes) -> None:
     """
     if len(program) > MAX_PICKLE_BYTES:
         raise pickle.UnpicklingError(f"the pickle has {len(program)} bytes, at most {MAX_PICKLE_BYTES}")
+    open_marks = 0
     stack: list[int] = []  # of every object: the elements that hashing it would visit; _MARK for a mark
     memo: dict[int, int] = {}
     try:
         for count, (opcode, argument) in enumerate(_instructions(program)):
-            if opcode.name in _REFUSED or count >= MAX_OPCODES:
+            if opcode.name in _REFUSED:
                 raise pickle.UnpicklingError(f"instruction {opcode.name} at {count} is refused")
+            open_marks += (opcode.name == "MARK") - (pickletools.markobject in opcode.stack_before)
+            if count >= MAX_OPCODES or open_marks > MAX_OPEN_MARKS:
+                raise pickle.UnpicklingError(
+                    f"more than {MAX_OPCODES} instructions, or {MAX_OPEN_MARKS} open marks"
+                )
             if type(argument) is int and argument.bit_length() > MAX_INTEGER_BITS:
                 raise pickle.UnpicklingError(f"an integer of {argument.bit_length()} bits")
             if opcode.name in {"PUT", "BINPUT", "LONG_BINPUT"}:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Literal
 
 _WEIGHT = re.compile(r"\s*q=(0(?:\.\d{0,3})?|1(?:\.0{0,3})?)\s*", re.IGNORECASE)
@@ -25,13 +26,29 @@ def preferred(accept: str | None) -> Literal["image", "json"] | None:
 def _weights(accept: str) -> dict[str, float]:
     """Return the weight of each well-formed media range; of one that is there twice, the first."""
     weights: dict[str, float] = {}
-    for part in accept.split(","):
-        media_range, *parameters = part.split(";")
+    for part in _split(accept, ","):
+        media_range, *parameters = _split(part, ";")
         given = next((part for part in parameters if part.partition("=")[0].strip().lower() == "q"), "q=1")
         weight = _WEIGHT.fullmatch(given)
         if weight is not None:
             weights.setdefault(media_range.strip().lower(), float(weight[1]))
     return weights
+
+
+def _split(text: str, separator: str) -> Iterator[str]:
+    """Yield the parts between separators that stand in no quoted string; an open one reaches to the end."""
+    start, is_quoted, is_escaped = 0, False, False
+    for place, character in enumerate(text):
+        if is_escaped:
+            is_escaped = False
+        elif is_quoted and character == "\\":
+            is_escaped = True
+        elif character == '"':
+            is_quoted = not is_quoted
+        elif character == separator and not is_quoted:
+            yield text[start:place]
+            start = place + 1
+    yield text[start:]
 
 
 def _weight(weights: dict[str, float], *ranges: str) -> float:

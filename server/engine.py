@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Literal
 
+from prime_core.prepare import NonFiniteError
 from server.batcher import Batcher, Job
 from server.failures import EngineError, ModelFailedError, QueueFullError, UnavailableError
 from server.metrics import Metrics
@@ -246,6 +247,8 @@ class Engine:
                 if all(queue.failed for queue in self.queues.values()):
                     raise RuntimeError("no model is left in service")
                 self._wait()
+        except NonFiniteError as error:  # only the warm-up raises it: the rows of a call fail each by itself
+            logger.error("cannot start: %s", error)
         except Exception as error:  # the process ends on a dead engine; its log must say why
             logger.error("the engine has died", exc_info=error)
         finally:

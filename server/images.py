@@ -11,6 +11,7 @@ from prime_core.canvas import CanvasError
 from prime_core.checkpoint import Checkpoint
 from prime_core.config import UNetConfig
 from prime_core.prepare import PreparedRows, prepare_rows
+from prime_core.request import PRESET_FIELDS
 from server.image_answer import ImagesAnswer, check_format, images_answer
 from server.image_request import image_request_of
 from server.image_work import check_grid, check_work
@@ -73,9 +74,22 @@ def prepare(
     shape = KnownShape.of(config.model, config.codec)
     check_format(shape, asked.n, response_format)
     request = image_request_of(asked, parse_known(asked.known, shape))
-    check_grid(request, limits)
-    check_work(checkpoint, config.model, request, limits)
     try:
+        check_grid(request, limits)
+        check_work(checkpoint, config.model, request, limits)
         return prepare_rows(checkpoint, request)
-    except CanvasError as error:  # digits come as `known` here, and are called y there
-        raise CanvasError("known" if error.param == "y" else error.param, str(error)) from None
+    except CanvasError as error:
+        raise _as_asked(error, asked) from None
+
+
+def _as_asked(error: CanvasError, asked: ImagesRequest) -> CanvasError:
+    """Return an error that blames a field of the request as it was sent, not as it was filled in."""
+    param = error.param
+    if param == "y":  # digits come as `known` here, and are called y there
+        return CanvasError("known", str(error))
+    if asked.preset is not None and param in PRESET_FIELDS and param not in asked.model_fields_set:
+        return CanvasError(
+            "preset",
+            f"what the preset has as {param} does not fit: {error}; give {param} too, or leave preset out",
+        )
+    return error

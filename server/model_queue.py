@@ -131,13 +131,16 @@ class ModelQueue:
         """One real call, which allocates and compiles what the first request should not wait for.
 
         Raises:
-            RuntimeError: if the logits are not finite.
+            NonFiniteError: if the logits are not finite.
         """
         layout = {"max_tokens": min(WARM_UP_TOKENS, self.checkpoint.config.model.length)}
         fields: dict[str, Any] = layout if self.kind == "text" else {}
         rows = prepare_rows(self.checkpoint, n=1, steps=1, seed=0, **fields).rows
         if not all(result.ok for result in self._step(rows)):
-            raise RuntimeError(f"model {self.name!r} gives logits that are not finite")
+            raise NonFiniteError(
+                f"model {self.name!r} gives logits that are not finite, so its weights are not sound: leave it out, or "
+                "load another checkpoint of it"
+            )
 
     def _step(self, rows: Sequence[Row]) -> list[StepResult]:
         """The one way to the denoiser, under the stopwatch: a hang shows in `Engine.state` whoever made the call."""

@@ -14,7 +14,9 @@ MAX_FIELDS = 64
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 
 
-def read_query(query: bytes, names: Collection[str], text_fields: Collection[str]) -> dict[str, object]:
+def read_query(
+    query: bytes, names: Collection[str], text_fields: Collection[str], body_only: Collection[str] = ()
+) -> dict[str, object]:
     """Return the fields of a query.
 
     A value that is written like a JSON number becomes one, under the same bounds as in a body (see `read_json`);
@@ -24,6 +26,7 @@ def read_query(query: bytes, names: Collection[str], text_fields: Collection[str
         query: the query as it was sent.
         names: of the fields there are.
         text_fields: fields whose values always stay text.
+        body_only: fields that only the body of a POST can hold, for the message.
 
     Raises:
         ApiError: 422 for what is no query, and for an unknown or repeated field.
@@ -41,7 +44,7 @@ def read_query(query: bytes, names: Collection[str], text_fields: Collection[str
     except ValueError:
         message = f"the query must be at most {MAX_FIELDS} fields name=value in UTF-8, joined by &"
         raise ApiError(422, "invalid_query", message) from None
-    message_of_unknown = find_unknown_key(names, [name for name, _ in pairs], "the query")
+    message_of_unknown = find_unknown_key(names, [name for name, _ in pairs], "the query", body_only)
     if message_of_unknown is not None:
         raise ApiError(422, "unknown_key", message_of_unknown)
     fields = {name: value if name in text_fields else _value(value) for name, value in pairs}

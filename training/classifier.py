@@ -16,12 +16,12 @@ import torch
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from prime_core.weights import CheckpointError
 from training.classifier_net import Classifier, ClassifierInfo, ClassifierNet, load_classifier, to_planes
 from training.command_line import load_settings
 from training.data.images import DataError, DatasetName, ImageSet, Split, open_images
+from training.progress import progress_bar
 
 
 def train_classifier(
@@ -58,7 +58,7 @@ def train_classifier(
     # One rise and fall of the learning rate: the best of few passes.
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=num_steps)
     network.train()
-    with tqdm(total=num_steps, unit="step", desc="classifier", disable=not progress) as bar:
+    with progress_bar(total=num_steps, unit="step", desc="classifier", shown=progress) as bar:
         for _ in range(epochs):
             order = torch.randperm(len(train), generator=generator)
             for numbers in order.split(batch_size):
@@ -115,7 +115,7 @@ def classifier_for(path: Path, train: ImageSet, heldout: ImageSet, *, progress: 
         path: the file; its folder is made if it is missing.
         train: the images it is, or must have been, trained on.
         heldout: for the accuracy.
-        progress: show a progress bar.
+        progress: show a progress bar, and say that a classifier is trained.
 
     Raises:
         CheckpointError: the file holds something else, or a classifier of other images.
@@ -124,6 +124,12 @@ def classifier_for(path: Path, train: ImageSet, heldout: ImageSet, *, progress: 
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
+        if progress:
+            print(
+                f"{path} is not there: training a classifier of {train.name} to judge samples by, once (minutes on a "
+                "CPU)",
+                file=sys.stderr,
+            )
         classifier = train_classifier(train, heldout, progress=progress)
         classifier.save(path)
         return classifier

@@ -30,7 +30,8 @@ _MODEL_DESCRIPTIONS = {
     "model.height": "pixels; a multiple of 2 for every level of channel_mult but one",
     "model.width": "pixels; likewise",
     "model.packing": "rgb24: super-tokens, an RGB pixel is two numbers of 12 bits; needs codec.vocab_size 4096",
-    "model.model_channels": "the unit of width",
+    "model.model_channels": "the unit of width: times each of channel_mult a multiple of 32, times the first of "
+    "them also a multiple of channels x codec.target_length",
     "model.channel_mult": "width of each level in model_channels, from full resolution down",
     "model.num_res_blocks": "residual blocks of a level on the way down",
     "model.attention_rates": "down-sampling rates with attention",

@@ -40,7 +40,9 @@ class ImageData(Frozen):
 
     kind: Literal["images"] = "images"
     dataset: DatasetName = Field(description="format of the files, and which picture size they have")
-    path: Path = Field(description="folder of the data set's files")
+    path: Path = Field(
+        description="folder of the data set's files; of cifar10 also an official archive, or a folder that holds one"
+    )
     cache: Path = Field(
         default=Path("data/images"), description="folder for converted copies of large data sets, made once"
     )

@@ -20,7 +20,6 @@ import numpy.typing as npt
 import torch
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
-from tqdm import tqdm
 
 from prime_core.checkpoint import Checkpoint, load_checkpoint
 from prime_core.device import choose_device
@@ -31,7 +30,8 @@ from training.command_line import load_settings
 from training.data.corpus import CorpusOptions
 from training.heldout import HeldoutText, cut_rows, mean_over_rows, read_documents
 from training.image_report import NOT_A_BOUND, cell
-from training.model_kind import makes_images
+from training.model_kind import is_toy, makes_images
+from training.progress import progress_bar
 from training.shared_settings import CheckpointSettings
 
 BOUND = "likelihood bound"
@@ -146,7 +146,7 @@ def _estimates(
         "num_draws": config.num_draws,
         "chunk_rows": config.chunk_rows,
     }
-    with tqdm(total=len(text.rows), unit="row", disable=not progress) as bar:
+    with progress_bar(total=len(text.rows), unit="row", shown=progress) as bar:
         for rows in text.batches(config.batch_rows):
             x_0 = torch.from_numpy(rows).to(device)
             both = estimate_likelihood(*model, x_0, **options)
@@ -208,6 +208,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if makes_images(arguments, "PRIME_EVAL_"):
         return evaluate_images.main(arguments)
+    if is_toy(arguments, "PRIME_EVAL_") and not {"-h", "--help"} & set(arguments):
+        print(
+            "prime-eval: a toy2d checkpoint has no evaluation beyond that of its training: heldout_nelbo and "
+            "heldout_entropy in the run's metrics.jsonl, and preview.png",
+            file=sys.stderr,
+        )
+        return 2
     try:
         config = load_settings(EvalConfig, "prime-eval", arguments, synonyms={"json": "as_json"})
         report = evaluate(config)

@@ -24,7 +24,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from prime_core.checkpoint import Checkpoint, load_checkpoint
 from prime_core.config import Config, UNetConfig
@@ -43,6 +42,7 @@ from training.image_eval_config import ImageEvalConfig
 from training.image_report import BOUNDS, MISSING_CLASSIFIER, NOT_A_BOUND, image_table
 from training.image_sampler import ImageSamplerSettings
 from training.inception import MISSING, Inception, check_inception, load_inception
+from training.progress import progress_bar
 from training.sample_quality import Samples, draw_samples, measure_samples, open_samples
 from training.sample_request import weights_digest
 
@@ -159,7 +159,7 @@ def _bounds(
     parts = checkpoint.denoiser, checkpoint.codec, checkpoint.schedule
     device = next(checkpoint.denoiser.parameters()).device
     options: dict[str, Any] = {"generator": generator, "chunk_rows": config.chunk_rows}
-    with tqdm(total=len(rows), unit="image", desc="bounds", disable=not progress) as bar:
+    with progress_bar(total=len(rows), unit="image", desc="bounds", shown=progress) as bar:
         for first in range(0, len(rows), config.batch_rows):
             batch = rows[first : first + config.batch_rows]
             # Every mask is a row of its own here, so that it can have a label of its own.

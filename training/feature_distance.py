@@ -99,8 +99,8 @@ def compare_features(samples: Tensor, reference: Tensor, heldout: Tensor) -> dic
         heldout: (H, D) features of held-out images.
 
     Returns:
-        The entry `classifier_feature_distance` of a report: value, floor, the counts of each, and what to
-        make of them.
+        The entry `classifier_feature_distance` of a report: value, floor, the counts of each, what to make of
+        them, and a remark if the value is below the floor.
 
     Raises:
         ValueError: the shapes do not fit together, or there are fewer than two of something.
@@ -108,9 +108,13 @@ def compare_features(samples: Tensor, reference: Tensor, heldout: Tensor) -> dic
     n = len(samples)
     real = fit_gaussian(reference)
     floor = heldout[:n]
+    value, least = frechet_distance(fit_gaussian(samples), real), frechet_distance(fit_gaussian(floor), real)
+    # Samples cannot be closer to real images than real images are: what is below the floor is noise.
+    remark = {"remark": f"below its own floor: n = {n} is too small to tell"} if value < least else {}
     return {
-        "value": frechet_distance(fit_gaussian(samples), real),
-        "floor": frechet_distance(fit_gaussian(floor), real),
+        **remark,
+        "value": value,
+        "floor": least,
         "n": n,
         "n_reference": len(reference),
         "n_floor": len(floor),

@@ -9,14 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tqdm import tqdm
-
 from kernels.noise import row_seed
 from prime_core.checkpoint import Checkpoint
 from prime_core.config import UNetConfig
 from prime_core.prepare import ImageSample, PreparedRows, prepare_rows
 from prime_core.request import ImageRequest
 from prime_core.row import Row
+from training.progress import progress_bar
 from training.row_loop import finished_rows
 
 
@@ -71,7 +70,7 @@ def draw_images(
         NonFiniteError: the network gave no finite logits for a row.
     """
     form = "{desc}{percentage:3.0f}%|{bar}| {n:.1f}/{total} images [{elapsed}<{remaining}]"
-    with tqdm(total=len(indices), desc="sampling", bar_format=form, disable=not progress) as bar:
+    with progress_bar(total=len(indices), desc="sampling", bar_format=form, shown=progress) as bar:
 
         def count(rows: Sequence[Row]) -> None:
             done = sum(1 / row.plan.nfe for row in rows)

@@ -32,7 +32,10 @@ class ImageEvalConfig(ImageSamplerSettings, CheckpointSettings):
     dataset: DatasetName | None = Field(
         default=None, description="cifar10, imagenet32, fashion-mnist or folder; default: as in training"
     )
-    path: Path | None = Field(default=None, description="its files; default: those of the training")
+    path: Path | None = Field(
+        default=None,
+        description="its files: a folder, or of cifar10 also an official archive; default: those of the training",
+    )
     size: tuple[int, int] | None = Field(
         default=None,
         description="of a folder: height and width that pictures are cropped and resized to; default: as in training",

@@ -60,7 +60,8 @@ def _sample_line(name: str, figures: Mapping[str, Any]) -> str:
     beside += [
         f"{key} {figures[key]}" for key in ("n", "n_reference", "n_floor", "num_features") if key in figures
     ]
-    return f"{name:<28} {cell(figures['value'], error):>18}  {', '.join(beside)}: {figures['label']}"
+    remark = f" ({figures['remark']})" if "remark" in figures else ""
+    return f"{name:<28} {cell(figures['value'], error):>18}  {', '.join(beside)}{remark}: {figures['label']}"
 
 
 def cell(value: float | None, error: float | None) -> str:

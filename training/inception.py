@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from prime_core.published_state import file_digest, read_state
 from training.inception_net import InceptionNet
+from training.progress import progress_bar
 
 # The published file is pt_inception-2015-12-05-6726825d.pth: its name carries the start of its SHA-256.
 STANDARD_DIGEST = "6726825d"
@@ -122,7 +122,7 @@ def inception_metrics(
     fid, score = _metrics(_width(inception, samples, device))
     for is_real, pictures in ((True, reference), (False, samples)):
         what = "real images" if is_real else "samples"
-        with tqdm(total=len(pictures), unit="image", desc=what, disable=not progress) as bar:
+        with progress_bar(total=len(pictures), unit="image", desc=what, shown=progress) as bar:
             for batch in _batches(pictures, batch_size):
                 features, logits = _look(inception, batch, device)
                 fid.update(features, real=is_real)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from prime_core.checkpoint import CheckpointError, read_config
-from prime_core.config import UNetConfig
+from prime_core.config import Config, UNetConfig
 
 
 def makes_images(arguments: Sequence[str], prefix: str) -> bool:
@@ -21,16 +21,27 @@ def makes_images(arguments: Sequence[str], prefix: str) -> bool:
         arguments: the command line without the program's name.
         prefix: of the command's environment variables.
     """
+    config = _config(arguments, prefix)
+    return config is not None and isinstance(config.model, UNetConfig)
+
+
+def is_toy(arguments: Sequence[str], prefix: str) -> bool:
+    """Return whether the checkpoint that a command line names was trained on data.kind "toy2d"; see `makes_images`."""
+    config = _config(arguments, prefix)
+    training = None if config is None else config.provenance.get("training")
+    data = training.get("data") if isinstance(training, Mapping) else None
+    return isinstance(data, Mapping) and data.get("kind") == "toy2d"
+
+
+def _config(arguments: Sequence[str], prefix: str) -> Config | None:
     path = _setting("checkpoint", arguments, prefix)
     if path is None:
         file = _setting("config", arguments, prefix)
         path = None if file is None else _from_file(Path(file))
-    if path is None:
-        return False
     try:
-        return isinstance(read_config(path).model, UNetConfig)
+        return None if path is None else read_config(path)
     except (CheckpointError, OSError):
-        return False
+        return None
 
 
 def _setting(name: str, arguments: Sequence[str], prefix: str) -> str | None:

@@ -19,7 +19,6 @@ from typing import Any, BinaryIO
 import torch
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
-from tqdm import tqdm
 
 from kernels.noise import row_seed
 from prime_core.checkpoint import Checkpoint, load_checkpoint
@@ -30,6 +29,7 @@ from prime_core.row import Row
 from training import sample_images
 from training.command_line import load_settings
 from training.model_kind import makes_images
+from training.progress import progress_bar
 from training.row_loop import finished_rows
 from training.sample_request import (
     SampleFileError,
@@ -136,11 +136,11 @@ def _finished_rows(
     finished: dict[int, Sample] = {}
     next_line = first
     num_free = int(_prepare(config, checkpoint, seed).canvas.free.sum())
-    with tqdm(
+    with progress_bar(
         total=config.n * num_free,
         initial=min(first, config.n) * num_free,
         unit="sub-token",
-        disable=not progress,
+        shown=progress,
     ) as bar:
 
         def count(rows: Sequence[Row]) -> None:

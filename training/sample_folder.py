@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from tqdm import tqdm
 
 from kernels.noise import row_seed
 from prime_core.atomic import atomic_write, partial_path, publish, stage
 from prime_core.pictures import to_png
 from prime_core.prepare import ImageSample
 from training.picture_files import PictureError, read_picture
+from training.progress import progress_bar
 from training.sample_request import SampleFileError, new_request, same_request
 
 REQUEST_NAME = "request.json"
@@ -99,7 +99,7 @@ class SampleFolder:
         """
         missing = []
         there = set(self._pictures())
-        for index in tqdm(indices, desc="checking", unit="image", disable=not progress or not there):
+        for index in progress_bar(indices, desc="checking", unit="image", shown=progress and bool(there)):
             if self._picture(index) not in there:
                 missing.append(index)
                 continue
@@ -135,7 +135,7 @@ class SampleFolder:
         def write(file: BinaryIO) -> None:
             header = {"descr": "|u1", "fortran_order": False, "shape": (n, *self.shape)}
             np.lib.format.write_array_header_1_0(file, header)
-            for index in tqdm(range(n), desc="merging", unit="image", disable=not progress):
+            for index in progress_bar(range(n), desc="merging", unit="image", shown=progress):
                 pixels, facts = self._read(index, seed)
                 labels.extend([int(facts["label"])] if "label" in facts else [])
                 file.write(pixels.tobytes())

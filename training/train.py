@@ -17,11 +17,11 @@ from types import FrameType
 from typing import Self, TextIO
 
 import torch
-from tqdm import tqdm
 
 from prime_core.atomic import atomic_write
 from training.config import TrainConfig, load_train_config
 from training.preview import PREVIEW_NAME
+from training.progress import progress_bar
 from training.state import StateError, exclusive_run
 from training.trainer import CHECKPOINT_NAME, Trainer
 
@@ -103,7 +103,7 @@ class _Report:
         with _full_disk_named(self._path):
             _forget_steps_after(self._path, step)
             self._file: TextIO = self._path.open("a", encoding="utf-8")
-        self._bar = tqdm(total=config.steps, initial=step, unit="step", disable=not progress)
+        self._bar = progress_bar(total=config.steps, initial=step, unit="step", shown=progress)
 
     def __enter__(self) -> Self:
         return self
@@ -126,7 +126,7 @@ class _Report:
             self._file.flush()
         shown = {key: f"{record[key]:.3f}" for key in _SHOWN if key in record}
         speed = {name.replace("_per_", "/"): f"{rate:.0f}" for name, rate in rates.items()}
-        self._bar.set_postfix({**shown, **speed})
+        self._bar.set_postfix({**shown, **speed}, refresh=False)
 
     def sync(self) -> None:
         """Flush the lines to disk, so that they are no older than the state that is saved next."""

@@ -14,11 +14,12 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from prime_core.checkpoint import save_checkpoint
 from prime_core.codec import SubtokenCodec
-from prime_core.config import Config
+from prime_core.config import Config, explain
 from prime_core.corruption import antithetic_times
 from prime_core.device import choose_device
 from prime_core.likelihood import Likelihood, estimate_likelihood
@@ -84,11 +85,9 @@ class Trainer:
         self.codec: SubtokenCodec = config.codec.build(codec_permutation(config))
         self.schedule: Schedule = config.schedule.build()
         # Before the data: a network that cannot be is reported at once.
-        self._model_config = Config(
-            model=config.model, codec=config.codec, schedule=config.schedule, tokenizer=config.data.tokenizer
-        )
+        self._model_config = _model_config(config)
         self.data: RunData = open_data(config, progress=progress)
-        self._model_config = self._model_config.model_copy(update={"label_names": self.data.label_names})
+        self._model_config = _model_config(config, self.data.label_names)
         self.order = BlockOrder(self.data.train.num_rows, config.seed)
         with _seeded(config.seed, self.device):
             self.model = build_denoiser(self._model_config).to(self.device)
@@ -280,6 +279,24 @@ class Trainer:
     def _copy_weights(self, weights: dict[str, Tensor]) -> None:
         for name, parameter in self.model.named_parameters():
             parameter.copy_(weights[name])
+
+
+def _model_config(config: TrainConfig, label_names: tuple[str, ...] = ()) -> Config:
+    """Return what goes into the checkpoint.
+
+    Raises:
+        ValueError: network, codec, tokenizer and names contradict each other; one line that says how.
+    """
+    try:
+        return Config(
+            model=config.model,
+            codec=config.codec,
+            schedule=config.schedule,
+            tokenizer=config.data.tokenizer,
+            label_names=label_names,
+        )
+    except ValidationError as error:
+        raise ValueError(explain(error)) from None
 
 
 @contextmanager

@@ -21,10 +21,10 @@ from server.query import read_query
 from server.request import Service, answered
 from server.routes.openapi import ERRORS, STREAM, body_schema, models_of, query_schema
 from server.schemas.base import Limits
+from server.schemas.image_query import QUERY_FIELDS, image_query
 from server.schemas.images import ImagesRequest, ImagesResponse, ResponseFormat, image_request
 from server.sse import streamed
 
-QUERY_FIELDS = ("n", "steps", "temperature", "top_p", "seed", "label", "model", "preset")
 _TEXT_FIELDS = ("model", "preset", "label")
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -48,6 +48,7 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter()
     queues = {name: service.engine.queues[name] for name in models_of(service.engine, "images")}
     kinds = {name: _request_kind(queue, service.limits[name]) for name, queue in queues.items()}
+    query_kinds = {name: image_query(kinds[name], *_labels_of(queue)) for name, queue in queues.items()}
 
     @routes.post(
         "/images",
@@ -65,7 +66,7 @@ def router(service: Service) -> APIRouter:
         summary="Generate images, as a picture for a browser",
         response_model=ImagesResponse,
         responses={**ERRORS, 200: _answers("image/png")},
-        openapi_extra=query_schema(kinds, QUERY_FIELDS),
+        openapi_extra=query_schema(query_kinds, QUERY_FIELDS),
         include_in_schema=bool(kinds),
     )
     async def get_images(request: Request) -> Response:
@@ -76,18 +77,25 @@ def router(service: Service) -> APIRouter:
         fields = require_object(body)
         check_keys(ImagesRequest, fields)
         picture = preferred(request.headers.get("accept")) == "image"
-        return await answer_to(fields, picture, request)
+        return await answer_to(kinds, fields, picture, request)
 
     async def answer_to_query(request: Request) -> Response:
-        fields = read_query(request.scope["query_string"], QUERY_FIELDS, _TEXT_FIELDS)
+        fields = read_query(
+            request.scope["query_string"], QUERY_FIELDS, _TEXT_FIELDS, ImagesRequest.model_fields
+        )
         if isinstance(label := fields.get("label"), str):
             fields["label"] = parse_label(label)
         picture = preferred(request.headers.get("accept")) != "json"
-        return await answer_to(fields, picture, request)
+        return await answer_to(query_kinds, fields, picture, request)
 
-    async def answer_to(fields: Mapping[str, object], picture: bool, request: Request) -> Response:
+    async def answer_to(
+        of_model: Mapping[str, type[ImagesRequest]],
+        fields: Mapping[str, object],
+        picture: bool,
+        request: Request,
+    ) -> Response:
         queue = choose_model(service.engine.queues, "images", fields, request)
-        asked = checked_request(kinds[queue.name], fields)
+        asked = checked_request(of_model[queue.name], fields)
         if asked.stream:
             if asked.response_format not in (None, "b64_json"):
                 message = "response_format must be b64_json or null in a stream, which ends in JSON"
@@ -103,8 +111,14 @@ def router(service: Service) -> APIRouter:
 def _request_kind(queue: ModelQueue, limits: Limits) -> type[ImagesRequest]:
     config = queue.checkpoint.config
     assert isinstance(config.model, UNetConfig), "an image model"
-    num_labels = config.model.num_labels if config.model.labels == "class" else 0
-    return image_request(limits, KnownShape.of(config.model, config.codec), num_labels, config.label_names)
+    return image_request(limits, KnownShape.of(config.model, config.codec), *_labels_of(queue))
+
+
+def _labels_of(queue: ModelQueue) -> tuple[int, tuple[str, ...]]:
+    """Return how many labels of a model can be chosen, and their names."""
+    config = queue.checkpoint.config
+    assert isinstance(config.model, UNetConfig), "an image model"
+    return config.model.num_labels if config.model.labels == "class" else 0, config.label_names
 
 
 def _format_of(asked: ImagesRequest, picture: bool) -> ResponseFormat:

@@ -54,14 +54,17 @@ def query_schema(kinds: Mapping[str, type[Asked]], names: Sequence[str]) -> dict
     """Return the part of an operation that describes its query.
 
     Args:
-        kinds: class of the request of each model; a field with rules of several models takes what any of them takes.
+        kinds: class of the query of each model; a field with rules of several models takes what any of them takes.
         names: of the fields that a query may hold.
     """
     schemas = [inlined_schema(kind)["properties"] for kind in kinds.values()]
     parameters = []
     for name in names:
-        options = [_without_objects(schema[name]) for schema in schemas]
+        options = [_given(schema[name]) for schema in schemas]
+        options = [option for option in options if option.get("type") != "null"]  # never to be given
         options = [option for index, option in enumerate(options) if option not in options[:index]]
+        if not options and schemas:
+            continue
         schema = options[0] if len(options) == 1 else {"anyOf": options}
         if name == "model":
             schema = {"type": "string", "enum": list(kinds)}
@@ -70,12 +73,9 @@ def query_schema(kinds: Mapping[str, type[Asked]], names: Sequence[str]) -> dict
     return {"parameters": parameters}
 
 
-def _without_objects(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the schema of a field without what a query cannot write: null and objects."""
-    kept = {key: value for key, value in schema.items() if key not in {"description", "title", "anyOf"}}
+def _given(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the schema of a field that is given: without the null that stands for one that is not."""
+    kept = {key: value for key, value in schema.items() if key not in {"description", "title"}}
     if kept.get("default", ...) is None:
         del kept["default"]
-    options = [option for option in schema.get("anyOf", []) if option.get("type") not in {"null", "object"}]
-    if len(options) == 1:
-        return {**kept, **options[0]}
-    return {**kept, "anyOf": options} if options else kept
+    return kept

@@ -100,16 +100,22 @@ def shared_rules(limits: Limits) -> dict[str, Rule]:
     }
 
 
-def find_unknown_key(known: Collection[str], keys: Collection[str], place: str) -> str | None:
+def find_unknown_key(
+    known: Collection[str], keys: Collection[str], place: str, body_only: Collection[str] = ()
+) -> str | None:
     """Return the message about the first key that is not known, without repeating it.
 
     Args:
         known: the keys there are.
         keys: those that were sent, in order.
         place: where they were, such as "the body".
+        body_only: keys that a body may have in another place than here; a near miss would be no help for them.
     """
     for number, key in enumerate(keys, 1):
         if key not in known:
+            if key in body_only:
+                keys_there = ", ".join(known)
+                return f"key number {number} of {place} can only be in the body of POST; the keys are {keys_there}"
             close = difflib.get_close_matches(key[:64], known, 1)
             hint = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(known)}"
             return f"key number {number} of {place} is unknown; {hint}"

@@ -155,6 +155,31 @@ class TestConfiguration:
         with pytest.raises(CheckpointError, match=r"config\.json"):
             load_checkpoint(folder)
 
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (
+                lambda c: c["model"].update(num_blocks=0),
+                "model.num_blocks: Input should be greater than or equal to 1",
+            ),
+            (lambda c: c["model"].update(num_heads=7), "model: hidden_size ("),
+            (lambda c: c["model"].update(unet=1), "model.unet: Extra inputs are not permitted"),
+            (lambda c: c["schedule"].update(eps=1), "schedule.eps: Input should be less than 1"),
+            (lambda c: c.update(label_names=["a"]), "label_names are for image models with labels"),
+        ],
+    )
+    def test_fields_are_named_as_they_are_written(
+        self, folder: Path, change: Callable[[Any], None], message: str
+    ) -> None:
+        """The kind of a network is part of pydantic's path to its fields, and of no name in the file."""
+        content = json.loads((folder / "config.json").read_text())
+        change(content)
+        (folder / "config.json").write_text(json.dumps(content))
+        with pytest.raises(CheckpointError) as caught:
+            load_checkpoint(folder)
+        assert f"config.json: {message}" in str(caught.value)
+        assert str(caught.value).endswith("; correct the field")
+
     def test_missing(self, folder: Path) -> None:
         (folder / "config.json").unlink()
         with pytest.raises(CheckpointError, match=r"config\.json: missing"):

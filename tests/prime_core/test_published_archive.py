@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from prime_core import published_program
 from prime_core.checkpoint import CheckpointError
 from prime_core.published_archive import open_archive
 from prime_core.published_program import check_program
@@ -198,6 +200,17 @@ class TestBounds:
     def test_program(self, tmp_path: Path, program: bytes, message: str) -> None:
         with pytest.raises(CheckpointError, match=rf"pickle is refused.*({message})"):
             read(write_archive(tmp_path / "a.ckpt", program))
+
+    def test_many_instructions_end_early(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        started = time.monotonic()
+        with pytest.raises(pickle.UnpicklingError, match=r"instructions, or 1000 open marks"):
+            check_program(b"\x80\x02" + b"(" * 5_000_000 + b".")
+        assert time.monotonic() - started < 2  # all of them would be 20 s
+        monkeypatch.setattr(published_program, "MAX_OPCODES", 5000)
+        for opcodes in (b"N0", b"(1", b"(t0"):
+            with pytest.raises(pickle.UnpicklingError, match=r"more than 5000 instructions, or"):
+                check_program(b"\x80\x02" + opcodes * 5000 + b".")
+            check_program(b"\x80\x02" + opcodes * 1500 + b"N.")
 
     def test_length(self) -> None:
         with pytest.raises(pickle.UnpicklingError, match="at most"):

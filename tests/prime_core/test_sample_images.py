@@ -130,6 +130,8 @@ def test_super_tokens_give_rgb_pictures(tmp_path: Path) -> None:
     ("request_", "param", "message"),
     [
         ({"label": 3}, "label", r"label must be in 0\.\.2"),
+        ({"corrector": 3}, "corrector", "corrector must be a prime_core.correctors.Corrector, or None"),
+        ({"warp": "1"}, "warp", "warp must be a prime_core.curves.TimeWarp, or None"),
         ({"label": True}, "label", r"label must be in 0\.\.2"),
         ({"label": "cow"}, "label", "cat, dog, owl"),
         ({"prompt": "a"}, "prompt", "no argument of an image model"),

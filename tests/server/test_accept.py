@@ -36,6 +36,12 @@ CHROME = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image
         ("image/png;q=2, image/*;q=0.5", "image"),
         ("image/png;quality=2", "image"),
         ("application/json;profile=x;q=0.2, image/png;q=0.3", "image"),
+        ('image/png;profile="a,b";q=0, */*', "json"),
+        ('image/png;profile="a;q=0";q=0.5, application/json;q=0.1', "image"),
+        (r'image/png;profile="a\",b";q=0.1, application/json;q=0.5', "json"),
+        (r'image/png;profile="a\\",application/json;q=0.1', "image"),
+        ('image/png;profile="a, application/json', "image"),
+        ('"image/png", application/json;q=0.1', "json"),
         (";;;,,q=1,=", None),
     ],
 )
@@ -45,3 +51,4 @@ def test_preference(accept: str | None, expected: str | None) -> None:
 
 def test_a_huge_header_takes_no_time() -> None:
     assert preferred("image/png;q=0.5," + "a/b;q=1;" * 8000 + ",application/json") == "json"
+    assert preferred('image/png;p="' + r"\"," * 30_000) == "image"

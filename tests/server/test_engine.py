@@ -360,10 +360,18 @@ def test_not_ready_before_the_first_real_call(model_path: Path) -> None:
     engine.stop()
 
 
-def test_a_model_that_cannot_warm_up_stops_the_engine(model_path: Path) -> None:
+def test_a_model_that_cannot_warm_up_stops_the_engine_with_one_line(
+    model_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     engine, denoiser = make_engine(Settings(model=model_path))
     denoiser.broken_length = WARM_UP_TOKENS
     engine.start()
     wait_until(lambda: not engine.alive)
     assert engine.state == "stopped"
     engine.stop()
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.exc_info is None
+    assert record.getMessage() == (
+        "cannot start: model 'tiny' gives logits that are not finite, so its weights are not sound: leave it out, or "
+        "load another checkpoint of it"
+    )

@@ -13,7 +13,8 @@ from server.checking import checked_request
 from server.errors import ApiError
 from server.known import KnownShape
 from server.schemas.base import Limits
-from server.schemas.images import image_request
+from server.schemas.image_query import QUERY_FIELDS
+from server.schemas.images import ImagesRequest, image_request
 from tests.server.image_model import LENGTH, SIDE, image_config, write_image_checkpoint
 from tests.server.image_model import NAME as IMAGES
 from tests.server.running import Running, assert_error, serving
@@ -97,7 +98,11 @@ def test_bad_value(images: Running, field: str, value: Any) -> None:
         ({"corrector": {**CORRECTOR, "kind": "published", "final_power": 1}}, "corrector", "leave it out"),
         ({"steps": "exact", "corrector": CORRECTOR}, "corrector", "must be null when steps is exact"),
         ({"steps": "exact", "warp": WARP}, "warp", "must be null when steps is exact"),
-        ({"steps": "exact", "preset": "cifar10-l2-512"}, "warp", "must be null when steps is exact"),
+        (
+            {"steps": "exact", "preset": "cifar10-l2-512"},
+            "preset",
+            "the preset has as warp does not fit: warp must be",
+        ),
         ({"n": 2, "response_format": "png"}, "response_format", "use grid, npy or b64_json"),
     ],
 )
@@ -153,6 +158,28 @@ def test_bad_values_of_a_query(images: Running, field: str, value: str) -> None:
     message = assert_error(images.client.get("/images", params={field: value}), 422, "invalid_value", field)
     assert message.startswith(f"{field} must be ")
     assert CANARY not in message
+    assert "null" not in message and "{" not in message  # which an address cannot say
+
+
+@pytest.mark.parametrize("field", sorted(ImagesRequest.model_fields.keys() - set(QUERY_FIELDS)))
+def test_a_field_of_bodies_is_told_from_a_typing_error(images: Running, field: str) -> None:
+    message = assert_error(images.client.get(f"/images?n=1&{field}=1"), 422, "unknown_key")
+    assert message == (
+        "key number 2 of the query can only be in the body of POST; the keys are " + ", ".join(QUERY_FIELDS)
+    )
+    message = assert_error(images.client.get("/images?top_q=1"), 422, "unknown_key")
+    assert message.endswith("did you mean top_p?")
+
+
+def test_what_a_preset_brings_is_blamed_on_it(images_path: Path) -> None:
+    with serving(images_path, max_work=1000 * LENGTH) as running:
+        body = {"n": 16, "preset": "cifar10-l2-512"}
+        message = assert_error(post(running, **body), 422, "invalid_value", "preset")
+        assert message.startswith(
+            "what the preset has as steps does not fit: n * tokens * steps is at most 64000"
+        )
+        assert_error(post(running, **body, steps=500), 422, "invalid_value", "steps")
+        assert_error(running.client.get("/images", params=body), 422, "invalid_value", "preset")
 
 
 def test_wrong_methods(images: Running) -> None:
@@ -170,7 +197,10 @@ def test_labels_of_a_model_without_them(tmp_path: Path) -> None:
         for label in (0, "cat", True):
             message = assert_error(post(running, label=label), 422, "invalid_value", "label")
             assert message == "label must be null: this model has no labels to choose from"
-        assert_error(running.client.get("/images?label=0"), 422, "invalid_value", "label")
+        message = assert_error(running.client.get("/images?label=0"), 422, "invalid_value", "label")
+        assert message == "label must be left out: this model has no labels to choose from"
+        operation = running.client.get("/openapi.json").json()["paths"]["/images"]["get"]
+        assert "label" not in [item["name"] for item in operation["parameters"]]
 
 
 def test_work_of_a_request_is_capped_before_anything_is_drawn(images_path: Path) -> None:
@@ -241,6 +271,8 @@ def test_openapi_describes_bodies_queries_and_answers(images: Running) -> None:
     assert parameters["temperature"]["maximum"] == 100
     assert parameters["seed"] == {"minimum": 0, "maximum": 2**64 - 1, "type": "integer"}
     assert parameters["model"]["enum"] == [IMAGES]
+    for item in operations["get"]["parameters"]:
+        assert "null" not in str(item) and "object" not in str(item) and "{" not in item["description"]
     assert operations["get"]["responses"]["200"]["content"].keys() == {"application/json", "image/png"}
     assert "ErrorBody" in str(operations["get"]["responses"]["422"])
     page = images.client.get("/docs").text

@@ -115,3 +115,16 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     )
     assert main([*arguments, "--path", str(tmp_path / "absent")]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("classifier: ")
+
+
+def test_training_it_is_announced_and_a_log_holds_few_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "classifier.safetensors"
+    parts = bars(256, 0), bars(64, 1, "bars/heldout")
+    classifier_for(path, *parts)
+    shown = capsys.readouterr().err.splitlines()
+    assert f"{path} is not there: training a classifier of bars/train to judge samples by, once" in shown[0]
+    assert 2 <= len(shown) <= 4 and "\r" not in "".join(shown)
+    classifier_for(path, *parts)
+    assert capsys.readouterr().err == ""

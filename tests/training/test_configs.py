@@ -119,6 +119,18 @@ def test_an_absent_corpus_or_tokenizer_is_one_clear_line(
     assert error.count("\n") == 1
 
 
+def test_a_network_that_contradicts_the_codec_is_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--config", str(CONFIGS / "cifar10-prime-l2.toml"), "--output", str(tmp_path / "run")]
+    assert train_main([*command, "--model.model-channels", "32", "--model.channel-mult", "1", "2"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "prime-train: model.model_channels * model.channel_mult[0] (32) must be a multiple"
+    )
+    assert error.count("\n") == 1 and "validation error" not in error and "pydantic" not in error
+
+
 def test_tiny_needs_only_the_clone() -> None:
     config = _load("tiny")
     for source in list_sources([*config.data.train, *config.data.heldout]):

@@ -22,6 +22,7 @@ from tests.training.small_run import write_byte_ranks
 from training.baselines import unigram_nats, xz_bits_per_byte
 from training.evaluate import BOUND, NOT_A_BOUND, EvalConfig, evaluate, main
 from training.heldout import cut_rows, mean_over_rows
+from training.train import main as train_main
 
 DOCUMENTS = ["the river rises", "men build boats of wood and wait", "é: two bytes"]
 NUM_BYTES = sum(len(document.encode()) for document in DOCUMENTS)
@@ -202,3 +203,31 @@ def test_errors_are_one_line(
     assert printed.out == ""
     assert printed.err.splitlines()[-1].startswith("prime-eval: ")
     assert message in printed.err.splitlines()[-1]
+
+
+def test_a_toy_checkpoint_is_told_where_its_evaluation_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = Path(__file__).resolve().parents[2] / "training" / "configs" / "toy2d.toml"
+    sizes = [
+        "--steps",
+        "1",
+        "--batch-size",
+        "8",
+        "--micro-batch-size",
+        "8",
+        "--eval-rows",
+        "8",
+        "--preview",
+        "0",
+    ]
+    device = ["--device", "cpu", "--num-threads", "1", "--decay-steps", "0"]
+    run = tmp_path / "run"
+    assert train_main(["--config", str(config), "--output", str(run), *sizes, *device]) == 0
+    capsys.readouterr()
+    for flags in ([], ["--data", "x.txt"]):
+        assert main(["--checkpoint", str(run / "checkpoint"), *flags]) == 2
+        error = capsys.readouterr().err
+        assert "no evaluation beyond that of its training: heldout_nelbo" in error and error.count("\n") == 1
+    metrics = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"heldout_nelbo", "heldout_entropy"} <= metrics.keys()

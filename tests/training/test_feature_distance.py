@@ -14,6 +14,7 @@ from training.feature_distance import (
     frechet_distance,
     label_agreement,
 )
+from training.image_report import image_table
 
 
 def _features(n: int, seed: int, dimension: int = 6) -> torch.Tensor:
@@ -61,8 +62,25 @@ def test_the_floor_is_taken_at_the_number_of_samples() -> None:
     real = fit_gaussian(reference)
     assert report["value"] == frechet_distance(fit_gaussian(samples), real)
     assert report["floor"] == frechet_distance(fit_gaussian(heldout[:20]), real) != report["value"]
-    assert "FID" not in report["label"]
+    assert "FID" not in report["label"] and "remark" not in report
     assert compare_features(_features(75, 2), reference, heldout)["n_floor"] == 70
+
+
+def test_a_distance_below_its_floor_is_called_noise() -> None:
+    reference = _features(80, 1)
+    report = compare_features(reference[:20], reference, _features(70, 1) + 1)
+    assert report["value"] < report["floor"]
+    assert report["remark"] == "below its own floor: n = 20 is too small to tell"
+    shown = {
+        "checkpoint": "c",
+        "step": 1,
+        "dtype": "float32",
+        "target_length": 2,
+        "labels": "none",
+        "data": "d",
+    }
+    table = image_table({**shown, "samples": {}, "notes": [], "classifier_feature_distance": report})
+    assert f"({report['remark']})" in table
 
 
 @pytest.mark.parametrize(

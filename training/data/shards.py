@@ -12,13 +12,12 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from prime_core.tokenizer import Tokenizer
 from training.data.corpus import CorpusError, CorpusOptions, iter_corpus, list_sources
 from training.data.dataset import BlockOrder, TokenDataset
 from training.data.manifest import MANIFEST_FILE, Manifest, Recipe, ShardError, SourceFile, read_manifest
 from training.data.shard_writer import ShardWriter, exclusive_folder, publish, write_manifest
+from training.progress import progress_bar
 
 __all__ = ["build_shards", "read_manifest", "Manifest", "TokenDataset", "BlockOrder", "ShardError"]
 
@@ -73,8 +72,8 @@ def build_shards(
             existing = _reusable(output_dir, recipe, sources)
             if existing is not None:
                 return existing
-            documents = tqdm(
-                iter_corpus(sources, options), desc="tokenizing", unit=" documents", disable=not progress
+            documents = progress_bar(
+                iter_corpus(sources, options), desc="tokenizing", unit=" documents", shown=progress
             )
             manifest = _write(partial, recipe, sources, documents, tokenizer)
             publish(partial, output_dir)

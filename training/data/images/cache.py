@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from tqdm import tqdm
 
 from prime_core import atomic
 from prime_core.pictures import Pixels
 from training.data.images.image_set import DataError, Labels
+from training.progress import progress_bar
 
 FORMAT_VERSION = 1
 # Pixels (n, H, W, C) uint8 of some images, and their labels (n,) int64 or None.
@@ -139,7 +139,7 @@ def _write(file: BinaryIO, conversion: Conversion) -> None:
     descr = np.lib.format.dtype_to_descr(conversion.dtype)
     np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": (count,)})
     written = 0
-    with tqdm(total=count, unit="image", desc=f"converting {conversion.name}", disable=None) as bar:
+    with progress_bar(total=count, unit="image", desc=f"converting {conversion.name}", shown=None) as bar:
         for pixels, labels in chunks:
             records = np.empty(len(pixels), conversion.dtype)
             records["pixels"] = pixels

@@ -8,12 +8,18 @@ from typing import Literal, get_args
 from training.data.images.cifar10 import read_cifar10
 from training.data.images.fashion_mnist import read_fashion_mnist
 from training.data.images.folder import read_folder
-from training.data.images.image_set import ImageSet
+from training.data.images.image_set import DataError, ImageSet
 from training.data.images.imagenet32 import read_imagenet32
 
 DatasetName = Literal["cifar10", "imagenet32", "fashion-mnist", "folder"]
 Split = Literal["train", "heldout"]
 _VERIFIED = ("cifar10", "imagenet32")
+_WHAT_TO_PUT = {
+    "cifar10": "put cifar-10-python.tar.gz or cifar-10-binary.tar.gz there, or the folder either unpacks to",
+    "imagenet32": "put the extracted batches there: train_data_batch_1 to _10 and val_data, pickled or .npz",
+    "fashion-mnist": "the Debian package dataset-fashion-mnist holds its four files",
+    "folder": "put PNG or JPEG files there, in a folder a class or not",
+}
 
 
 def open_images(
@@ -50,6 +56,11 @@ def open_images(
         raise ValueError(f"size is given, and {dataset!r} has its own: leave it out, or use a folder")
     if not verify and dataset not in _VERIFIED:
         raise ValueError(f"verify is false, and {dataset!r} is not verified: leave it out")
+    if dataset in _WHAT_TO_PUT and not path.exists():
+        raise DataError(
+            f"{path}: cannot be read: No such file or directory; {_WHAT_TO_PUT[dataset]}, or give the path where the "
+            "data is. Nothing is downloaded"
+        )
     if dataset == "cifar10":
         return read_cifar10(path, split, verify=verify)
     if dataset == "imagenet32":

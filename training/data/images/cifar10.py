@@ -1,6 +1,7 @@
 """CIFAR-10: 60,000 colour images of 32x32 pixels in ten classes, in the binary or the Python form.
 
-Either form is read from the official archive, whose MD5 is checked, or from a folder of its extracted files.
+Either form is read from the official archive, whose MD5 is checked, or from a folder that holds the archive or its
+extracted files.
 All of it fits into memory, so nothing is cached.
 """
 
@@ -43,6 +44,7 @@ ARCHIVE_MD5 = {
     "c32a1d4ab5d03f1284b67883e8d87530": "binary",
     "c58f30108f718f92721af3b95e74349a": "python",
 }
+ARCHIVES = ("cifar-10-binary.tar.gz", "cifar-10-python.tar.gz")
 # A pickled batch is its rows, 10,000 labels and as many file names.
 _MAX_FILE_BYTES = {"binary": NUM_RECORDS * RECORD_BYTES, "python": 32 * 2**20}
 _LABELS = LabelRange(0, len(LABEL_NAMES) - 1)
@@ -64,7 +66,7 @@ def read_cifar10(path: Path, split: Literal["train", "heldout"], *, verify: bool
 
     Args:
         path: cifar-10-binary.tar.gz, cifar-10-python.tar.gz, or a folder with the files of either, directly
-            or in the sub-folder that the archive makes.
+            or in the sub-folder that the archive makes, or else with one of the archives under its own name.
         split: "train" or "heldout".
         verify: refuse an archive whose MD5 is not that of an official one, and extracted files, which have no
             checksum, without their 10,000 records each. The records themselves are checked either way.
@@ -95,8 +97,14 @@ def _from_folder(folder: Path, split: str, verify: bool) -> Iterator[tuple[Pixel
                     )
                 yield pixels, labels
             return
-    first = " nor ".join(files[split][0] for files in _FILES.values())
-    raise DataError(f"{folder}: holds neither {first}; give the archive or the folder of its extracted files")
+    archive = next((folder / name for name in ARCHIVES if (folder / name).is_file()), None)
+    if archive is None:
+        first = ", ".join(files[split][0] for files in _FILES.values())
+        raise DataError(
+            f"{folder}: holds none of {first}, {', '.join(ARCHIVES)}; put one of these archives there, or its "
+            "extracted files"
+        )
+    yield from _from_archive(archive, split, verify)
 
 
 def _read_file(path: Path, limit: int) -> bytes:
@@ -127,7 +135,9 @@ def _checked_form(path: Path) -> str:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise DataError(
+            f"{path}: cannot be read: {error.strerror or error}; give {' or '.join(ARCHIVES)}, or a folder with it"
+        ) from None
     if digest not in ARCHIVE_MD5:
         raise DataError(
             f"{path}: its MD5 {digest} is not that of an official CIFAR-10 archive; fetch it again, or set "

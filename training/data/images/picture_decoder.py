@@ -6,12 +6,14 @@ is bounded. Colours are taken as stored: profiles and EXIF orientation are not a
 
 from __future__ import annotations
 
+import os
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -102,7 +104,24 @@ def _open(path: Path) -> Image.Image:
             if image.mode not in _GREY_MODES + _COLOUR_MODES:
                 raise DataError(f"{path}: pixels of kind {image.mode}; save it with 8 bits per channel")
             image.load()
+            if image.format == "PNG":
+                _require_end(file)
     return image
+
+
+def _require_end(file: BinaryIO) -> None:
+    """Refuse a PNG that does not reach its last chunk: Pillow is content once it has enough bytes for pixels."""
+    size = file.seek(0, os.SEEK_END)
+    place = file.seek(8)
+    kind = b""
+    while kind != b"IEND":
+        head = file.read(8)
+        if len(head) < 8:
+            raise ValueError("it is cut: the last chunk, IEND, is missing")
+        length, kind = struct.unpack(">I4s", head)
+        place = file.seek(place + 8 + length + 4)
+        if place > size:
+            raise ValueError("it is cut inside a chunk")
 
 
 @contextmanager

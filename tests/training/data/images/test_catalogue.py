@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from training.data.images import ImageSet, open_images
+from training.data.images import DataError, DatasetName, ImageSet, open_images
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,23 @@ def test_a_wrong_option_is_refused(tmp_path: Path, changes: dict[str, Any], mess
     } | changes
     with pytest.raises(ValueError, match=message):
         open_images(**options)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "remedy"),
+    [
+        ("cifar10", "put cifar-10-python.tar.gz or cifar-10-binary.tar.gz there"),
+        ("imagenet32", "put the extracted batches there"),
+        ("fashion-mnist", "the Debian package dataset-fashion-mnist"),
+        ("folder", "put PNG or JPEG files there"),
+    ],
+)
+def test_data_that_is_not_there_tells_what_to_put_where(
+    tmp_path: Path, dataset: DatasetName, remedy: str
+) -> None:
+    with pytest.raises(DataError, match=f"nothing: cannot be read: No such file.*{remedy}.*Nothing is down"):
+        open_images(dataset, tmp_path / "nothing", "train", tmp_path / "cache")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
