@@ -106,14 +106,25 @@ class PreparedScores:
         return tuple(row for each in self.inputs for row in each.rows)
 
 
-def prepare_scores(checkpoint: Checkpoint, request: ScoreRequest, most_rows: int = 64) -> PreparedScores:
+def rows_per_input(num_inputs: int, num_samples: int, most_rows: int) -> int:
+    """Return how many rows share the states of an input: all of them, or so that all inputs have ``most_rows``."""
+    return max(1, min(num_samples, most_rows // num_inputs))
+
+
+def prepare_scores(
+    checkpoint: Checkpoint,
+    request: ScoreRequest,
+    most_rows: int = 64,
+    *,
+    contents: Sequence[Content] | None = None,
+) -> PreparedScores:
     """Turn a request into rows with their masked states; the network is not called.
 
     Args:
         checkpoint: the model.
         request: what is asked for.
-        most_rows: the states of an input are shared out to so many rows, whose calls can be made together, that all
-            inputs have about this many; 1 or more. Scores do not depend on it.
+        most_rows: see `rows_per_input`. The rows of an input can be in one call together; scores do not depend on it.
+        contents: what `contents_of` gives, if it was asked already.
 
     Raises:
         CanvasError: if a field does not fit the model; ``param`` names it.
@@ -124,8 +135,8 @@ def prepare_scores(checkpoint: Checkpoint, request: ScoreRequest, most_rows: int
     if request.num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {request.num_samples}")
     first_seed = secrets.randbits(64) if request.seed is None else request.seed
-    contents = contents_of(checkpoint, request)
-    num_rows = max(1, min(request.num_samples, most_rows // len(contents)))
+    contents = contents_of(checkpoint, request) if contents is None else contents
+    num_rows = rows_per_input(len(contents), request.num_samples, most_rows)
     inputs = tuple(
         _prepare_input(checkpoint, request, content, row_seed(first_seed, index), num_rows)
         for index, content in enumerate(contents)
