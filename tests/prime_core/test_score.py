@@ -47,7 +47,7 @@ def test_scores_are_unbiased_and_so_bound_the_exact_likelihood(vocab_size: int, 
     codec = SubtokenCodec(vocab_size, target_length)
     model = random_dit(codec)
     checkpoint = stub_checkpoint(codec, model, schedule=SCHEDULE)
-    nats, _ = many_scores(checkpoint, 40, [1, 3], 36)
+    nats, _ = many_scores(checkpoint, 60, [1, 3], 36)
     mean, error = nats.mean(0), nats.std(0) / math.sqrt(len(nats))
     exact = exact_objectives(model, codec, torch.tensor([1, 3]))
     if target_length > 1:  # one in place of the other would be noticed
@@ -57,11 +57,11 @@ def test_scores_are_unbiased_and_so_bound_the_exact_likelihood(vocab_size: int, 
     assert mean[0] > exact.nll - 4 * error[0]
 
 
-@pytest.mark.parametrize("num_samples", [2, 7, 16])
+@pytest.mark.parametrize("num_samples", [2, 9])
 def test_standard_errors_are_those_of_repeated_scores(num_samples: int) -> None:
     codec = SubtokenCodec(27, 3)
     checkpoint = stub_checkpoint(codec, TableDenoiser(codec), context=6)
-    nats, errors = many_scores(checkpoint, 150, [1, 13, 26, 4], num_samples)
+    nats, errors = many_scores(checkpoint, 200, [1, 13, 26, 4], num_samples)
     real, told = nats.var(0), errors.square().mean(0)
     assert bool((told > 0.75 * real).all())
     if num_samples > 2:  # and not much larger, as they would be without regard to the strata
