@@ -33,6 +33,9 @@ class Purpose(IntEnum):
     ROW = 2
     MASK = 3
     LABEL = 4
+    SCORE_MASK = 5
+    SCORE_COUNT = 6
+    SCORE_LABEL = 7
 
 
 def philox(counter: Tensor, key: Tensor) -> Tensor:

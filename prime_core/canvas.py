@@ -182,8 +182,8 @@ def _prompt_parts(
     suffix: str | None,
     max_tokens: int | None,
 ) -> list[_Part]:
-    before = _fixed_part(tokenizer, codec, "prompt", prompt if prompt is not None else ())
-    after = _fixed_part(tokenizer, codec, "suffix", suffix) if suffix is not None else None
+    before = fixed_tokens(tokenizer, codec, "prompt", prompt if prompt is not None else ())
+    after = fixed_tokens(tokenizer, codec, "suffix", suffix) if suffix is not None else None
     num_fixed = len(before[0]) + (len(after[0]) if after is not None else 0)
     for param, part, limit in (
         ("prompt", before, context - 1),
@@ -215,7 +215,7 @@ def _template_parts(
     for part in template:
         item = part["gap"] if isinstance(part, Mapping) and part.keys() == {"gap"} else part
         if isinstance(item, str):
-            parts.append(_fixed_part(tokenizer, codec, "template", item))
+            parts.append(fixed_tokens(tokenizer, codec, "template", item))
         elif isinstance(item, bool) or not isinstance(item, int) or item < 1:
             raise CanvasError(
                 "template",
@@ -237,10 +237,20 @@ def _num_tokens(parts: Sequence[_Part]) -> int:
     return sum(part if isinstance(part, int) else len(part[0]) for part in parts)
 
 
-def _fixed_part(
+def fixed_tokens(
     tokenizer: Tokenizer | None, codec: SubtokenCodec, param: str, content: str | Sequence[int]
 ) -> tuple[Sequence[int], str | None]:
-    """Tokens and text of a fixed part."""
+    """Return the tokens of a text or of token ids, and the text if it was one.
+
+    Args:
+        tokenizer: of the model; None if it has none.
+        codec: its codec.
+        param: what the content is called in messages.
+        content: what was given.
+
+    Raises:
+        CanvasError: it is no text and no list of the model's token ids, or text without a tokenizer.
+    """
     if isinstance(content, str):
         if not _is_unicode(content):
             raise CanvasError(param, f"{param} holds half of a surrogate pair, which is not text")

@@ -156,6 +156,32 @@ def estimate_grid_nelbo(
     return (nll * weight).view(len(x_0), num_draws).mean(1)
 
 
+def masked_counts(levels: Tensor, num_digits: int) -> Tensor:
+    """Return numbers of masked digits, uniform on 1..M where levels are uniform.
+
+    Args:
+        levels: (...) float64 in [0, 1).
+        num_digits: M.
+
+    Returns:
+        (...) int64 in 1..M.
+    """
+    return (levels * num_digits).long().clamp_max(num_digits - 1) + 1
+
+
+def time_of_masking(v: Tensor, schedule: Schedule) -> Tensor:
+    """Return the noise time t(v) at which the share v of what is masked at t = 1 is masked.
+
+    Args:
+        v: (...) float64 in [0, 1].
+        schedule: noise schedule.
+
+    Returns:
+        (...) float64 in [0, 1].
+    """
+    return schedule.inverse(1 - v * (1 - schedule.alpha_final()))
+
+
 def _stratified(num_rows: int, generator: torch.Generator) -> Tensor:
     """Uniform on [0, 1) for each row, evenly spread over the rows, in random order: (num_rows,) float64."""
     shifts = torch.rand(num_rows, generator=generator, dtype=torch.float64)
@@ -165,8 +191,7 @@ def _stratified(num_rows: int, generator: torch.Generator) -> Tensor:
 
 def _stratified_counts(num_rows: int, num_digits: int, generator: torch.Generator) -> Tensor:
     """Uniform on 1..num_digits for each row, evenly spread over the rows: (num_rows,) int64."""
-    strata = _stratified(num_rows, generator)
-    return (strata * num_digits).long().clamp_max(num_digits - 1) + 1
+    return masked_counts(_stratified(num_rows, generator), num_digits)
 
 
 def _stratified_steps(num_rows: int, step_share: Tensor, generator: torch.Generator) -> Tensor:
@@ -200,7 +225,7 @@ def _time_given_count(
             for n in counts
         ]
     )
-    return schedule.inverse(1 - v * (1 - schedule.alpha_final()))
+    return time_of_masking(v, schedule)
 
 
 def _masked_nll(

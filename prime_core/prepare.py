@@ -183,7 +183,7 @@ def _prepare_images(checkpoint: Checkpoint, request: ImageRequest, seeds: Sequen
     except ValueError as error:
         raise CanvasError("sampler", f"sampler {request.sampler!r}: {error}") from None
     canvas = image_canvas(model, checkpoint.codec, request.known, request.y)
-    label = _label_index(checkpoint.config, model, request.label)
+    label = label_index(checkpoint.config, model, request.label)
     rows = tuple(
         new_row(
             canvas,
@@ -206,7 +206,7 @@ def _image_model(config: Config) -> UNetConfig:
     return config.model
 
 
-def _label_index(config: Config, model: UNetConfig, label: int | str | None) -> int | None:
+def label_index(config: Config, model: UNetConfig, label: int | str | None) -> int | None:
     """Return the index of a label that is given as a number or by name.
 
     Raises:

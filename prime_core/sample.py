@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from prime_core.prepare import finish_row, prepare_rows
 from prime_core.request import Request
-from prime_core.row import Row
-from prime_core.stepper import Stepper
+from prime_core.stepper import AnyRow, Stepper
 
 if TYPE_CHECKING:
     from prime_core.checkpoint import Checkpoint
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 def run_rows(
     stepper: Stepper,
-    rows: Sequence[Row],
+    rows: Sequence[AnyRow],
     max_rows: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
@@ -39,7 +38,7 @@ def run_rows(
         raise ValueError(f"max_rows must be at least 1, got {max_rows}")
     waiting = deque(row for row in rows if not row.done)
     total = sum(row.remaining for row in waiting)
-    running: list[Row] = []
+    running: list[AnyRow] = []
     while waiting or running:
         while waiting and len(running) < max_rows:
             running.append(waiting.popleft())

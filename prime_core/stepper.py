@@ -1,9 +1,10 @@
 """One denoiser call for any rows at any steps.
 
-The stepper is the only place that calls the denoiser in sampling; the offline loop and the server both drive
-it. Rows of different lengths, grids and settings are packed end to end and filled up to one of a few sizes
-(`Denoiser.fill`), the output head runs only where something is revealed, and a row's result does not depend on
-its neighbours.
+The stepper is the only place that calls the denoiser in sampling and scoring; the offline loop and the server both
+drive it. Rows of different lengths, grids and settings are packed end to end and filled up to one of a few sizes
+(`Denoiser.fill`), the output head runs only where something is revealed, and a row's result does not depend on its
+neighbours. Rows that are scored (`prime_core.score_row`) share calls with rows that are sampled: to the trunk they are
+the same, and only what is made of their logits differs.
 
 Shapes: B rows, L tokens of a row, T packed tokens, S digits a token, V tokens of the vocabulary, P positions of
 one row's event, R positions of all events, Q digits that one event masks again.
@@ -27,9 +28,13 @@ from prime_core.curves import MAX_TEMPERATURE
 from prime_core.models.denoiser import Denoiser, device_of, filled_size
 from prime_core.plan import Event
 from prime_core.row import Row, new_row
+from prime_core.score_call import score_rows
+from prime_core.score_row import ScoreRow
 from prime_core.settings import SamplingSettings
 
-__all__ = ["MAX_TEMPERATURE", "Row", "SamplingSettings", "StepResult", "Stepper", "new_row"]
+__all__ = ["MAX_TEMPERATURE", "AnyRow", "Row", "SamplingSettings", "StepResult", "Stepper", "new_row"]
+
+AnyRow = Row | ScoreRow
 
 # Logits exist for at most this many positions at a time (50 MB at V = 50257).
 MAX_LOGIT_ROWS = 256
@@ -39,7 +44,7 @@ class StepResult(NamedTuple):
     """What one step did to one row.
 
     Attributes:
-        positions: (P,) int64 on the CPU, the tokens of the event.
+        positions: (P,) int64 on the CPU, the tokens of the event; none of a row that is scored.
         digits: (P, S) int64 on the CPU, all their digits after the step. If ``ok`` is False nothing was written,
             and this is no state of the row: some positions may hold draws that were given up. Do not pass it on.
         ok: False if the row failed in this step and was left as it was.
@@ -97,7 +102,7 @@ class Stepper:
         self._digits = TokenDigits(codec.digits.to(self.device), codec.mask_index)
 
     @torch.inference_mode()
-    def step(self, rows: Sequence[Row]) -> list[StepResult]:
+    def step(self, rows: Sequence[AnyRow]) -> list[StepResult]:
         """Advance every row by its next event.
 
         Args:
@@ -108,19 +113,54 @@ class Stepper:
         """
         if not rows:
             return []
-        events = [row.event for row in rows]
+        drawn = [row for row in rows if isinstance(row, Row)]
+        scored = [row for row in rows if isinstance(row, ScoreRow)]
+        every: list[AnyRow] = [*drawn, *scored]
+        events = [row.event for row in every]
         states = [
-            _masked_again(row, event, self.codec.mask_index) for row, event in zip(rows, events, strict=True)
+            _masked_again(row, event, self.codec.mask_index) for row, event in zip(every, events, strict=True)
         ]
-        chunks = _chunk_sizes(sum(len(event.positions) for event in events))
-        features = self._features(rows, events, states, chunks)
+        # The positions of one kind lie together: tokens are drawn for the first, and looked up for the others.
+        first, second = slice(len(drawn)), slice(len(drawn), None)
+        chunks, more = _chunk_sizes(events[first]), _chunk_sizes(events[second])
+        features = self._features(every, events, states, [*chunks, *more])
+        results: dict[AnyRow, StepResult] = {}
+        if drawn:
+            revealed = self._reveal_rows(drawn, events[first], states[first], features, chunks)
+            results.update(zip(drawn, revealed, strict=True))
+        if scored:
+            features = features[sum(map(filled_size, chunks)) :]
+            oks = score_rows(
+                self.denoiser, self._digits, scored, events[second], states[second], features, more
+            )
+            results.update(zip(scored, map(self._nothing_revealed, oks), strict=True))
+        return [results[row] for row in rows]
+
+    def _reveal_rows(
+        self,
+        rows: Sequence[Row],
+        events: Sequence[Event],
+        states: Sequence[Tensor],
+        features: Any,
+        chunks: Sequence[int],
+    ) -> list[StepResult]:
+        """Draw and write what the events of some rows reveal."""
         revealed = self._reveal(features, chunks, self._draws(rows, events, states))
         sizes = [len(event.positions) for event in events]
         parts = (part.split(sizes) for part in (revealed.y, revealed.finite))
         return [_write(*result) for result in zip(rows, events, states, *parts, strict=True)]
 
+    def _nothing_revealed(self, ok: bool) -> StepResult:
+        """Return the result of a row that was scored."""
+        nothing = torch.zeros(0, dtype=torch.int64)
+        return StepResult(nothing, nothing.view(0, 1).expand(0, self.codec.target_length), ok, nothing)
+
     def _features(
-        self, rows: Sequence[Row], events: Sequence[Event], states: Sequence[Tensor], chunks: Sequence[int]
+        self,
+        rows: Sequence[AnyRow],
+        events: Sequence[Event],
+        states: Sequence[Tensor],
+        chunks: Sequence[int],
     ) -> Any:
         """Run the trunk once over all rows; features of the due positions, each chunk of them filled up."""
         lengths = [row.length for row in rows]
@@ -137,7 +177,7 @@ class Stepper:
             y_t, lengths + fill, t, _filled_positions(positions, chunks).to(self.device), labels
         )
 
-    def _labels(self, rows: Sequence[Row], num_filled: int) -> Tensor | None:
+    def _labels(self, rows: Sequence[AnyRow], num_filled: int) -> Tensor | None:
         """Return the labels (B,) of the rows of a call, 0 for those that fill it up; None if rows have none."""
         labels = [row.label for row in rows if row.label is not None]
         assert len(labels) in (0, len(rows)), "rows of one model all have a label, or none has"
@@ -213,7 +253,7 @@ class Stepper:
         )
 
 
-def _masked_again(row: Row, event: Event, mask_index: int) -> Tensor:
+def _masked_again(row: AnyRow, event: Event, mask_index: int) -> Tensor:
     """Return the digits (L, S) that the call of an event sees; the row itself is left as it is."""
     if not len(event.remasked):
         return row.y
@@ -234,9 +274,9 @@ def _write(row: Row, event: Event, state: Tensor, y: Tensor, finite: Tensor) -> 
     return StepResult(event.positions, y, ok, event.remasked)
 
 
-def _chunk_sizes(num_positions: int) -> list[int]:
-    """Cut a number of positions into chunks whose logits exist at a time."""
-    whole, rest = divmod(num_positions, MAX_LOGIT_ROWS)
+def _chunk_sizes(events: Sequence[Event]) -> list[int]:
+    """Cut the positions of some events into chunks whose logits exist at a time."""
+    whole, rest = divmod(sum(len(event.positions) for event in events), MAX_LOGIT_ROWS)
     return [MAX_LOGIT_ROWS] * whole + [rest] * (rest > 0)
 
 

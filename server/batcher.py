@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import NamedTuple
 
-from prime_core.row import Row
+from prime_core.stepper import AnyRow
 from server.feed import Feed
 
 
@@ -20,7 +20,7 @@ class Job:
 
     Attributes:
         model: name of the model that takes its rows on.
-        rows: one row per output; the engine writes their digits.
+        rows: one row per output, or some for each input that is scored; the engine takes them on.
         done: resolved when every row is finished; cancelling it frees the rows within a step.
         arrived_s: `time.monotonic()` when the request arrived, before its plans were drawn.
         started_s: of its first denoiser call.
@@ -29,7 +29,7 @@ class Job:
     """
 
     model: str
-    rows: list[Row]
+    rows: Sequence[AnyRow]
     arrived_s: float
     started_s: float | None = None
     finished_s: float | None = None
@@ -41,7 +41,7 @@ class Entry(NamedTuple):
     """A row that waits for its next denoiser call, the job it belongs to, and its number there."""
 
     job: Job
-    row: Row
+    row: AnyRow
     output: int
 
 

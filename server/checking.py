@@ -10,12 +10,12 @@ from pydantic import ValidationError
 
 from server.errors import ApiError
 from server.model_queue import Kind, ModelQueue
-from server.schemas.base import Asked, find_unknown_key
+from server.schemas.base import ModelRequest, find_unknown_key
 
 _ROUTES: dict[Kind, str] = {"text": "POST /generate", "images": "POST /images"}
 _NOUNS: dict[Kind, str] = {"text": "text", "images": "image"}
 
-_Request = TypeVar("_Request", bound=Asked)
+_Request = TypeVar("_Request", bound=ModelRequest)
 
 
 def require_object(body: object) -> dict[str, object]:
@@ -64,7 +64,7 @@ def choose_model(
     return queue
 
 
-def check_keys(kind: type[Asked], fields: Mapping[str, object]) -> None:
+def check_keys(kind: type[ModelRequest], fields: Mapping[str, object]) -> None:
     """Refuse unknown keys, before pydantic would describe each of a hundred thousand of them.
 
     Raises:
@@ -91,6 +91,6 @@ def checked_request(model: type[_Request], fields: Mapping[str, object]) -> _Req
         raise _invalid_value(model, str(param)) from None
 
 
-def _invalid_value(model: type[Asked], param: str) -> ApiError:
+def _invalid_value(model: type[ModelRequest], param: str) -> ApiError:
     rule = model.model_fields[param].description
     return ApiError(422, "invalid_value", f"{param} must be {rule}", param=param)

@@ -32,6 +32,7 @@ section { margin-top: 2rem; }
 _BODIES = {
     "/generate": {"prompt": "Once upon a time", "max_tokens": 16, "seed": 1},
     "/images": {"n": 1, "steps": 64, "seed": 1},
+    "/score": {"text": "Once upon a time", "seed": 1},
 }
 _QUERIES = {"/images": {"n": 16, "seed": 1}}
 

@@ -55,6 +55,22 @@ class KnownShape(NamedTuple):
         )
 
     @property
+    def rule_of_pixels(self) -> str:
+        """What a whole picture must be, in words."""
+        height, width, channels = self.picture
+        return (
+            f"{height} rows of {width} pixels, each a number from 0 to {self.top_pixel} for all its channels or a list "
+            f"of {channels}, one a channel"
+        )
+
+    @property
+    def schema_of_pixels(self) -> dict[str, Any]:
+        """The JSON schema of a whole picture."""
+        height, width, channels = self.picture
+        value = {"type": "integer", "minimum": 0, "maximum": self.top_pixel}
+        return _schema_of_list({"anyOf": [value, _schema_of_list(value, channels)]}, height, width)
+
+    @property
     def json_schema(self) -> dict[str, Any]:
         """The JSON schema of `known`."""
         height, width, channels = self.picture
@@ -93,17 +109,26 @@ def parse_known(value: object, shape: KnownShape) -> Known:
     height, width, channels = shape.picture
     if isinstance(value, Mapping) and value.keys() == {"pixels"}:
         sizes = (height, width, channels)
-        flat = _read(value["pixels"], sizes, shape.top_pixel, FREE_PIXEL, shape.rule, whole_pixels=True)
+        flat = read_numbers(
+            value["pixels"], sizes, shape.top_pixel, FREE_PIXEL, shape.rule, whole_pixels=True
+        )
         return Known(pixels=torch.tensor(flat).view(sizes))
     if isinstance(value, Mapping) and value.keys() == {"digits"}:
         sizes_of_digits = (height, width, shape.planes, shape.digits)
-        flat = _read(value["digits"], sizes_of_digits, shape.base - 1, shape.base, shape.rule)
+        flat = read_numbers(value["digits"], sizes_of_digits, shape.base - 1, shape.base, shape.rule)
         return Known(digits=torch.tensor(flat).view(sizes_of_digits).permute(2, 0, 1, 3))
     raise CanvasError("known", f"known must be {shape.rule}")
 
 
-def _read(
-    value: object, sizes: Sequence[int], top: int, free: int, rule: str, *, whole_pixels: bool = False
+def read_numbers(
+    value: object,
+    sizes: Sequence[int],
+    top: int,
+    free: int | None,
+    rule: str,
+    *,
+    param: str = "known",
+    whole_pixels: bool = False,
 ) -> list[int]:
     """Return the numbers of nested lists of the given sizes, with ``free`` for null.
 
@@ -111,9 +136,13 @@ def _read(
         value: the lists.
         sizes: length at each depth.
         top: largest number.
-        free: what null becomes.
+        free: what null becomes; None refuses it.
         rule: for the message.
+        param: name of the field.
         whole_pixels: at depth 2 a number or null may stand for a list of them.
+
+    Raises:
+        CanvasError: if the value does not follow the rule.
     """
 
     def walk(part: object, depth: int) -> Iterator[int]:
@@ -125,13 +154,13 @@ def _read(
         elif whole_pixels and depth == 2:
             yield from [number(part)] * sizes[depth]
         else:
-            raise CanvasError("known", f"known must be {rule}")
+            raise CanvasError(param, f"{param} must be {rule}")
 
     def number(part: object) -> int:
-        if part is None:
+        if part is None and free is not None:
             return free
         if type(part) is not int or not 0 <= part <= top:  # bool is an int, but no number here
-            raise CanvasError("known", f"known must be {rule}")
+            raise CanvasError(param, f"{param} must be {rule}")
         return part
 
     return list(walk(value, 0))

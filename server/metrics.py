@@ -14,8 +14,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 Rejection = Literal["invalid", "queue_full", "draining", "unavailable", "model_failed"]
 Failure = Literal["engine_error", "non_finite", "cancelled", "unavailable", "model_failed"]
-Finish = Literal["stop", "length", "complete"]
-FINISHES: dict[str, tuple[Finish, ...]] = {"text": ("stop", "length"), "images": ("complete",)}
+Finish = Literal["stop", "length", "complete", "scored"]
+FINISHES: dict[str, tuple[Finish, ...]] = {
+    "text": ("stop", "length", "scored"),
+    "images": ("complete", "scored"),
+}
 
 _LATENCY_S = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 _STEP_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
@@ -55,6 +58,7 @@ class Metrics:
         self.prompt_tokens = counter("prime_prompt_tokens", "Fixed tokens of text requests", ["model"])
         self.tokens = counter("prime_generation_tokens", "Generated tokens of text", ["model"])
         self.images = counter("prime_images", "Generated images", ["model"])
+        self.scores = counter("prime_scores", "Scored texts and images", ["model"])
 
     def _build_engine_metrics(self) -> None:
         counter = partial(Counter, registry=self.registry, labelnames=["model"])
@@ -101,7 +105,7 @@ class Metrics:
             self.failed.labels(name, failure)
         self._create_rejections(name)
         of_kind = [self.images] if kind == "images" else [self.prompt_tokens, self.tokens]
-        for counter in [self.calls, self.row_steps, self.row_steps_skipped, *of_kind]:
+        for counter in [self.calls, self.row_steps, self.row_steps_skipped, self.scores, *of_kind]:
             counter.labels(name)
         histograms = [
             self.latency_s,

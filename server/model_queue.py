@@ -13,8 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from prime_core.checkpoint import Checkpoint
 from prime_core.prepare import NonFiniteError, prepare_rows
-from prime_core.row import Row
-from prime_core.stepper import Stepper, StepResult
+from prime_core.stepper import AnyRow, Stepper, StepResult
 from server.batcher import Batcher, Entry, Job
 from server.failures import EngineError
 from server.metrics import Metrics
@@ -142,7 +141,7 @@ class ModelQueue:
                 "load another checkpoint of it"
             )
 
-    def _step(self, rows: Sequence[Row]) -> list[StepResult]:
+    def _step(self, rows: Sequence[AnyRow]) -> list[StepResult]:
         """The one way to the denoiser, under the stopwatch: a hang shows in `Engine.state` whoever made the call."""
         with self.stopwatch.call():
             results = self._stepper.step(rows)

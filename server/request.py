@@ -1,8 +1,8 @@
-"""The life of one request between its route and the engine, the same for text and images.
+"""The life of one request between its route and the engine, the same for text, images and scores.
 
 reserve room -> prepare rows (thread) -> submit to the engine -> await -> finish rows (thread) -> answer
 
-What is prepared and what is made of finished rows is in `server.text` and `server.images`.
+What is prepared and what is made of finished rows is in `server.text`, `server.images` and `server.score`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect
 
 from prime_core.canvas import CanvasError
 from prime_core.prepare import NonFiniteError, PreparedRows
+from prime_core.score import PreparedScores
 from server.batcher import Job
 from server.engine import Engine
 from server.errors import ApiError
@@ -28,6 +29,7 @@ from server.metrics import Rejection
 from server.schemas.base import Limits, Timings
 
 _Answer = TypeVar("_Answer")
+Prepared = PreparedRows | PreparedScores
 
 MIN_INTERVAL_S = 0.01  # between two changes of a stream: more of them a second would only load the event loop
 
@@ -68,8 +70,8 @@ async def run_request(
     request: Request,
     model: str,
     num_rows: int,
-    prepare: Callable[[], PreparedRows],
-    finish: Callable[[PreparedRows, Job], _Answer],
+    prepare: Callable[[], Prepared],
+    finish: Callable[[Any, Job], _Answer],
 ) -> _Answer:
     """Take a checked request through the engine.
 
@@ -79,7 +81,7 @@ async def run_request(
         model: name of the model.
         num_rows: rows it will have.
         prepare: makes the rows, in a thread.
-        finish: makes the answer from the rows, which are done, in a thread.
+        finish: makes the answer from what ``prepare`` made, whose rows are done, and the job, in a thread.
 
     Raises:
         ApiError: 422 if it does not fit the model, 429 or 503 if it cannot be taken, 500 if it fails.
@@ -94,7 +96,7 @@ async def start_request(
     request: Request,
     model: str,
     num_rows: int,
-    prepare: Callable[[], PreparedRows],
+    prepare: Callable[[], Prepared],
     *,
     followed: bool = False,
 ) -> Running:
@@ -117,9 +119,8 @@ async def start_request(
     submitted = False
     try:
         prepared = await asyncio.get_running_loop().run_in_executor(service.pool, prepare)
-        rows = list(prepared.rows)
-        feed = Feed(rows, prepared.canvas.mask_index) if followed else None
-        job = Job(model, rows, arrived_s, feed=feed)
+        feed = _feed_of(prepared) if followed else None
+        job = Job(model, list(prepared.rows), arrived_s, feed=feed)
         engine.submit(job)
         submitted = True
         return Running(service, request, prepared, job)
@@ -132,17 +133,22 @@ async def start_request(
             engine.release(num_rows)
 
 
+def _feed_of(prepared: Prepared) -> Feed:
+    assert isinstance(prepared, PreparedRows), "only sampling has states to follow"
+    return Feed(prepared.rows, prepared.canvas.mask_index)
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Running:
     """A request in the engine. Whoever holds it awaits its answer, or cancels its job."""
 
     service: Service
     request: Request
-    prepared: PreparedRows
+    prepared: Prepared
     job: Job
 
-    async def answer(self, finish: Callable[[PreparedRows, Job], _Answer]) -> _Answer:
-        """Wait for the rows and return what ``finish`` makes of them, in a thread.
+    async def answer(self, finish: Callable[[Any, Job], _Answer]) -> _Answer:
+        """Wait for the rows and return what ``finish`` makes of `prepared` and the job, in a thread.
 
         Raises:
             ApiError: 500 or 503 if the request fails.

@@ -7,7 +7,7 @@ from typing import Any
 
 from server.engine import Engine
 from server.model_queue import Kind
-from server.schemas.base import Asked, ErrorBody, inlined_schema
+from server.schemas.base import ErrorBody, ModelRequest, inlined_schema
 from server.sse import MEDIA_TYPE
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -23,22 +23,26 @@ def models_of(engine: Engine, kind: Kind) -> list[str]:
     return [queue.name for queue in engine.queues.values() if queue.kind == kind]
 
 
-def body_schema(kinds: Mapping[str, type[Asked]]) -> dict[str, Any]:
+def body_schema(kinds: Mapping[str, type[ModelRequest]]) -> dict[str, Any]:
     """Return the part of an operation that describes its body.
 
     Args:
-        kinds: class of the request of each model; with more than one, the body is a request to any of them.
+        kinds: class of the request of each model; with more than one, the body is a request to any of them. The
+            first of those with the same fields answers requests that name no model.
     """
     schemas: list[dict[str, Any]] = []
+    fields_seen: set[frozenset[str]] = set()
     for name, kind in kinds.items():
         schema = inlined_schema(kind)
         rule = schema["properties"]["model"]
-        first = not schemas
+        fields = frozenset(schema["properties"])
+        first = fields not in fields_seen
+        fields_seen.add(fields)
         schema["properties"]["model"] = {**_only(name, or_null=first), "description": rule["description"]}
         if first:
             schema["properties"]["model"]["default"] = None
         else:
-            schema["required"] = ["model"]
+            schema["required"] = [*schema.get("required", []), "model"]
         if len(kinds) > 1:
             schema["title"] += f" to model {name}"
         schemas.append(schema)
@@ -50,7 +54,7 @@ def _only(name: str, *, or_null: bool) -> dict[str, Any]:
     return {"anyOf": [{"type": "string", "const": name}, {"type": "null"}]} if or_null else {"const": name}
 
 
-def query_schema(kinds: Mapping[str, type[Asked]], names: Sequence[str]) -> dict[str, Any]:
+def query_schema(kinds: Mapping[str, type[ModelRequest]], names: Sequence[str]) -> dict[str, Any]:
     """Return the part of an operation that describes its query.
 
     Args:

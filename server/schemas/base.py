@@ -52,14 +52,10 @@ class Limits:
     max_chars: int | None = None
 
 
-class Asked(Strict):
-    """What every request for samples has, before the bounds of a model."""
+class ModelRequest(Strict):
+    """What every request to a model has."""
 
     model: str | None = None
-    n: int = 1
-    steps: int | Literal["exact"] = DEFAULT_STEPS
-    top_p: float = 1.0
-    top_k: int = 0
     seed: int | None = None
 
     @classmethod
@@ -68,7 +64,16 @@ class Asked(Strict):
         return None
 
 
-_Request = TypeVar("_Request", bound=Asked)
+class Asked(ModelRequest):
+    """What every request for samples has, before the bounds of a model."""
+
+    n: int = 1
+    steps: int | Literal["exact"] = DEFAULT_STEPS
+    top_p: float = 1.0
+    top_k: int = 0
+
+
+_Request = TypeVar("_Request", bound=ModelRequest)
 
 
 def bounded(base: type[_Request], rules: Mapping[str, Rule]) -> type[_Request]:
@@ -80,10 +85,22 @@ def bounded(base: type[_Request], rules: Mapping[str, Rule]) -> type[_Request]:
     return create_model(base.__name__, __base__=base, **filled)
 
 
+def model_rules() -> dict[str, Rule]:
+    """Which model, and where its random numbers come from."""
+    return {
+        "model": (str | None, "the name of a loaded model, or null", {}),
+        "seed": (
+            int | None,
+            "an integer from 0 to 2^64 - 1, or null for one that the server draws",
+            {"ge": 0, "le": MAX_SEED},
+        ),
+    }
+
+
 def shared_rules(limits: Limits) -> dict[str, Rule]:
     """Which model samples, how many outputs, and from which distribution."""
     return {
-        "model": (str | None, "the name of a loaded model, or null", {}),
+        **model_rules(),
         "n": (int, f"an integer from 1 to {limits.max_n}", {"ge": 1, "le": limits.max_n}),
         "steps": (
             Annotated[int, Field(ge=1, le=limits.max_steps)] | Literal["exact"],
@@ -92,11 +109,6 @@ def shared_rules(limits: Limits) -> dict[str, Rule]:
         ),
         "top_p": (float, "a number above 0 and at most 1 (off)", {"gt": 0, "le": 1}),
         "top_k": (int, f"an integer from 0 (off) to {limits.vocab_size}", {"ge": 0, "le": limits.vocab_size}),
-        "seed": (
-            int | None,
-            "an integer from 0 to 2^64 - 1, or null for one that the server draws",
-            {"ge": 0, "le": MAX_SEED},
-        ),
     }
 
 

@@ -83,7 +83,7 @@ def image_request(
     rules = {
         **shared_rules(limits),
         **_drawing_rules(),
-        "label": _label_rule(num_labels, label_names),
+        "label": label_rule(num_labels, label_names),
         "known": (Annotated[Any, WithJsonSchema(shape.json_schema)], shape.rule, {}),
         "response_format": (
             ResponseFormat | None,
@@ -143,16 +143,24 @@ def _drawing_rules() -> dict[str, Rule]:
     }
 
 
-def _label_rule(num_labels: int, names: Sequence[str]) -> Rule:
+def label_rule(num_labels: int, names: Sequence[str], *, drawn: bool = True) -> Rule:
+    """Return the rule of `label`.
+
+    Args:
+        num_labels: labels that can be chosen; 0 for a model without.
+        names: of the labels; may be empty.
+        drawn: whether null is a label that is drawn; if not, a model with labels needs one.
+    """
     if not num_labels:
         return (None, "null: this model has no labels to choose from", {})
-    number = Annotated[int, Field(ge=0, le=num_labels - 1)]
+    kind: Any = Annotated[int, Field(ge=0, le=num_labels - 1)]
     text = f"an integer from 0 to {num_labels - 1}"
-    end = ", or null for one that is drawn for every image"
-    if not names:
-        return (number | None, f"{text}{end}", {})
-    name: Any = Literal[tuple(names)]
-    return (number | name | None, f"{text}, one of the names {shown_names(names)}{end}", {})
+    if names:
+        kind = kind | Literal[tuple(names)]
+        text += f", one of the names {shown_names(names)}"
+    if not drawn:
+        return (kind, text, {"default": ...})
+    return (kind | None, f"{text}, or null for one that is drawn for every image", {})
 
 
 def shown_names(names: Sequence[str]) -> str:

@@ -87,7 +87,7 @@ def test_every_route_and_field_is_there_with_its_rule(both: Running) -> None:
         assert f"<code>{name}</code>" in page
 
 
-@pytest.mark.parametrize("path", ["/generate", "/images"])
+@pytest.mark.parametrize("path", ["/generate", "/images", "/score"])
 def test_the_examples_of_bodies_work(both: Running, path: str) -> None:
     page = unescape(both.client.get("/docs").text)
     found = re.search(rf"curl [^<?]*{path}[^<?]*", page)

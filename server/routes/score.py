@@ -1,0 +1,76 @@
+"""POST /score: how likely a given text or image is under a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fastapi import APIRouter, Request, Response
+
+from prime_core.config import UNetConfig
+from server.body import read_json
+from server.checking import check_keys, checked_request, choose_model, require_object
+from server.known import KnownShape
+from server.model_queue import Kind, ModelQueue
+from server.request import Service, answered
+from server.routes.openapi import ERRORS, body_schema
+from server.schemas.base import Limits
+from server.schemas.score import (
+    ImageScoreRequest,
+    ScoreResponse,
+    TextScoreRequest,
+    image_score_request,
+    text_score_request,
+)
+from server.score import answer_score
+
+_FIELDS_OF_IMAGES = {"pixels", "png", "label"}
+_FIELDS_OF_TEXT = {"text", "token_ids", "inputs"}
+
+
+def router(service: Service) -> APIRouter:
+    """Return the route of scores.
+
+    Args:
+        service: the engine, its limits and the threads.
+    """
+    routes = APIRouter()
+    queues = service.engine.queues
+    kinds = {name: _request_kind(queue, service.limits[name]) for name, queue in queues.items()}
+
+    @routes.post(
+        "/score",
+        summary="Score a given text or image: its likelihood bound, and the coded loss",
+        response_model=ScoreResponse,
+        responses=ERRORS,
+        openapi_extra=body_schema(kinds),
+    )
+    async def post_score(request: Request) -> Response:
+        return await answered(service, request, answer_of(request))
+
+    async def answer_of(request: Request) -> Response:
+        body = await read_json(request, service.max_body_bytes, service.receive_timeout_s)
+        fields = require_object(body)
+        queue = choose_model(queues, _kind_asked(queues, fields), fields, request)
+        check_keys(kinds[queue.name], fields)
+        answer = await answer_score(service, queue, checked_request(kinds[queue.name], fields), request)
+        return Response(answer.model_dump_json(), media_type="application/json")
+
+    return routes
+
+
+def _kind_asked(queues: Mapping[str, ModelQueue], fields: Mapping[str, object]) -> Kind:
+    """Return the kind of the model that is named, or else that the fields are for, or else of the first."""
+    name = fields.get("model")
+    if isinstance(name, str) and name in queues:
+        return queues[name].kind
+    if fields.keys() & _FIELDS_OF_TEXT:
+        return "text"
+    return "images" if fields.keys() & _FIELDS_OF_IMAGES else next(iter(queues.values())).kind
+
+
+def _request_kind(queue: ModelQueue, limits: Limits) -> type[TextScoreRequest] | type[ImageScoreRequest]:
+    config = queue.checkpoint.config
+    if not isinstance(config.model, UNetConfig):
+        return text_score_request(limits)
+    num_labels = config.model.num_labels if config.model.labels == "class" else 0
+    return image_score_request(KnownShape.of(config.model, config.codec), num_labels, config.label_names)

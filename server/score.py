@@ -1,0 +1,191 @@
+"""POST /score between its route and the engine: from a checked request to rows, from finished rows to scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from fastapi import Request
+
+from prime_core.canvas import CanvasError
+from prime_core.checkpoint import Checkpoint
+from prime_core.config import UNetConfig
+from prime_core.score import (
+    Content,
+    PreparedScores,
+    ScoreRequest,
+    contents_of,
+    finish_scores,
+    prepare_scores,
+    rows_per_input,
+)
+from prime_core.scored import PerToken, Score
+from server.batcher import Job
+from server.given_picture import read_picture
+from server.known import KnownShape
+from server.model_queue import ModelQueue
+from server.request import Service, run_request, timings_of
+from server.schemas.base import Limits
+from server.schemas.score import (
+    CODED_NOTE,
+    CodedLoss,
+    ImageScoreRequest,
+    InputScore,
+    Nelbo,
+    ScoreResponse,
+    ScoreUsage,
+    TextScoreRequest,
+    TokenCosts,
+)
+
+# Every sub-token of every state takes a random number before the first call: seconds of a thread, for so many.
+MAX_DRAWN_DIGITS = 2**22
+
+
+async def answer_score(
+    service: Service, queue: ModelQueue, asked: TextScoreRequest | ImageScoreRequest, request: Request
+) -> ScoreResponse:
+    """Answer a checked request.
+
+    Args:
+        service: the engine and the threads.
+        queue: the model.
+        asked: the body, checked against the schema of the model.
+        request: the HTTP request; its body has been read.
+
+    Raises:
+        ApiError: see `run_request`.
+        ClientDisconnect: if the client went away.
+    """
+    limits = service.limits[queue.name]
+    num_inputs = len(asked.inputs or [None]) if isinstance(asked, TextScoreRequest) else 1
+    answer = await run_request(
+        service,
+        request,
+        queue.name,
+        num_inputs * rows_per_input(num_inputs, asked.num_samples, limits.max_n),
+        partial(prepare, queue.checkpoint, asked, limits),
+        partial(score_answer, request.state.request_id, queue),
+    )
+    metrics, times = service.engine.metrics, answer.timings
+    rows = [(each.nfe, 0) for each in answer.scores]
+    metrics.request_done(queue.name, "scored", times.total_s, times.queue_s, rows)
+    metrics.scores.labels(queue.name).inc(len(rows))
+    return answer
+
+
+def prepare(
+    checkpoint: Checkpoint, asked: TextScoreRequest | ImageScoreRequest, limits: Limits
+) -> PreparedScores:
+    """Return the rows of a request, with their masked states.
+
+    Raises:
+        CanvasError: if the request does not fit the model or the limit of work.
+    """
+    if isinstance(asked, TextScoreRequest):
+        _check_chars(asked, limits)
+        score_request = ScoreRequest(
+            text=asked.text,
+            token_ids=asked.token_ids,
+            inputs=asked.inputs,
+            num_samples=asked.num_samples,
+            seed=asked.seed,
+            per_token=asked.per_token,
+        )
+    else:
+        config = checkpoint.config
+        assert isinstance(config.model, UNetConfig), "an image model"
+        score_request = ScoreRequest(
+            pixels=read_picture(asked.pixels, asked.png, KnownShape.of(config.model, config.codec)),
+            label=asked.label,
+            num_samples=asked.num_samples,
+            seed=asked.seed,
+            per_token=asked.per_token,
+        )
+    contents = contents_of(checkpoint, score_request)
+    _check_work(contents, asked.num_samples, checkpoint.codec.target_length, limits)
+    return prepare_scores(checkpoint, score_request, limits.max_n, contents=contents)
+
+
+def _check_chars(asked: TextScoreRequest, limits: Limits) -> None:
+    """Refuse text that cannot fit however well it compresses: to tokenize it would delay others."""
+    texts: dict[str, Sequence[object]] = {"text": [asked.text], "inputs": asked.inputs or []}
+    for param, parts in texts.items():
+        longest = max((len(part) for part in parts if isinstance(part, str)), default=0)
+        holds = "has" if param == "text" else "holds a text of"
+        if limits.max_chars is not None and longest > limits.max_chars:
+            raise CanvasError(
+                param,
+                f"{param} {holds} {longest} characters, but the context of {limits.context} tokens holds at most "
+                f"{limits.max_chars}; cut it into parts",
+            )
+
+
+def _check_work(contents: Sequence[Content], num_samples: int, num_digits: int, limits: Limits) -> None:
+    """Refuse a request whose inputs * tokens * denoiser calls are over the limit, before its states are drawn."""
+    num_tokens = sum(len(each.x_0) for each in contents)
+    most = min(limits.max_work, MAX_DRAWN_DIGITS // num_digits)
+    if num_tokens * num_samples > most:
+        raise CanvasError(
+            "num_samples",
+            f"num_samples times the tokens of all inputs is at most {most}, and there are {num_tokens} tokens; lower "
+            "num_samples or give fewer inputs",
+        )
+
+
+def score_answer(request_id: str, queue: ModelQueue, prepared: PreparedScores, job: Job) -> ScoreResponse:
+    """Return the answer to a request whose rows are finished.
+
+    Raises:
+        NonFiniteError: if a row failed.
+    """
+    scores = finish_scores(prepared)
+    inputs = [each.content for each in prepared.inputs]
+    return ScoreResponse(
+        id=request_id,
+        model=queue.name,
+        scores=[_input_score(*each) for each in zip(scores, inputs, strict=True)],
+        usage=ScoreUsage(
+            inputs=len(scores),
+            total_tokens=sum(each.num_tokens for each in scores),
+            denoiser_calls=sum(each.nfe for each in scores),
+        ),
+        timings=timings_of(job),
+    )
+
+
+def _input_score(score: Score, content: Content) -> InputScore:
+    of_text = score.num_dimensions is None
+    return InputScore(
+        nelbo=Nelbo(
+            nats=score.nelbo.nats,
+            standard_error=score.nelbo.standard_error,
+            nats_per_token=score.nelbo.nats / score.num_tokens,
+            bits_per_token=score.bits_per_token,
+            bits_per_byte=score.bits_per_byte,
+            bits_per_dimension=score.bits_per_dimension,
+            ppl=score.ppl if of_text else None,
+        ),
+        coded_loss=CodedLoss(
+            nats=score.coded_loss.nats,
+            standard_error=score.coded_loss.standard_error,
+            nats_per_token=score.coded_loss.nats / score.num_tokens,
+            is_bound=score.coded_loss_is_bound,
+            note="one digit a token: equal to nelbo" if score.coded_loss_is_bound else CODED_NOTE,
+        ),
+        num_tokens=score.num_tokens,
+        num_bytes=score.num_bytes,
+        num_dimensions=score.num_dimensions,
+        label=score.label,
+        seed=score.seed,
+        nfe=score.nfe,
+        per_token=None if score.per_token is None else _token_costs(score.per_token, content),
+    )
+
+
+def _token_costs(costs: PerToken, content: Content) -> TokenCosts:
+    return TokenCosts(
+        token_ids=content.x_0.tolist(),
+        nelbo=[round(each, 6) for each in costs.nelbo],
+        coded_loss=[round(each, 6) for each in costs.coded_loss],
+    )

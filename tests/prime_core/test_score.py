@@ -1,0 +1,304 @@
+"""Scores: their law against exact enumeration, their errors, and that no row disturbs another."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels.nll import subtoken_nll
+from prime_core.canvas import CanvasError, digits_canvas
+from prime_core.codec import SubtokenCodec
+from prime_core.config import CodecConfig, UNetConfig
+from prime_core.exact_bounds import exact_objectives
+from prime_core.models.unet import UNet
+from prime_core.prepare import NonFiniteError
+from prime_core.row import Row, new_row
+from prime_core.sample import run_rows
+from prime_core.schedule import CosineSchedule, LinearSchedule, PolynomialSchedule
+from prime_core.score import ScoreRequest, finish_scores, prepare_scores, score
+from prime_core.score_row import draw_states
+from prime_core.scored import Score, estimate
+from prime_core.settings import SamplingSettings
+from prime_core.stepper import Stepper
+from tests.prime_core.random_dit import random_dit
+from tests.prime_core.test_likelihood import time_conditioned_nelbo
+from tests.stubs import TableDenoiser, byte_tokenizer, stub_checkpoint
+
+SCHEDULE = LinearSchedule(1e-3)
+CASES = [(4, 1), (5, 2), (7, 3)]
+
+
+def many_scores(
+    checkpoint: Any, num_seeds: int, tokens: list[int], num_samples: int
+) -> tuple[Tensor, Tensor]:
+    """Nats of `nelbo` and `coded_loss`, and their standard errors, of independent seeds: (seeds, 2) each."""
+    results = score(checkpoint, inputs=[tokens] * num_seeds, num_samples=num_samples, seed=0, max_rows=1024)
+    pairs = [(each.nelbo, each.coded_loss) for each in results]
+    nats = torch.tensor([[part.nats for part in pair] for pair in pairs])
+    return nats, torch.tensor([[part.standard_error or 0.0 for part in pair] for pair in pairs])
+
+
+@pytest.mark.parametrize(("vocab_size", "target_length"), CASES)
+def test_scores_are_unbiased_and_so_bound_the_exact_likelihood(vocab_size: int, target_length: int) -> None:
+    codec = SubtokenCodec(vocab_size, target_length)
+    model = random_dit(codec)
+    checkpoint = stub_checkpoint(codec, model, schedule=SCHEDULE)
+    nats, _ = many_scores(checkpoint, 60, [1, 3], 36)
+    mean, error = nats.mean(0), nats.std(0) / math.sqrt(len(nats))
+    exact = exact_objectives(model, codec, torch.tensor([1, 3]))
+    if target_length > 1:  # one in place of the other would be noticed
+        assert abs(exact.nelbo - exact.coded_loss) > 5 * float(error.max())
+    assert abs(mean[0] - exact.nelbo) < 4 * error[0]
+    assert abs(mean[1] - exact.coded_loss) < 4 * error[1]
+    assert mean[0] > exact.nll - 4 * error[0]
+
+
+@pytest.mark.parametrize("num_samples", [2, 9])
+def test_standard_errors_are_those_of_repeated_scores(num_samples: int) -> None:
+    codec = SubtokenCodec(27, 3)
+    checkpoint = stub_checkpoint(codec, TableDenoiser(codec), context=6)
+    nats, errors = many_scores(checkpoint, 200, [1, 13, 26, 4], num_samples)
+    real, told = nats.var(0), errors.square().mean(0)
+    assert bool((told > 0.75 * real).all())
+    if num_samples > 2:  # and not much larger, as they would be without regard to the strata
+        assert bool((told < 2.5 * real).all())
+
+
+def test_an_estimate_compares_neighbours() -> None:
+    values = torch.tensor([1.0, 3.0, 10.0, 10.0], dtype=torch.float64)
+    assert estimate(values).nats == 6
+    assert estimate(values).standard_error == pytest.approx(math.sqrt((3 - 1) ** 2) / 4)
+    three = estimate(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
+    assert three.standard_error == pytest.approx(math.sqrt(3 / 2 * 2) / 3)
+    assert estimate(values[:1]).standard_error is None
+
+
+def test_one_digit_a_token_makes_both_equal_and_bounds() -> None:
+    codec = SubtokenCodec(6, 1)
+    (result,) = score(stub_checkpoint(codec, TableDenoiser(codec)), token_ids=[1, 5, 0], seed=3)
+    assert result.coded_loss.nats == pytest.approx(result.nelbo.nats, rel=1e-5)
+    assert result.coded_loss_is_bound
+    other = SubtokenCodec(6, 2)
+    assert not score(stub_checkpoint(other, TableDenoiser(other)), token_ids=[1])[0].coded_loss_is_bound
+
+
+def test_a_state_costs_what_the_whole_network_says() -> None:
+    codec, model = SubtokenCodec(50, 3), TableDenoiser(SubtokenCodec(50, 3), slope=2.0)
+    x_0 = torch.tensor([3, 49, 0, 7, 21])
+    checkpoint = stub_checkpoint(codec, model, schedule=SCHEDULE)
+    prepared = prepare_scores(checkpoint, ScoreRequest(token_ids=x_0.tolist(), num_samples=9, seed=5), 4)
+    run_rows(Stepper(model, codec), prepared.rows)  # type: ignore[arg-type]
+    states = draw_states((5, 3), 9, SCHEDULE, 5)
+    y_0 = codec.encode(x_0)
+    y_t = torch.where(states.masked.view(9, 5, 3), codec.mask_index, y_0)
+    logits = model(y_t, states.t).flatten(0, 1)
+    nll = subtoken_nll(logits, y_t.flatten(0, 1), x_0.repeat(9), codec.digits, codec.mask_index)
+    weight = 15 / states.masked.sum(1).double()
+    expected = torch.stack([part.double().view(9, 5).sum(1) * weight for part in (nll.digits, nll.coded)], 1)
+    assert torch.allclose(torch.cat([row.nats for row in prepared.rows]), expected, rtol=1e-5)
+
+
+def test_the_numbers_of_masked_digits_are_stratified_and_the_masks_uniform() -> None:
+    num_states = 3000
+    states = draw_states((4, 2), num_states, LinearSchedule(), 1)
+    counts = states.masked.sum(1)
+    assert torch.equal(counts.bincount(minlength=9)[1:], torch.full((8,), num_states // 8))
+    assert bool((counts.diff() >= 0).all())
+    for n in (1, 4, 7):
+        chosen = counts == n
+        share = states.masked[chosen].double().mean(0)
+        assert bool((share - n / 8).abs().lt(5 * math.sqrt(n / 8 * (1 - n / 8) / 375)).all())
+        # v given n is Beta(n, M - n + 1), and t = v for this schedule.
+        deviation = math.sqrt(n * (9 - n) / (81 * 10) / 375)
+        assert float(states.t[chosen].mean()) == pytest.approx(n / 9, abs=5 * deviation)
+
+
+def test_time_conditioned_models_see_the_time_of_their_masks() -> None:
+    codec, schedule = SubtokenCodec(4, 2), CosineSchedule()
+    model = TableDenoiser(codec, 1, slope=6.0)
+    nats, _ = many_scores(stub_checkpoint(codec, model, schedule=schedule), 40, [1, 3], 64)
+    error = float(nats[:, 0].std()) / math.sqrt(40)
+    exact = time_conditioned_nelbo(model, codec, schedule, torch.tensor([1, 3]))
+    assert (
+        abs(exact - exact_objectives(TableDenoiser(codec, 1), codec, torch.tensor([1, 3])).nelbo) > 10 * error
+    )
+    assert abs(float(nats[:, 0].mean()) - exact) < 4 * error
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scores_and_samples_are_bitwise_the_same_alone_and_together(dtype: torch.dtype) -> None:
+    codec = SubtokenCodec(300, 3)
+    model = random_dit(codec, length=40).to(dtype)
+    checkpoint = stub_checkpoint(codec, model, context=40)
+    inputs = [list(range(n)) for n in (1, 40, 3, 17)]
+
+    def sampled() -> list[Row]:
+        canvas = digits_canvas(codec, torch.full((23, 3), codec.mask_index))
+        return [new_row(canvas, SCHEDULE, SamplingSettings(), 9, seed) for seed in range(3)]
+
+    request = ScoreRequest(inputs=inputs, num_samples=5, seed=8, per_token=True)
+    prepared, rows = prepare_scores(checkpoint, request, 12), sampled()
+    mixed = [row for pair in zip(prepared.rows, rows, strict=False) for row in pair]
+    run_rows(Stepper(model, codec), [*mixed, *prepared.rows[3:]], max_rows=7)
+    together = finish_scores(prepared)
+    for tokens, other in zip(inputs, together, strict=True):
+        (alone,) = score(checkpoint, token_ids=tokens, num_samples=5, seed=other.seed, per_token=True)
+        assert (alone.nelbo, alone.coded_loss) == (other.nelbo, other.coded_loss)
+        assert alone.per_token is not None and other.per_token is not None
+        assert alone.per_token.nelbo == pytest.approx(other.per_token.nelbo, rel=1e-12)
+    alone_rows = sampled()
+    run_rows(Stepper(model, codec), alone_rows)
+    assert all(torch.equal(a.y, b.y) for a, b in zip(alone_rows, rows, strict=True))
+
+
+def test_token_costs_add_up_and_units_are_right() -> None:
+    codec = SubtokenCodec(257, 2)
+    checkpoint = stub_checkpoint(codec, TableDenoiser(codec), tokenizer=byte_tokenizer())
+    (result,) = score(checkpoint, text="héllo", seed=1, per_token=True)
+    assert (result.num_tokens, result.num_bytes, result.num_dimensions, result.nfe) == (6, 6, None, 16)
+    assert result.per_token is not None
+    assert len(result.per_token.nelbo) == len(result.per_token.coded_loss) == 6
+    assert sum(result.per_token.nelbo) == pytest.approx(result.nelbo.nats)
+    assert sum(result.per_token.coded_loss) == pytest.approx(result.coded_loss.nats)
+    assert result.bits_per_byte == result.bits_per_token == result.nelbo.nats / math.log(2) / 6
+    assert result.ppl == pytest.approx(math.exp(result.nelbo.nats / 6))
+    assert result.bits_per_dimension is None
+    (ids,) = score(checkpoint, token_ids=[256], seed=1)  # the end of text has no bytes
+    assert (ids.num_bytes, ids.bits_per_byte) == (0, None)
+
+
+def test_seeds_give_scores_again_and_none_draws_one() -> None:
+    codec = SubtokenCodec(50, 2)
+    checkpoint = stub_checkpoint(codec, TableDenoiser(codec))
+
+    def run(**fields: Any) -> Score:
+        return score(checkpoint, token_ids=[3, 4], **fields)[0]
+
+    drawn, other = run(), run()
+    assert drawn.seed != other.seed
+    assert run(seed=drawn.seed) == drawn
+    assert run(seed=0) == run(seed=0) != run(seed=2**64 - 1)
+
+
+class Broken(TableDenoiser):
+    """NaN in every row of three tokens."""
+
+    def _rows(self, y: Tensor, t: Tensor) -> Tensor:
+        logits = super()._rows(y, t)
+        return logits * math.nan if y.shape[1] == 3 else logits
+
+
+def test_a_row_without_finite_likelihood_fails_alone() -> None:
+    codec = SubtokenCodec(50, 2)
+    good, bad = (
+        prepare_scores(stub_checkpoint(codec, None), ScoreRequest(token_ids=ids, num_samples=2, seed=1))
+        for ids in ([1, 2], [1, 2, 3])
+    )
+    results = Stepper(Broken(codec), codec).step([*bad.rows, *good.rows])
+    assert [result.ok for result in results] == [False, False, True, True]
+    assert all(row.failed and row.done for row in bad.rows)
+    with pytest.raises(NonFiniteError):
+        finish_scores(bad)
+    assert finish_scores(good) == score(
+        stub_checkpoint(codec, TableDenoiser(codec)), token_ids=[1, 2], num_samples=2, seed=1
+    )
+
+
+def image_checkpoint(labels: str) -> Any:
+    config = UNetConfig(
+        channels=1,
+        height=4,
+        width=4,
+        model_channels=32,
+        channel_mult=(1,),
+        num_res_blocks=1,
+        attention_rates=(),
+        head_channels=32,
+        dropout=0.0,
+        labels=labels,
+        num_labels=1 if labels == "none" else 3,
+    )
+    codec = SubtokenCodec(16, 2)
+    model = UNet(config, CodecConfig(vocab_size=16, target_length=2), PolynomialSchedule()).eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2, generator=generator)
+    checkpoint = stub_checkpoint(codec, model, schedule=PolynomialSchedule())
+    checkpoint.config.model, checkpoint.config.label_names = config, ()
+    return checkpoint
+
+
+def test_images_are_scored_in_bits_per_dimension_under_their_label() -> None:
+    checkpoint, pixels = image_checkpoint("class"), torch.arange(16).view(4, 4, 1)
+    results = [score(checkpoint, pixels=pixels, label=label, seed=1)[0] for label in (0, 2)]
+    assert [result.label for result in results] == [0, 2]
+    assert results[0].nelbo != results[1].nelbo
+    assert results[0].bits_per_dimension == results[0].nelbo.nats / math.log(2) / 16
+    assert (results[0].num_bytes, results[0].bits_per_byte) == (None, None)
+    with pytest.raises(CanvasError, match="label must be given"):
+        score(checkpoint, pixels=pixels)
+
+
+def test_every_state_of_a_mixture_has_a_label_of_its_own() -> None:
+    checkpoint, pixels = image_checkpoint("uniform"), torch.zeros(4, 4, 1, dtype=torch.int64)
+    prepared = prepare_scores(checkpoint, ScoreRequest(pixels=pixels, num_samples=600, seed=1))
+    drawn = torch.cat([row.states.labels for row in prepared.rows if row.states.labels is not None])
+    assert drawn.bincount().tolist() == pytest.approx([200] * 3, abs=60)
+    assert score(checkpoint, pixels=pixels, num_samples=4)[0].label is None
+    with pytest.raises(CanvasError, match="no labels to choose"):
+        score(checkpoint, pixels=pixels, label=1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({}, "text", "none is given"),
+        ({"text": "a", "token_ids": [1]}, "token_ids", "text and token_ids are given"),
+        ({"text": ""}, "text", "nothing to score"),
+        ({"token_ids": []}, "token_ids", "nothing to score"),
+        ({"inputs": []}, "inputs", "not empty"),
+        ({"inputs": "abc"}, "inputs", "list"),
+        ({"inputs": ["a", "b" * 17]}, "inputs", r"number 1\) has 17 tokens, but the context holds 16"),
+        ({"text": "a" * 17}, "text", "has 17 tokens, but the context holds 16"),
+        ({"text": [1]}, "text", "must be text"),
+        ({"token_ids": "ab"}, "token_ids", "list of token ids"),
+        ({"token_ids": [257]}, "token_ids", r"0\.\.256"),
+        ({"token_ids": [-1]}, "token_ids", r"0\.\.256"),
+        ({"token_ids": [True]}, "token_ids", r"0\.\.256"),
+        ({"text": "\ud800"}, "text", "surrogate"),
+        ({"text": "a", "label": 1}, "label", "image models"),
+        ({"pixels": torch.zeros(4, 4, 1)}, "pixels", "image models"),
+    ],
+)
+def test_what_does_not_fit_a_text_model(fields: dict[str, Any], param: str, words: str) -> None:
+    codec = SubtokenCodec(257, 2)
+    checkpoint = stub_checkpoint(codec, TableDenoiser(codec), tokenizer=byte_tokenizer())
+    with pytest.raises(CanvasError, match=words) as caught:
+        score(checkpoint, **fields)
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("pixels", "words"),
+    [
+        (None, "must be a tensor"),
+        (torch.zeros(4, 4, dtype=torch.int64), "of shape"),
+        (torch.zeros(4, 4, 1), "must be integers"),
+        (torch.full((4, 4, 1), 16), r"in 0\.\.15"),
+        (torch.full((4, 4, 1), -1), r"in 0\.\.15"),
+    ],
+)
+def test_pixels_that_do_not_fit(pixels: Any, words: str) -> None:
+    with pytest.raises(CanvasError, match=words):
+        score(image_checkpoint("none"), pixels=pixels)
+
+
+@pytest.mark.parametrize("num_samples", [0, -1, True, 1.0])
+def test_bad_numbers_of_samples(num_samples: Any) -> None:
+    codec = SubtokenCodec(50, 2)
+    with pytest.raises(ValueError, match="num_samples must be"):
+        score(stub_checkpoint(codec, None), token_ids=[1], num_samples=num_samples)
