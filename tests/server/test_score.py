@@ -125,7 +125,8 @@ def test_scores_and_texts_share_calls_and_change_nothing_for_each_other(model_pa
                     asyncio.create_task(client.post(path, json=body))
                     for path, body in [("/score", scored), ("/generate", written)]
                 ]
-                while server.engine.held_rows < 1 + 10 + 2:
+                (queue,) = server.engine.queues.values()
+                while queue.num_rows < 1 + 10 + 2:  # submitted, not only reserved
                     await asyncio.sleep(0.005)
                 server.denoiser.lengths.clear()
                 gate.opened.set()
