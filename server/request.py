@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
 from prime_core.canvas import CanvasError
-from prime_core.prepare import NonFiniteError, PreparedRows
+from prime_core.prepare import NonFiniteError
+from prime_core.row import Row
 from server.batcher import Job
 from server.engine import Engine
 from server.errors import ApiError
@@ -27,7 +28,18 @@ from server.feed import Changes, Feed
 from server.metrics import Rejection
 from server.schemas.base import Limits, Timings
 
+
+
+class Prepared(Protocol):
+    """What was made of a request for the engine: its rows, of one canvas or of several."""
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """Its rows in the order of its outputs."""
+
+
 _Answer = TypeVar("_Answer")
+_Prepared = TypeVar("_Prepared", bound=Prepared)
 
 MIN_INTERVAL_S = 0.01  # between two changes of a stream: more of them a second would only load the event loop
 
@@ -68,8 +80,8 @@ async def run_request(
     request: Request,
     model: str,
     num_rows: int,
-    prepare: Callable[[], PreparedRows],
-    finish: Callable[[PreparedRows, Job], _Answer],
+    prepare: Callable[[], _Prepared],
+    finish: Callable[[_Prepared, Job], _Answer],
 ) -> _Answer:
     """Take a checked request through the engine.
 
@@ -94,10 +106,10 @@ async def start_request(
     request: Request,
     model: str,
     num_rows: int,
-    prepare: Callable[[], PreparedRows],
+    prepare: Callable[[], _Prepared],
     *,
     followed: bool = False,
-) -> Running:
+) -> Running[_Prepared]:
     """Bring a checked request into the engine; follow with `Running.answer`, or `Running.changes` and then that.
 
     Args:
@@ -118,7 +130,7 @@ async def start_request(
     try:
         prepared = await asyncio.get_running_loop().run_in_executor(service.pool, prepare)
         rows = list(prepared.rows)
-        feed = Feed(rows, prepared.canvas.mask_index) if followed else None
+        feed = Feed(rows, engine.queues[model].checkpoint.codec.mask_index) if followed else None
         job = Job(model, rows, arrived_s, feed=feed)
         engine.submit(job)
         submitted = True
@@ -133,15 +145,15 @@ async def start_request(
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Running:
+class Running(Generic[_Prepared]):
     """A request in the engine. Whoever holds it awaits its answer, or cancels its job."""
 
     service: Service
     request: Request
-    prepared: PreparedRows
+    prepared: _Prepared
     job: Job
 
-    async def answer(self, finish: Callable[[PreparedRows, Job], _Answer]) -> _Answer:
+    async def answer(self, finish: Callable[[_Prepared, Job], _Answer]) -> _Answer:
         """Wait for the rows and return what ``finish`` makes of them, in a thread.
 
         Raises:
