@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import pytest
@@ -67,16 +68,20 @@ PIECES = st.one_of(st.sampled_from([*b"ab", EOS, 257]), st.sampled_from(list("é
     closed=st.booleans(),
 )
 @example(ids=list(b"abab"), stop=["abb", "ba"], closed=False)
-def test_what_is_settled_only_grows_into_the_final_text(ids: list[int], stop: list[str], closed: bool) -> None:
+def test_what_is_settled_only_grows_into_the_final_text(
+    ids: list[int], stop: list[str], closed: bool
+) -> None:
     canvas = canvas_of(len(ids), "z" if closed else None)
     stop = [] if closed else stop
     x_0 = torch.tensor(ids + [ord("z")] * closed)
     final = render(canvas, x_0, TOKENIZER, stop).gaps[0]
     texts = [settled_text(canvas, ids[:num], TOKENIZER, stop) for num in range(len(ids) + 1)] + [final]
-    for earlier, later in zip(texts, texts[1:], strict=False):
+    for earlier, later in itertools.pairwise(texts):
         assert later.startswith(earlier)
     longest = max([len(item.encode()) for item in stop] + [4])
-    assert len(final.encode()) - len(texts[-2].encode("utf-8")) < longest + 3 * 4  # held back: one stop string
+    assert (
+        len(final.encode()) - len(texts[-2].encode("utf-8")) < longest + 3 * 4
+    )  # held back: one stop string
 
 
 def test_known_ids_end_at_the_first_masked_digit() -> None:
