@@ -44,7 +44,9 @@ async def stream_images(
     return _frames(running, queue, Pictures(queue.checkpoint, asked.n, asked.preview_every))
 
 
-async def _frames(running: Running[PreparedRows], queue: ModelQueue, pictures: Pictures) -> AsyncIterator[bytes]:
+async def _frames(
+    running: Running[PreparedRows], queue: ModelQueue, pictures: Pictures
+) -> AsyncIterator[bytes]:
     async for changes in running.changes():
         for each in await running.in_thread(pictures.frames, changes):
             yield frame(each, "denoise")

@@ -29,7 +29,6 @@ from server.metrics import Rejection
 from server.schemas.base import Limits, Timings
 
 
-
 class Prepared(Protocol):
     """What was made of a request for the engine: its rows, of one canvas or of several."""
 
