@@ -151,10 +151,14 @@ def _label_rule(num_labels: int, names: Sequence[str]) -> Rule:
     end = ", or null for one that is drawn for every image"
     if not names:
         return (number | None, f"{text}{end}", {})
-    more = len(names) - MAX_SHOWN_NAMES
-    shown = ", ".join(names[:MAX_SHOWN_NAMES]) + (f" and {more} more (see /info)" if more > 0 else "")
     name: Any = Literal[tuple(names)]
-    return (number | name | None, f"{text}, one of the names {shown}{end}", {})
+    return (number | name | None, f"{text}, one of the names {shown_names(names)}{end}", {})
+
+
+def shown_names(names: Sequence[str]) -> str:
+    """Return the names of labels for people, the first of many."""
+    more = len(names) - MAX_SHOWN_NAMES
+    return ", ".join(names[:MAX_SHOWN_NAMES]) + (f" and {more} more (see /info)" if more > 0 else "")
 
 
 class ImageOutput(Strict):
