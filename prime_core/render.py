@@ -55,7 +55,7 @@ def render(canvas: Canvas, x_0: Tensor, tokenizer: Tokenizer | None, stop: Seque
         if segment.gap and canvas.open_ended:
             ids, text, finish_reason = _cut(ids, tokenizer, stop)
         elif text is None:
-            text = _bytes_of(ids, tokenizer).decode("utf-8", errors="replace")
+            text = bytes_of(ids, tokenizer).decode("utf-8", errors="replace")
         pieces.append(text)
         token_ids += ids
         if segment.gap:
@@ -68,7 +68,7 @@ def _cut(ids: list[int], tokenizer: Tokenizer, stop: Sequence[str]) -> tuple[lis
     finish_reason = "length"
     if tokenizer.eos_id is not None and tokenizer.eos_id in ids:
         ids, finish_reason = ids[: ids.index(tokenizer.eos_id)], "stop"
-    raw = _bytes_of(ids, tokenizer)
+    raw = bytes_of(ids, tokenizer)
     # UTF-8 cannot match in the middle of a character, so the search can run on bytes and know where tokens
     # end.
     found = [at for at in (raw.find(item.encode()) for item in stop) if at >= 0]
@@ -77,12 +77,12 @@ def _cut(ids: list[int], tokenizer: Tokenizer, stop: Sequence[str]) -> tuple[lis
         raw = raw[: min(found)]
         kept, num_bytes = 0, 0
         while num_bytes < len(raw):
-            num_bytes += len(_bytes_of(ids[kept : kept + 1], tokenizer))
+            num_bytes += len(bytes_of(ids[kept : kept + 1], tokenizer))
             kept += 1
         ids = ids[:kept]
     return ids, raw.decode("utf-8", errors="replace"), finish_reason
 
 
-def _bytes_of(ids: Sequence[int], tokenizer: Tokenizer) -> bytes:
+def bytes_of(ids: Sequence[int], tokenizer: Tokenizer) -> bytes:
     """Bytes of some tokens. A network may have more outputs than its tokenizer has ids: those stand for no text."""
     return tokenizer.decode_bytes(token for token in ids if token < tokenizer.vocab_size)

@@ -16,7 +16,7 @@ from server.docs_page import docs_router
 from server.engine import Engine
 from server.errors import ApiError, install_error_handlers, internal_error, new_request_id
 from server.request import Service
-from server.routes import images, native, operations, score
+from server.routes import completions, generations, images, models, native, operations, score
 from server.schemas.base import Limits
 from server.settings import Settings
 
@@ -48,6 +48,9 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     app.include_router(native.router(service))
     app.include_router(images.router(service))
     app.include_router(score.router(service))
+    app.include_router(completions.router(service))
+    app.include_router(generations.router(service))
+    app.include_router(models.router(engine))
     app.include_router(operations.router(engine, limits))
     app.include_router(docs_router(app.openapi))
     install_error_handlers(app)

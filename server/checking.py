@@ -12,7 +12,10 @@ from server.errors import ApiError
 from server.model_queue import Kind, ModelQueue
 from server.schemas.base import ModelRequest, find_unknown_key
 
-_ROUTES: dict[Kind, str] = {"text": "POST /generate", "images": "POST /images"}
+_ROUTES: dict[Kind, str] = {
+    "text": "POST /generate and POST /v1/completions",
+    "images": "POST /images and POST /v1/images/generations",
+}
 _NOUNS: dict[Kind, str] = {"text": "text", "images": "image"}
 
 _Request = TypeVar("_Request", bound=ModelRequest)

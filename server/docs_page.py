@@ -33,6 +33,8 @@ _BODIES = {
     "/generate": {"prompt": "Once upon a time", "max_tokens": 16, "seed": 1},
     "/images": {"n": 1, "steps": 64, "seed": 1},
     "/score": {"text": "Once upon a time", "seed": 1},
+    "/v1/completions": {"prompt": "Once upon a time", "max_tokens": 16, "seed": 1},
+    "/v1/images/generations": {"prompt": "", "n": 1, "seed": 1},
 }
 _QUERIES = {"/images": {"n": 16, "seed": 1}}
 
@@ -106,7 +108,7 @@ def _inputs(
     parameters = operation.get("parameters", [])
     if parameters:
         fields = {item["name"]: {**item["schema"], "description": item["description"]} for item in parameters}
-        yield "Query", {"properties": fields}
+        yield "Path" if parameters[0]["in"] == "path" else "Query", {"properties": fields}
     body = _json_schema(document, operation.get("requestBody", {}))
     if "anyOf" in body:
         for option in body["anyOf"]:

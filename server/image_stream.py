@@ -12,6 +12,7 @@ from prime_core.checkpoint import Checkpoint
 from prime_core.config import UNetConfig
 from prime_core.pictures import to_png
 from prime_core.pixels import PixelCodec
+from prime_core.prepare import PreparedRows
 from prime_core.provisional import provisional_pixels
 from server.denoise import denoise_fields
 from server.feed import Changes, RowChange
@@ -43,7 +44,9 @@ async def stream_images(
     return _frames(running, queue, Pictures(queue.checkpoint, asked.n, asked.preview_every))
 
 
-async def _frames(running: Running, queue: ModelQueue, pictures: Pictures) -> AsyncIterator[bytes]:
+async def _frames(
+    running: Running[PreparedRows], queue: ModelQueue, pictures: Pictures
+) -> AsyncIterator[bytes]:
     async for changes in running.changes():
         for each in await running.in_thread(pictures.frames, changes):
             yield frame(each, "denoise")

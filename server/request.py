@@ -9,27 +9,38 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
 from prime_core.canvas import CanvasError
-from prime_core.prepare import NonFiniteError, PreparedRows
-from prime_core.score import PreparedScores
+from prime_core.prepare import NonFiniteError
+from prime_core.row import Row
+from prime_core.stepper import AnyRow
 from server.batcher import Job
 from server.engine import Engine
 from server.errors import ApiError
 from server.failures import EngineError, ModelFailedError, QueueFullError, UnavailableError
 from server.feed import Changes, Feed
 from server.metrics import Rejection
+from server.model_queue import ModelQueue
 from server.schemas.base import Limits, Timings
 
+
+class Prepared(Protocol):
+    """What was made of a request for the engine: its rows, of one canvas or of several."""
+
+    @property
+    def rows(self) -> Sequence[AnyRow]:
+        """Its rows in the order of its outputs."""
+
+
 _Answer = TypeVar("_Answer")
-Prepared = PreparedRows | PreparedScores
+_Prepared = TypeVar("_Prepared", bound=Prepared)
 
 MIN_INTERVAL_S = 0.01  # between two changes of a stream: more of them a second would only load the event loop
 
@@ -70,8 +81,8 @@ async def run_request(
     request: Request,
     model: str,
     num_rows: int,
-    prepare: Callable[[], Prepared],
-    finish: Callable[[Any, Job], _Answer],
+    prepare: Callable[[], _Prepared],
+    finish: Callable[[_Prepared, Job], _Answer],
 ) -> _Answer:
     """Take a checked request through the engine.
 
@@ -96,10 +107,10 @@ async def start_request(
     request: Request,
     model: str,
     num_rows: int,
-    prepare: Callable[[], Prepared],
+    prepare: Callable[[], _Prepared],
     *,
     followed: bool = False,
-) -> Running:
+) -> Running[_Prepared]:
     """Bring a checked request into the engine; follow with `Running.answer`, or `Running.changes` and then that.
 
     Args:
@@ -119,8 +130,9 @@ async def start_request(
     submitted = False
     try:
         prepared = await asyncio.get_running_loop().run_in_executor(service.pool, prepare)
-        feed = _feed_of(prepared) if followed else None
-        job = Job(model, list(prepared.rows), arrived_s, feed=feed)
+        rows = list(prepared.rows)
+        feed = _feed_of(rows, engine.queues[model]) if followed else None
+        job = Job(model, rows, arrived_s, feed=feed)
         engine.submit(job)
         submitted = True
         return Running(service, request, prepared, job)
@@ -133,22 +145,23 @@ async def start_request(
             engine.release(num_rows)
 
 
-def _feed_of(prepared: Prepared) -> Feed:
-    assert isinstance(prepared, PreparedRows), "only sampling has states to follow"
-    return Feed(prepared.rows, prepared.canvas.mask_index)
+def _feed_of(rows: Sequence[AnyRow], queue: ModelQueue) -> Feed:
+    sampled = [row for row in rows if isinstance(row, Row)]
+    assert len(sampled) == len(rows), "only sampling has states to follow"
+    return Feed(sampled, queue.checkpoint.codec.mask_index)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Running:
+class Running(Generic[_Prepared]):
     """A request in the engine. Whoever holds it awaits its answer, or cancels its job."""
 
     service: Service
     request: Request
-    prepared: Prepared
+    prepared: _Prepared
     job: Job
 
-    async def answer(self, finish: Callable[[Any, Job], _Answer]) -> _Answer:
-        """Wait for the rows and return what ``finish`` makes of `prepared` and the job, in a thread.
+    async def answer(self, finish: Callable[[_Prepared, Job], _Answer]) -> _Answer:
+        """Wait for the rows and return what ``finish`` makes of them, in a thread.
 
         Raises:
             ApiError: 500 or 503 if the request fails.

@@ -6,7 +6,8 @@ A stream is ``event: denoise`` frames with provisional states, then the result a
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from types import MappingProxyType
 
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
@@ -29,10 +30,17 @@ def frame(body: BaseModel, event: str | None = None) -> bytes:
     return f"{head}data: {body.model_dump_json()}\n\n".encode()
 
 
-def streamed(frames: AsyncIterator[bytes]) -> StreamingResponse:
-    """Return the answer that sends frames as they come; it ends with ``[DONE]``, also after an error."""
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # a proxy must not collect frames
-    return StreamingResponse(_ended(frames), media_type=MEDIA_TYPE, headers=headers)
+def streamed(
+    frames: AsyncIterator[bytes], headers: Mapping[str, str] = MappingProxyType({})
+) -> StreamingResponse:
+    """Return the answer that sends frames as they come; it ends with ``[DONE]``, also after an error.
+
+    Args:
+        frames: what it sends.
+        headers: more headers of the answer.
+    """
+    unkept = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # a proxy must not collect frames
+    return StreamingResponse(_ended(frames), media_type=MEDIA_TYPE, headers={**headers, **unkept})
 
 
 async def _ended(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 from fastapi import Request
 
@@ -52,25 +53,65 @@ def prepare(checkpoint: Checkpoint, asked: GenerateRequest, limits: Limits) -> P
     Raises:
         CanvasError: if the request does not fit the model's context or the limit of work.
     """
-    _check_chars(asked, limits)
-    template = None
-    if asked.template is not None:
-        template = [part.gap if isinstance(part, Gap) else part for part in asked.template]
-    _check_work(checkpoint, asked, template, limits)
+    (prepared,) = prepare_together(checkpoint, [asked], limits)
+    return prepared
+
+
+def prepare_together(
+    checkpoint: Checkpoint, requests: Sequence[GenerateRequest], limits: Limits
+) -> list[PreparedRows]:
+    """Return the rows of requests that differ in their prompts and seeds, under one limit of work for all.
+
+    Raises:
+        CanvasError: as for `prepare`; with more than one request it says which prompt it is about.
+    """
+    for number, asked in enumerate(requests, 1):
+        with _of_prompt(number, len(requests)):
+            _check_chars(asked, limits)
+    _check_work(checkpoint, requests, limits)
+    prepared = []
+    for number, asked in enumerate(requests, 1):
+        with _of_prompt(number, len(requests)):
+            prepared.append(_prepare_one(checkpoint, asked))
+    return prepared
+
+
+@contextmanager
+def _of_prompt(number: int, num_prompts: int) -> Iterator[None]:
+    """Say in an error which of several prompts it is about."""
+    try:
+        yield
+    except CanvasError as error:
+        if num_prompts == 1:
+            raise
+        raise CanvasError(error.param, f"prompt number {number}: {error}") from None
+
+
+def _prepare_one(checkpoint: Checkpoint, asked: GenerateRequest) -> PreparedRows:
     return prepare_rows(
         checkpoint,
         n=asked.n,
         steps=asked.steps,
         seed=asked.seed,
-        prompt=asked.prompt,
-        suffix=asked.suffix,
-        template=template,
-        max_tokens=asked.max_tokens,
         temperature=asked.temperature,
         top_p=asked.top_p,
         top_k=asked.top_k,
         stop=asked.stop,
+        **_layout(asked),
     )
+
+
+def _layout(asked: GenerateRequest) -> dict[str, Any]:
+    """Return where a request fixes text and where it leaves gaps, in the terms of the core."""
+    template = None
+    if asked.template is not None:
+        template = [part.gap if isinstance(part, Gap) else part for part in asked.template]
+    return {
+        "prompt": asked.prompt,
+        "suffix": asked.suffix,
+        "template": template,
+        "max_tokens": asked.max_tokens,
+    }
 
 
 def _check_chars(asked: GenerateRequest, limits: Limits) -> None:
@@ -90,30 +131,34 @@ def _check_chars(asked: GenerateRequest, limits: Limits) -> None:
             )
 
 
-def _check_work(
-    checkpoint: Checkpoint, asked: GenerateRequest, template: Sequence[str | int] | None, limits: Limits
-) -> None:
-    """Refuse a request whose n * tokens * denoiser calls is over the limit, before its plans are drawn."""
-    digits = checkpoint.codec.target_length
-    most_calls = math.inf if asked.steps == "exact" else asked.steps
-    if asked.n * limits.context * min(most_calls, limits.context * digits) <= limits.max_work:
-        return  # whatever its length
-    canvas = text_canvas(
-        checkpoint.tokenizer,
-        checkpoint.codec,
-        limits.context,
-        prompt=asked.prompt,
-        suffix=asked.suffix,
-        template=template,
-        max_tokens=asked.max_tokens,
-    )
-    num_tokens, num_free = len(canvas.y), int(canvas.free.sum())
-    if asked.n * num_tokens * min(most_calls, num_free) > limits.max_work:
+def _check_work(checkpoint: Checkpoint, requests: Sequence[GenerateRequest], limits: Limits) -> None:
+    """Refuse requests whose n * tokens * denoiser calls together is over the limit, before their plans are drawn."""
+    most_free = limits.context * checkpoint.codec.target_length
+    if sum(_work(asked, limits.context, most_free) for asked in requests) <= limits.max_work:
+        return  # whatever their lengths
+    work = 0
+    for number, asked in enumerate(requests, 1):
+        with _of_prompt(number, len(requests)):
+            layout = _layout(asked)
+            canvas = text_canvas(checkpoint.tokenizer, checkpoint.codec, limits.context, **layout)
+        num_tokens, num_free = len(canvas.y), int(canvas.free.sum())
+        work += _work(asked, num_tokens, num_free)
+    if work > limits.max_work:
+        counted = (
+            f"{num_tokens} tokens and steps counted up to the {num_free} free sub-tokens"
+            if len(requests) == 1
+            else f"steps counted up to the free sub-tokens, summed over the {len(requests)} prompts"
+        )
         raise CanvasError(
             "steps",
-            f"n * tokens * steps is at most {limits.max_work}, with {num_tokens} tokens and steps counted "
-            f"up to the {num_free} free sub-tokens; lower n, the number of tokens or steps",
+            f"n * tokens * steps is at most {limits.max_work}, with {counted}; "
+            "lower n, the number of tokens or steps",
         )
+
+
+def _work(asked: GenerateRequest, num_tokens: int, num_free: int) -> int:
+    most_calls = num_free if asked.steps == "exact" else min(asked.steps, num_free)
+    return asked.n * num_tokens * most_calls
 
 
 def text_answer(request_id: str, queue: ModelQueue, prepared: PreparedRows, job: Job) -> GenerateResponse:

@@ -8,6 +8,7 @@ from functools import partial
 from fastapi import Request
 
 from prime_core.checkpoint import Checkpoint
+from prime_core.prepare import PreparedRows
 from prime_core.provisional import ProvisionalText, provisional_text
 from server.denoise import denoise_fields
 from server.feed import Changes
@@ -45,7 +46,7 @@ async def stream_text(
     return _frames(running, queue)
 
 
-async def _frames(running: Running, queue: ModelQueue) -> AsyncIterator[bytes]:
+async def _frames(running: Running[PreparedRows], queue: ModelQueue) -> AsyncIterator[bytes]:
     async for changes in running.changes():
         for each in await running.in_thread(text_frames, queue.checkpoint, changes):
             yield frame(each, "denoise")

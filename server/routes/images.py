@@ -20,6 +20,7 @@ from server.model_queue import ModelQueue
 from server.query import read_query
 from server.request import Service, answered
 from server.routes.openapi import ERRORS, STREAM, body_schema, models_of, query_schema
+from server.sampling_headers import SAMPLING_HEADERS
 from server.schemas.base import Limits
 from server.schemas.image_query import QUERY_FIELDS, image_query
 from server.schemas.images import ImagesRequest, ImagesResponse, ResponseFormat, image_request
@@ -29,8 +30,7 @@ _TEXT_FIELDS = ("model", "preset", "label")
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _HEADERS: dict[str, dict[str, Any]] = {
-    "X-Seed": {"schema": {"type": "string"}, "description": "this seed gives these images again"},
-    "X-NFE": {"schema": {"type": "string"}, "description": "sum of the denoiser calls of the images"},
+    **SAMPLING_HEADERS,
     "X-Labels": {
         "schema": {"type": "string"},
         "description": "the label of each image in order, joined by commas; absent for a model without labels",

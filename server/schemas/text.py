@@ -45,11 +45,11 @@ class GenerateRequest(Asked):
 
 def text_request(limits: Limits) -> type[GenerateRequest]:
     """Return `GenerateRequest` with the bounds of a loaded model and their rules filled in."""
-    rules = {**shared_rules(limits), **_layout_rules(limits), **_text_rules()}
+    rules = {**shared_rules(limits), **layout_rules(limits), **drawing_rules()}
     return bounded(GenerateRequest, rules)
 
 
-def _layout_rules(limits: Limits) -> dict[str, Rule]:
+def layout_rules(limits: Limits) -> dict[str, Rule]:
     """Where the model writes: the fixed text and the gaps."""
     context, top_token = limits.context, limits.vocab_size - 1
     token_id = Annotated[int, Field(ge=0, le=top_token)]
@@ -75,7 +75,7 @@ def _layout_rules(limits: Limits) -> dict[str, Rule]:
     }
 
 
-def _text_rules() -> dict[str, Rule]:
+def drawing_rules() -> dict[str, Rule]:
     """How text is drawn, and where it ends."""
     return {
         "temperature": (

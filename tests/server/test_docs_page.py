@@ -74,7 +74,7 @@ def test_every_route_and_field_is_there_with_its_rule(both: Running) -> None:
             assert operation["summary"] in page
     fields = [
         (name, field)
-        for path in ("/generate", "/images")
+        for path in ("/generate", "/images", "/v1/completions", "/v1/images/generations")
         for name, field in body_of(document, path)["properties"].items()
     ]
     queries = document["paths"]["/images"]["get"]["parameters"]
@@ -87,10 +87,12 @@ def test_every_route_and_field_is_there_with_its_rule(both: Running) -> None:
         assert f"<code>{name}</code>" in page
 
 
-@pytest.mark.parametrize("path", ["/generate", "/images", "/score"])
+@pytest.mark.parametrize(
+    "path", ["/generate", "/images", "/score", "/v1/completions", "/v1/images/generations"]
+)
 def test_the_examples_of_bodies_work(both: Running, path: str) -> None:
     page = unescape(both.client.get("/docs").text)
-    found = re.search(rf"curl [^<?]*{path}[^<?]*", page)
+    found = re.search(rf"curl [^<?]*:8000{path} [^<?]*", page)
     assert found
     words = shlex.split(found[0])
     headers = dict([words[words.index("-H") + 1].split(": ")])

@@ -1,0 +1,180 @@
+"""POST /v1/completions between its route and the engine: prompts become text requests that run as one."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+from fastapi import Request
+
+from kernels.noise import row_seed
+from prime_core.checkpoint import Checkpoint
+from prime_core.prepare import PreparedRows
+from prime_core.row import Row
+from server.batcher import Job
+from server.errors import ApiError
+from server.model_queue import ModelQueue
+from server.request import Running, Service, start_request
+from server.schemas.base import Limits
+from server.schemas.completions import Completion, CompletionChoice, CompletionRequest, CompletionUsage
+from server.schemas.text import GenerateRequest, GenerateResponse, Usage
+from server.text import prepare_together, text_answer
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class PreparedPrompts:
+    """The rows of all prompts of a request."""
+
+    prompts: Sequence[PreparedRows]
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """The rows in the order of the choices: those of the first prompt come first."""
+        return [row for prompt in self.prompts for row in prompt.rows]
+
+    def of_output(self, index: int) -> PreparedRows:
+        """Return the prompt that a choice belongs to."""
+        return self.prompts[index // len(self.prompts[0].rows)]
+
+
+class Origin(NamedTuple):
+    """What an answer, or every chunk of it, says about where it comes from.
+
+    Attributes:
+        id: of the completion; it holds that of the request.
+        created: Unix time in seconds.
+        model: name of the model.
+    """
+
+    id: str
+    created: int
+    model: str
+
+
+async def start_completion(
+    service: Service, queue: ModelQueue, asked: CompletionRequest, request: Request
+) -> Running[PreparedPrompts]:
+    """Bring a checked request into the engine.
+
+    Args:
+        service: the engine and the threads.
+        queue: the model.
+        asked: the body, checked against the schema of the model.
+        request: the HTTP request; its body has been read.
+
+    Raises:
+        ApiError: 422 if fields contradict each other or the model; else see `start_request`.
+    """
+    limits = service.limits[queue.name]
+    _check_together(queue, asked, limits)
+    work = partial(prepare_prompts, queue.checkpoint, asked, limits)
+    return await start_request(service, request, queue.name, asked.num_outputs, work, followed=asked.stream)
+
+
+def _check_together(queue: ModelQueue, asked: CompletionRequest, limits: Limits) -> None:
+    if queue.checkpoint.tokenizer is None:
+        message = (
+            "model must have a tokenizer here; that one has none: POST /generate takes and gives token ids"
+        )
+        raise ApiError(422, "wrong_route", message, param="model")
+    if asked.num_outputs > limits.max_n:
+        message = (
+            f"n times the number of prompts must be at most {limits.max_n}; here it is {asked.num_outputs}: lower n, "
+            "or send the prompts in several requests"
+        )
+        raise ApiError(422, "invalid_value", message, param="n")
+    if "stream_options" in asked.model_fields_set and not asked.stream:
+        message = "stream_options must be null or left out without stream"
+        raise ApiError(422, "invalid_value", message, param="stream_options")
+
+
+def prepare_prompts(checkpoint: Checkpoint, asked: CompletionRequest, limits: Limits) -> PreparedPrompts:
+    """Return the rows of all prompts, with their reveal plans.
+
+    The seeds of two prompts differ, or equal prompts would give equal texts: prompt number p takes that of choice
+    p * n, and so the first choice has the seed of the request.
+
+    Raises:
+        CanvasError: if a prompt does not fit the model's context, or all together the limit of work.
+    """
+    seed = secrets.randbits(64) if asked.seed is None else asked.seed
+    requests = [
+        GenerateRequest(
+            n=asked.n,
+            steps=asked.steps,
+            seed=row_seed(seed, number * asked.n),
+            prompt=prompt,
+            suffix=asked.suffix,
+            max_tokens=asked.max_tokens,
+            temperature=asked.temperature,
+            top_p=asked.top_p,
+            top_k=asked.top_k,
+            stop=asked.stops,
+        )
+        for number, prompt in enumerate(asked.prompts)
+    ]
+    return PreparedPrompts(prepare_together(checkpoint, requests, limits))
+
+
+def origin_of(request: Request, queue: ModelQueue) -> Origin:
+    """Return where the answer to a request that has come just now comes from."""
+    request_id = str(request.state.request_id)
+    return Origin(f"cmpl-{request_id.removeprefix('req-')}", int(time.time()), queue.name)
+
+
+def text_answers(queue: ModelQueue, prepared: PreparedPrompts, job: Job) -> GenerateResponse:
+    """Return the outputs of all prompts in one answer of the project's own shape.
+
+    Raises:
+        NonFiniteError: if a row failed.
+    """
+    answers = [text_answer("", queue, prompt, job) for prompt in prepared.prompts]
+    usages = [answer.usage for answer in answers]
+    return GenerateResponse(
+        id="",
+        model=queue.name,
+        outputs=[output for answer in answers for output in answer.outputs],
+        usage=Usage(
+            prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+            completion_tokens=sum(usage.completion_tokens for usage in usages),
+            total_tokens=sum(usage.total_tokens for usage in usages),
+            denoiser_calls=sum(usage.denoiser_calls for usage in usages),
+        ),
+        timings=answers[-1].timings,
+    )
+
+
+def completion_of(
+    origin: Origin,
+    queue: ModelQueue,
+    asked: CompletionRequest,
+    prepared: PreparedPrompts,
+    answer: GenerateResponse,
+) -> Completion:
+    """Return the answer in OpenAI's shape."""
+    choices = [
+        CompletionChoice(
+            index=index,
+            text=echoed(queue, asked, prepared.of_output(index)) + output.gaps[0],
+            finish_reason=output.finish_reason,
+        )
+        for index, output in enumerate(answer.outputs)
+    ]
+    usage = CompletionUsage(**answer.usage.model_dump(exclude={"denoiser_calls"}))
+    return Completion(**origin._asdict(), choices=choices, usage=usage)
+
+
+def echoed(queue: ModelQueue, asked: CompletionRequest, prompt: PreparedRows) -> str:
+    """Return what comes before the generated text: with echo the prompt, else nothing."""
+    if not asked.echo:
+        return ""
+    segment = prompt.canvas.segments[0]
+    if segment.text is not None:
+        return segment.text
+    tokenizer = queue.checkpoint.tokenizer
+    assert tokenizer is not None, "checked at the start"
+    return tokenizer.decode(queue.checkpoint.codec.decode(prompt.canvas.y[: segment.stop]).tolist())

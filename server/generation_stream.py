@@ -1,0 +1,87 @@
+"""POST /v1/images/generations with ``stream``: some pictures on the way, then the finished one."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+
+from prime_core.checkpoint import Checkpoint
+from prime_core.config import UNetConfig
+from prime_core.pictures import to_png
+from prime_core.pixels import PixelCodec
+from prime_core.prepare import PreparedRows
+from prime_core.provisional import provisional_pixels
+from server.feed import RowChange
+from server.generations import image_answers, size_of, usage_of
+from server.images import count
+from server.model_queue import ModelQueue
+from server.request import Running
+from server.schemas.generations import CompletedImageEvent, PartialImageEvent
+from server.sse import frame
+
+
+async def generation_frames(
+    running: Running[PreparedRows], queue: ModelQueue, num_partial: int, created: int
+) -> AsyncIterator[bytes]:
+    """Yield the frames of a stream.
+
+    Args:
+        running: the request for one image, started to be followed.
+        queue: the model.
+        num_partial: most pictures before the finished one.
+        created: Unix time of the request in seconds.
+    """
+    size = size_of(queue.checkpoint)
+    pictures = PartialPictures(queue.checkpoint, running.prepared.rows[0].plan.nfe, num_partial)
+    async for changes in running.changes():
+        picture = await running.in_thread(pictures.next_of, changes.rows)
+        if picture is not None:
+            index = pictures.num_shown - 1
+            event = PartialImageEvent(
+                b64_json=picture, created_at=created, size=size, partial_image_index=index
+            )
+            yield frame(event, event.type)
+    answer = await running.answer(partial(image_answers, queue))
+    rows = [(image.nfe, image.steps_skipped) for image in answer.images]
+    count(running.service.engine.metrics, queue.name, answer.timings, rows)
+    (image,) = answer.images
+    usage = usage_of(queue.checkpoint, 1)
+    completed = CompletedImageEvent(b64_json=image.b64_json, created_at=created, size=size, usage=usage)
+    yield frame(completed, completed.type)
+
+
+class PartialPictures:
+    """Chooses when to show an image in the middle of sampling: after equal shares of its denoiser calls.
+
+    A reader that is slow may miss the time of a picture, and then gets fewer.
+
+    Attributes:
+        num_shown: pictures shown so far.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, num_calls: int, num_partial: int) -> None:
+        """Begin with nothing shown.
+
+        Args:
+            checkpoint: the model.
+            num_calls: denoiser calls of the image.
+            num_partial: most pictures.
+        """
+        assert isinstance(checkpoint.config.model, UNetConfig), "an image model"
+        self._codec = checkpoint.codec
+        self._pixels = PixelCodec(checkpoint.config.model)
+        self._num_calls = num_calls
+        self._due = [share * num_calls / (num_partial + 1) for share in range(1, num_partial + 1)]
+        self.num_shown = 0
+
+    def next_of(self, rows: Sequence[RowChange]) -> str | None:
+        """Return a PNG file in base64 if the image, the only one, is to be shown now."""
+        for row in rows:
+            passed = [due for due in self._due if due <= row.nfe]
+            self._due = self._due[len(passed) :]
+            if passed and row.nfe < self._num_calls:
+                self.num_shown += 1
+                pixels = provisional_pixels(self._codec, self._pixels, row.y)
+                return base64.b64encode(to_png(pixels.numpy())).decode()
+        return None

@@ -1,0 +1,134 @@
+"""POST /v1/images/generations between its route and the engine: the prompt is a label, the answer in OpenAI's shape."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from fastapi import Request
+
+from prime_core.canvas import CanvasError
+from prime_core.checkpoint import Checkpoint
+from prime_core.config import UNetConfig
+from prime_core.labels import parse_label
+from prime_core.pixels import PixelCodec
+from prime_core.prepare import PreparedRows
+from server.batcher import Job
+from server.errors import ApiError
+from server.image_answer import images_response
+from server.images import prepare
+from server.model_queue import ModelQueue
+from server.request import Running, Service, start_request
+from server.schemas.base import Limits
+from server.schemas.generations import (
+    GeneratedImage,
+    Generation,
+    GenerationRequest,
+    GenerationUsage,
+    TokenDetails,
+)
+from server.schemas.images import ImageOutput, ImagesRequest, ImagesResponse
+
+
+async def start_generation(
+    service: Service, queue: ModelQueue, asked: GenerationRequest, request: Request
+) -> Running[PreparedRows]:
+    """Bring a checked request into the engine.
+
+    Args:
+        service: the engine and the threads.
+        queue: the model.
+        asked: the body, checked against the schema of the model.
+        request: the HTTP request; its body has been read.
+
+    Raises:
+        ApiError: 422 if fields contradict each other or the prompt is no label; else see `start_request`.
+    """
+    _check_together(asked)
+    work = partial(prepare_generation, queue.checkpoint, asked, service.limits[queue.name])
+    return await start_request(service, request, queue.name, asked.n, work, followed=asked.stream)
+
+
+def _check_together(asked: GenerationRequest) -> None:
+    if asked.stream and asked.n > 1:
+        message = "n must be 1 in a stream, whose events do not say which picture they are of"
+        raise ApiError(422, "invalid_value", message, param="n")
+    if asked.partial_images and not asked.stream:
+        raise ApiError(
+            422, "invalid_value", "partial_images must be 0 without stream", param="partial_images"
+        )
+
+
+def prepare_generation(checkpoint: Checkpoint, asked: GenerationRequest, limits: Limits) -> PreparedRows:
+    """Return the rows of a request, with their reveal plans.
+
+    Raises:
+        CanvasError: if the prompt is no label of the model, or the request is over the limit of work.
+    """
+    fields = ImagesRequest(
+        n=asked.n,
+        steps=asked.steps,
+        seed=asked.seed,
+        top_p=asked.top_p,
+        top_k=asked.top_k,
+        label=parse_label(asked.prompt) if asked.prompt else None,
+    )
+    try:
+        return prepare(checkpoint, fields, "b64_json", limits)
+    except CanvasError as error:  # two fields have other names here, or no other choice
+        if error.param == "label":
+            rule = type(asked).model_fields["prompt"].description
+            raise CanvasError("prompt", f"prompt must be {rule}") from None
+        if error.param == "response_format":
+            message = (
+                "model must make pictures that PNG holds; for those of this one see POST /images, format npy"
+            )
+            raise CanvasError("model", message) from None
+        raise
+
+
+def size_of(checkpoint: Checkpoint) -> str:
+    """Return the size of an image model's pictures, as in "32x32": width, then height."""
+    assert isinstance(checkpoint.config.model, UNetConfig), "an image model"
+    height, width, _ = PixelCodec(checkpoint.config.model).picture_shape
+    return f"{width}x{height}"
+
+
+def image_answers(queue: ModelQueue, prepared: PreparedRows, job: Job) -> ImagesResponse:
+    """Return the pictures in the project's own shape.
+
+    Raises:
+        NonFiniteError: if a row failed.
+    """
+    return images_response("", queue, prepared, job)
+
+
+def generation_of(created: int, queue: ModelQueue, answer: ImagesResponse) -> Generation:
+    """Return the answer in OpenAI's shape."""
+    return Generation(
+        created=created,
+        size=size_of(queue.checkpoint),
+        data=[
+            GeneratedImage(b64_json=image.b64_json, revised_prompt=_label_of(queue.checkpoint, image))
+            for image in answer.images
+        ],
+        usage=usage_of(queue.checkpoint, len(answer.images)),
+    )
+
+
+def usage_of(checkpoint: Checkpoint, num_images: int) -> GenerationUsage:
+    """Return the tokens of some images."""
+    num_tokens = num_images * checkpoint.config.model.length
+    return GenerationUsage(
+        input_tokens=0,
+        input_tokens_details=TokenDetails(text_tokens=0, image_tokens=0),
+        output_tokens=num_tokens,
+        output_tokens_details=TokenDetails(text_tokens=0, image_tokens=num_tokens),
+        total_tokens=num_tokens,
+    )
+
+
+def _label_of(checkpoint: Checkpoint, image: ImageOutput) -> str | None:
+    assert isinstance(checkpoint.config.model, UNetConfig), "an image model"
+    if checkpoint.config.model.labels != "class":
+        return None  # drawn for the network, but of no meaning
+    return str(image.label) if image.label_name is None else image.label_name

@@ -1,0 +1,61 @@
+"""POST /v1/completions: text models in OpenAI's shape."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from fastapi import APIRouter, Request, Response
+
+from server.body import read_json
+from server.checking import check_keys, checked_request, choose_model, require_object
+from server.completion_stream import completion_frames
+from server.completions import completion_of, origin_of, start_completion, text_answers
+from server.request import Service, answered
+from server.routes.openapi import ERRORS, STREAM, body_schema, models_of
+from server.sampling_headers import SAMPLING_HEADERS, sampling_headers
+from server.schemas.completions import Completion, CompletionRequest, completion_request
+from server.schemas.openai import without_nulls
+from server.sse import streamed
+from server.text import count
+
+
+def router(service: Service) -> APIRouter:
+    """Return the route of completions.
+
+    Args:
+        service: the engine, its limits and the threads.
+    """
+    routes = APIRouter()
+    kinds = {name: completion_request(service.limits[name]) for name in models_of(service.engine, "text")}
+
+    @routes.post(
+        "/v1/completions",
+        summary="Generate text, in OpenAI's shape",
+        response_model=Completion,
+        responses={
+            **ERRORS,
+            200: {"description": "The text", "content": STREAM, "headers": SAMPLING_HEADERS},
+        },
+        openapi_extra=body_schema(kinds),
+        include_in_schema=bool(kinds),
+    )
+    async def post_completions(request: Request) -> Response:
+        return await answered(service, request, answer_of(request))
+
+    async def answer_of(request: Request) -> Response:
+        body = await read_json(request, service.max_body_bytes, service.receive_timeout_s)
+        fields = require_object(body)
+        check_keys(CompletionRequest, fields)
+        queue = choose_model(service.engine.queues, "text", fields, request)
+        asked = checked_request(kinds[queue.name], without_nulls(fields))
+        origin = origin_of(request, queue)
+        running = await start_completion(service, queue, asked, request)
+        headers = sampling_headers(running.prepared.rows)
+        if asked.stream:
+            return streamed(completion_frames(running, queue, asked, origin), headers)
+        answer = await running.answer(partial(text_answers, queue))
+        count(service.engine.metrics, answer)
+        completion = completion_of(origin, queue, asked, running.prepared, answer)
+        return Response(completion.model_dump_json(), headers=headers, media_type="application/json")
+
+    return routes
