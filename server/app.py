@@ -16,7 +16,7 @@ from server.docs_page import docs_router
 from server.engine import Engine
 from server.errors import ApiError, install_error_handlers, internal_error, new_request_id
 from server.request import Service
-from server.routes import images, native, operations
+from server.routes import images, native, operations, playground
 from server.schemas.base import Limits
 from server.settings import Settings
 
@@ -49,6 +49,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     app.include_router(images.router(service))
     app.include_router(operations.router(engine, limits))
     app.include_router(docs_router(app.openapi))
+    app.include_router(playground.router())
     install_error_handlers(app)
     app.add_middleware(RequestId)
     return app
