@@ -116,7 +116,8 @@ export async function readiness() {
 }
 
 /**
- * Send a request and yield the frames of its stream as {event, data}; event is null for the answer.
+ * Send a request and yield the frames of its stream as {event, data}: first "taken", without data, once the server has
+ * taken it; event is null for the answer.
  *
  * @throws {Problem} if it is refused, fails, or the connection breaks; an AbortError if it is stopped.
  */
@@ -128,6 +129,7 @@ export async function* stream(path, fields, signal) {
     signal,
   });
   if (!response.ok) throw await refused(response);
+  yield { event: "taken", data: null };
   for await (const frame of framesOf(response.body)) {
     if (frame.data === "[DONE]") return;
     const data = parseAnswer(frame.data);

@@ -39,8 +39,13 @@ export class Editor {
     );
   }
 
-  /** Open a picture, given as an address that starts with data:. */
-  async open(address) {
+  /**
+   * Open a picture.
+   *
+   * @param {string} address starts with data:.
+   * @param {number|null} label what it shows, if that is known: it will be drawn as the same, unless the form says other.
+   */
+  async open(address, label = null) {
     try {
       this.picture = await readPicture(address, this.model);
     } catch (error) {
@@ -48,6 +53,10 @@ export class Editor {
       return;
     }
     this.#say(null);
+    this.label = this.model.labels === "class" ? label : null;
+    const name = this.label === null ? null : (this.model.label_names[this.label] ?? `label ${this.label}`);
+    this.keep.hint.hidden = name === null;
+    this.keep.hint.textContent = `It is drawn as what it is, ${name}, unless a label is chosen in the form.`;
     this.canvasPart.hidden = false;
     this.painter.open(this.picture);
     this.painter.canvas.focus({ preventScroll: true });

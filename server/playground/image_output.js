@@ -7,7 +7,7 @@ export class ImageOutput {
   /**
    * @param {number} number from 0.
    * @param {number[]} shape height and width of the pictures.
-   * @param {(address: string) => void} edit opens the picture for painting.
+   * @param {(address: string, label: number|null) => void} edit opens the picture for painting.
    * @param {(seed: string) => void} useSeed takes a seed over into the form.
    */
   constructor(number, shape, edit, useSeed) {
@@ -16,7 +16,7 @@ export class ImageOutput {
     const [height, width] = shape;
     this.image = el("img", { class: "pixels", width, height, alt: `Picture ${number + 1}, not begun` });
     this.open = el("button", { type: "button", class: "frame", disabled: true, "aria-label": `Paint on picture ${number + 1}` }, this.image);
-    this.open.addEventListener("click", () => edit(this.image.src));
+    this.open.addEventListener("click", () => edit(this.image.src, this.label));
     this.caption = el("figcaption", { text: "waiting" });
     this.node = el("figure", { class: "picture waiting" }, this.open, this.caption);
   }
@@ -33,6 +33,7 @@ export class ImageOutput {
   /** Take the finished picture. */
   finish(output) {
     this.#show(output.b64_json);
+    this.label = output.label;
     const name = output.label_name ?? (output.label === null ? null : `label ${output.label}`);
     this.image.alt = `Picture ${this.number + 1}${name === null ? "" : `: ${name}`}`;
     this.open.disabled = false;

@@ -140,12 +140,15 @@ class ImageTab {
       fields.corrector = { kind, scale: this.scale.value, power: this.power.value };
       if (kind === "corrected") fields.corrector.final_power = this.lastPower.value;
     }
-    if (known) fields.known = this.editor.known();
+    if (known) {
+      fields.known = this.editor.known();
+      if (this.label.value === "" && this.editor.label !== null) fields.label = this.editor.label;
+    }
     return fields;
   }
 
   begin(fields) {
-    const edit = (address) => this.editor.open(address);
+    const edit = (address, label) => this.editor.open(address, label);
     const useSeed = (seed) => {
       this.seed.set(seed);
       this.n.set(1); // alone, the seed gives this output again

@@ -11,7 +11,7 @@ export class Run {
    * @param {object} tab what runs it.
    * @param {() => object|null} tab.request the fields to send; null if something is wrong with them, and shown.
    * @param {() => object[]} tab.fields the controls, to show what the server refuses at the right one.
-   * @param {(fields: object) => void} tab.begin makes room for results.
+   * @param {(fields: object) => void} tab.begin makes room for results: the server has taken the request.
    * @param {(frame: object) => void} tab.frame takes a frame of the stream.
    * @param {(answer: object) => void} tab.finish takes the answer.
    * @param {() => void} tab.halted takes notice that there will be no answer.
@@ -51,7 +51,8 @@ export class Run {
     this.#begin(fields);
     try {
       for await (const { event, data } of stream(this.path, fields, this.abort.signal)) {
-        if (event === "denoise") this.#advance(data);
+        if (event === "taken") this.#room(fields);
+        else if (event === "denoise") this.#advance(data);
         else if (event === null) this.#finish(data);
       }
     } catch (error) {
@@ -72,6 +73,7 @@ export class Run {
     this.startedMs = performance.now();
     this.rows = new Map(); // the last frame of each output
     this.first = null;
+    this.taken = false;
     this.spoken = 0;
     this.steps = fields.steps;
     this.bar.value = 0;
@@ -81,10 +83,15 @@ export class Run {
     this.button.setAttribute("aria-disabled", "true"); // not `disabled`, which would take the focus away
     this.stop.hidden = false;
     this.clock = setInterval(() => this.#tell(), 200);
-    this.tab.begin(fields);
     announce("Started. Escape stops it");
     // In one column the results are further down than most screens are high.
-    if (this.node.getBoundingClientRect().top > innerHeight - 160) this.node.scrollIntoView();
+    if (this.node.getBoundingClientRect().top > 0.6 * innerHeight) this.node.scrollIntoView();
+  }
+
+  // Only now: what is refused leaves earlier results where they are.
+  #room(fields) {
+    this.taken = true;
+    this.tab.begin(fields);
   }
 
   #advance(frame) {
@@ -146,7 +153,7 @@ export class Run {
   }
 
   #fail(error) {
-    this.tab.halted();
+    if (this.taken) this.tab.halted();
     if (error.name === "AbortError") {
       this.line.textContent = "Stopped.";
       announce("Stopped");
