@@ -68,7 +68,7 @@ class Browser:
         script = f"const done = arguments[0]; ({code}).then(done, (error) => done(String(error)))"
         return self._post("/execute/async", script=script, args=[])
 
-    def wait(self, code: str, timeout_s: float = 30.0) -> Any:
+    def wait(self, code: str, timeout_s: float = 60.0) -> Any:
         """Wait until an expression is true, and return its value."""
         deadline = time.monotonic() + timeout_s
         while not (value := self.js(code)):
@@ -147,9 +147,7 @@ def browsing(profile: Path) -> Iterator[Browser]:
     """Start a browser with an empty profile, and end it."""
     assert DRIVER is not None, MISSING
     command = [DRIVER, "--port=0", "--log-level=SEVERE"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as driver:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as driver:
         try:
             assert driver.stdout is not None
             port = next(found[1] for line in driver.stdout if (found := re.search(r"on port (\d+)\.$", line)))

@@ -131,7 +131,9 @@ def test_scripts_import_what_is_there(name: str) -> None:
         exported = (FOLDER / source[2:]).read_text("utf-8")
         for each in names.split(","):
             if each.strip():
-                found = re.search(rf"^export (async )?(function\*?|class|const) {each.strip()}\b", exported, re.M)
+                found = re.search(
+                    rf"^export (async )?(function\*?|class|const) {each.strip()}\b", exported, re.M
+                )
                 assert found, f"{source} exports no {each.strip()}"
     assert len(re.findall(r"\bimport\b", text)) == len(re.findall(r"^import \{", text, re.MULTILINE))
 
@@ -146,7 +148,16 @@ def test_every_id_that_scripts_look_up_is_on_the_page() -> None:
 @pytest.mark.parametrize("name", ["index.html", *NAMES])
 def test_nothing_is_loaded_from_elsewhere_or_run_from_text(name: str) -> None:
     text = (FOLDER / name).read_text("utf-8").replace('xmlns="http://www.w3.org/2000/svg"', "")
-    for forbidden in ["://", "@import", "url(", "eval(", "Function(", "innerHTML", "document.write", "javascript:"]:
+    for forbidden in [
+        "://",
+        "@import",
+        "url(",
+        "eval(",
+        "Function(",
+        "innerHTML",
+        "document.write",
+        "javascript:",
+    ]:
         assert forbidden not in text, forbidden
 
 
