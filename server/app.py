@@ -16,7 +16,7 @@ from server.docs_page import docs_router
 from server.engine import Engine
 from server.errors import ApiError, install_error_handlers, internal_error, new_request_id
 from server.request import Service
-from server.routes import completions, generations, images, models, native, operations, score
+from server.routes import completions, generations, images, models, native, operations, playground, score
 from server.schemas.base import Limits
 from server.settings import Settings
 
@@ -53,6 +53,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     app.include_router(models.router(engine))
     app.include_router(operations.router(engine, limits))
     app.include_router(docs_router(app.openapi))
+    app.include_router(playground.router())
     install_error_handlers(app)
     app.add_middleware(RequestId)
     return app

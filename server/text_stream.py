@@ -47,9 +47,13 @@ async def stream_text(
 
 
 async def _frames(running: Running[PreparedRows], queue: ModelQueue) -> AsyncIterator[bytes]:
+    gaps = [(part.start, part.stop) for part in running.prepared.canvas.segments if part.gap]
+    told: set[int] = set()  # the outputs whose first frame is out
     async for changes in running.changes():
         for each in await running.in_thread(text_frames, queue.checkpoint, changes):
-            yield frame(each, "denoise")
+            layout = None if each.output in told else gaps
+            told.add(each.output)
+            yield frame(each.model_copy(update={"gaps": layout}), "denoise")
     answer = await running.answer(partial(text_answer, running.request.state.request_id, queue))
     count(running.service.engine.metrics, answer)
     yield frame(answer)

@@ -64,6 +64,7 @@ def test_package_is_typed(package: str) -> None:
 def test_wheel_holds_every_module_and_data_file(wheel: set[str]) -> None:
     wanted = {path for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
     wanted |= {path for path in (ROOT / "server" / "demo").rglob("*") if path.is_file()}
+    wanted |= set((ROOT / "server" / "playground").iterdir())
     wanted |= set((ROOT / "training" / "configs").glob("*.toml"))
     wanted |= set((ROOT / "benchmarks" / "workloads").glob("*.toml"))
     wanted |= {ROOT / name / "py.typed" for name in PACKAGES}

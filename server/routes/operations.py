@@ -12,11 +12,14 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from prime_core.config import UNetConfig
+from prime_core.correctors import MAX_CORRECTOR_SCALE
+from prime_core.curves import MAX_POWER, MAX_TEMPERATURE
 from prime_core.pixels import PixelCodec
 from prime_core.presets import PRESETS
 from server.engine import Engine
 from server.model_queue import ModelQueue
 from server.schemas.base import Limits, Status
+from server.schemas.text import MAX_STOP_CHARS, MAX_STOPS, MAX_TEMPLATE_PARTS
 
 
 def router(engine: Engine, limits: Mapping[str, Limits]) -> APIRouter:
@@ -74,6 +77,7 @@ def describe_model(queue: ModelQueue, limits: Limits) -> dict[str, Any]:
         **described,
         "picture_shape": PixelCodec(config.model).picture_shape,
         "labels": config.model.labels,
+        "top_pixel": min(config.codec.vocab_size, 256) - 1,
         "num_labels": config.model.num_labels if config.model.labels != "none" else 0,
         "label_names": config.label_names,
         "presets": {
@@ -89,6 +93,12 @@ def describe_process(engine: Engine, limits: Limits) -> dict[str, Any]:
         "limits": {
             "max_n": limits.max_n,
             "max_steps": limits.max_steps,
+            "max_temperature": MAX_TEMPERATURE,
+            "max_corrector_scale": MAX_CORRECTOR_SCALE,
+            "max_corrector_power": MAX_POWER,
+            "max_stops": MAX_STOPS,
+            "max_stop_chars": MAX_STOP_CHARS,
+            "max_template_parts": MAX_TEMPLATE_PARTS,
             "max_work": limits.max_work,
             "max_body_bytes": limits.max_body_bytes,
             "max_batch_rows": engine.max_batch_rows,

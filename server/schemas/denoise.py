@@ -34,6 +34,10 @@ class TextFrame(DenoiseFrame):
         description="the text of each token that changed; null where it is not known yet"
     )
     revealed: list[float] = Field(description="the share of known digits of each token that changed, 0 to 1")
+    gaps: list[tuple[int, int]] | None = Field(
+        default=None,
+        description="first token of every gap and the one after its last, in the first frame of an output; then null",
+    )
 
 
 class ImageFrame(DenoiseFrame):

@@ -114,6 +114,15 @@ def test_known_text_is_in_the_frames_from_the_start(server: Running) -> None:
         assert set(frame["positions"]) <= set(range(2, 8))
 
 
+def test_the_first_frame_of_every_output_tells_where_its_gaps_are(server: Running) -> None:
+    template = ["ab", {"gap": 3}, "c", {"gap": 2}]
+    frames = [frame for event, frame in stream(server, "/generate", template=template, n=2, seed=2) if event]
+    for output in range(2):
+        first, *later = [frame["gaps"] for frame in frames if frame["output"] == output]
+        assert first == [[2, 5], [6, 8]]
+        assert later and not any(later)
+
+
 def test_image_frames_retell_the_answer(both: Running) -> None:
     body: dict[str, Any] = {"n": 2, "steps": 12, "seed": 4, "preview_every": 3, "response_format": "b64_json"}
     checkpoint = next(queue.checkpoint for queue in both.engine.queues.values() if queue.kind == "images")

@@ -1,0 +1,175 @@
+// The tab that makes pictures: a form, a grid of results, and the editor.
+
+import { el } from "./dom.js";
+import { Editor } from "./editor.js";
+import { Choice, Seed, Slider } from "./fields.js";
+import { ImageOutput } from "./image_output.js";
+import { Run, checkFields, runOnKeys } from "./run.js";
+
+const KIND = "images";
+
+/** What the page knows of this tab; it is shown if a model of its kind is loaded. */
+export const imageTab = { id: "images", title: "Images", kind: KIND, build: (info) => new ImageTab(info) };
+
+class ImageTab {
+  constructor(info) {
+    this.info = info;
+    this.models = info.models.filter((model) => model.kind === KIND);
+    this.outputs = [];
+    this.grid = el("div", { class: "grid" });
+    this.model = new Choice("model", "Model", this.models.map(({ name }) => ({ value: name, text: name })));
+    this.model.hidden = this.models.length < 2;
+    this.run = new Run("images", this, "Draw");
+    this.form = el("form", { class: "controls", novalidate: true, "aria-label": "Pictures to make" });
+    this.side = el("div", { class: "side" });
+    this.node = el("div", { class: "columns" }, this.form, this.side);
+    this.#build();
+    this.model.node.addEventListener("input", () => this.#build());
+    runOnKeys(this.form, this.node, this.run);
+  }
+
+  get chosen() {
+    return this.models.find(({ name }) => name === this.model.value);
+  }
+
+  #build() {
+    const { max_n: maxN, max_steps: maxSteps, max_temperature: hottest } = this.info.limits;
+    this.label = this.#labels();
+    this.n = new Slider("n", "Pictures", { min: 1, max: maxN, log: true, value: Math.min(8, maxN) });
+    this.steps = new Slider("steps", "Steps", {
+      min: 1, max: maxSteps, value: Math.min(32, maxSteps), log: true, toggle: { label: "exact", value: "exact" },
+    });
+    this.temperature = new Slider("temperature", "Temperature", { min: 0, max: hottest, usual: 2, step: 0.05, value: 0.9 });
+    this.topP = new Slider("top_p", "Top p", { min: 0.01, max: 1, step: 0.01, value: 1 });
+    this.preset = this.#presets();
+    this.#correctors();
+    this.seed = new Seed();
+    this.every = new Slider("preview_every", "Show every … calls (0: only the end)", {
+      min: 0, max: maxSteps, usual: Math.min(64, maxSteps), value: Math.min(2, maxSteps),
+    });
+    this.editor = new Editor(this.chosen, () => this.run.start({ known: true }));
+    this.form.replaceChildren(
+      this.model.node, this.label.node, this.n.node, this.steps.node, this.temperature.node,
+      el("details", {}, el("summary", { text: "More settings" }), this.topP.node, this.preset.node,
+        this.corrector.node, this.scale.node, this.power.node, this.lastPower.node, this.every.node),
+      this.seed.node, this.run.buttons,
+    );
+    this.grid.replaceChildren();
+    this.side.replaceChildren(this.run.node, this.grid, this.editor.node);
+    this.#arrange();
+  }
+
+  #labels() {
+    const { labels, num_labels: numLabels, label_names: names } = this.chosen;
+    const chosen = labels === "class" ? numLabels : 0;
+    const options = Array.from({ length: chosen }, (_, number) => ({ value: String(number), text: names[number] ?? `${number}` }));
+    const field = new Choice("label", "Label", [{ value: "", text: "drawn for every picture" }, ...options]);
+    field.hidden = chosen === 0;
+    return field;
+  }
+
+  #presets() {
+    const names = Object.keys(this.chosen.presets);
+    const field = new Choice("preset", "Preset", [{ value: "", text: "none" }, ...names.map((name) => ({ value: name, text: name }))]);
+    field.node.addEventListener("input", () => this.#takePreset());
+    return field;
+  }
+
+  // What a preset sets is left out of the request, so that the preset decides, until somebody touches the control.
+  #takePreset() {
+    const preset = this.chosen.presets[this.preset.value];
+    const own = [this.steps, this.temperature];
+    if (preset) {
+      this.steps.inherit(Math.min(preset.steps, this.info.limits.max_steps));
+      this.temperature.inherit(null);
+      this.corrector.input.value = "preset";
+    } else {
+      for (const field of own) field.own();
+      this.corrector.input.value = "none";
+    }
+    const fid = preset?.published_fid;
+    this.preset.hint.hidden = !preset;
+    this.preset.hint.textContent = preset ? `${preset.note}${fid ? ` Published FID: ${fid}.` : ""}` : "";
+    this.#arrange();
+  }
+
+  #correctors() {
+    const { max_corrector_scale: most, max_corrector_power: steepest } = this.info.limits;
+    this.corrector = new Choice("corrector", "Corrector", [
+      { value: "none", text: "none" },
+      { value: "corrected", text: "corrected: keeps to the schedule" },
+      { value: "published", text: "published" },
+      { value: "preset", text: "from the preset" },
+    ], "Masks digits again on the way, so that they get a second chance.");
+    const power = { min: 0, max: steepest, usual: 5, step: 0.05 };
+    this.scale = new Slider("corrector.scale", "Corrector strength", { min: 0, max: most, usual: 20, step: 0.5, value: 4 });
+    this.power = new Slider("corrector.power", "Power of 1 - t", { ...power, value: 2 });
+    this.lastPower = new Slider("corrector.final_power", "Power of t", { ...power, value: 1 });
+    this.corrector.node.addEventListener("input", () => this.#arrange());
+  }
+
+  #arrange() {
+    const kind = this.corrector.value;
+    const on = kind === "corrected" || kind === "published";
+    this.scale.hidden = !on;
+    this.power.hidden = !on;
+    this.lastPower.hidden = kind !== "corrected";
+    this.corrector.input.querySelector("[value=preset]").hidden = this.preset.value === "";
+  }
+
+  /** All controls. */
+  fields() {
+    return [
+      this.model, this.label, this.n, this.steps, this.temperature, this.topP, this.preset, this.corrector, this.scale,
+      this.power, this.lastPower, this.every, this.seed, this.editor.keep,
+    ];
+  }
+
+  /** Return the fields of the request that the form stands for; null if something is wrong, and shown. */
+  request({ known = false } = {}) {
+    if (!checkFields(this.fields())) return null;
+    const fields = { model: this.model.value };
+    if (this.label.value !== "") fields.label = Number(this.label.value);
+    if (this.preset.value !== "") fields.preset = this.preset.value;
+    for (const field of [this.n, this.steps, this.temperature, this.topP, this.seed, this.every]) {
+      if (field.value !== undefined) fields[field.param] = field.value;
+    }
+    const kind = this.corrector.value;
+    if (kind === "none") fields.corrector = null;
+    else if (kind !== "preset") {
+      fields.corrector = { kind, scale: this.scale.value, power: this.power.value };
+      if (kind === "corrected") fields.corrector.final_power = this.lastPower.value;
+    }
+    if (known) {
+      fields.known = this.editor.known();
+      if (this.label.value === "" && this.editor.label !== null) fields.label = this.editor.label;
+    }
+    return fields;
+  }
+
+  begin(fields) {
+    const edit = (address, label) => this.editor.open(address, label);
+    const useSeed = (seed) => {
+      this.seed.set(seed);
+      this.n.set(1); // alone, the seed gives this output again
+      this.seed.input.focus();
+    };
+    this.outputs = Array.from(
+      { length: fields.n },
+      (_, number) => new ImageOutput(number, this.chosen.picture_shape, edit, useSeed),
+    );
+    this.grid.replaceChildren(...this.outputs.map((output) => output.node));
+  }
+
+  frame(frame) {
+    this.outputs[frame.output].frame(frame);
+  }
+
+  finish(answer) {
+    answer.images.forEach((image, number) => this.outputs[number].finish(image));
+  }
+
+  halted() {
+    for (const output of this.outputs) output.halt();
+  }
+}
