@@ -34,14 +34,17 @@ class TextTab {
   #build() {
     const { context, vocab_size: vocabSize } = this.chosen.limits;
     const { max_n: maxN, max_steps: maxSteps, max_temperature: hottest } = this.info.limits;
-    this.prompt = new Lines("prompt", "Begins with", { rows: 3, value: "And it came to pass," });
+    const words = this.chosen.tokenizer === "none" ? "" : "And it came to pass,"; // without one no text fits
+    this.prompt = new Lines("prompt", "Begins with", { rows: 3, value: words });
     this.suffix = new Lines("suffix", "Ends with", { rows: 2, placeholder: "nothing in particular" });
     this.template = new Lines("template", "Text with gaps", {
       rows: 5,
       value: "And the LORD said unto[[3]], Go[[16]].",
       hint: "[[12]] is a gap of 12 tokens. Or select some text and make it a gap.",
     });
-    this.gapButton = el("button", { type: "button", text: "Make a gap", onclick: () => makeGap(this.template.input) });
+    this.gapButton = el("button", {
+      type: "button", class: "quiet", text: "Make a gap", onclick: () => makeGap(this.template.input),
+    });
     this.template.check = () =>
       templateProblem(this.template.value, { context, maxParts: this.info.limits.max_template_parts });
     this.maxTokens = new Slider("max_tokens", "Tokens to write", {

@@ -385,6 +385,32 @@ def test_everything_comes_from_the_server_and_seeds_keep_their_digits(page: Brow
     assert parsed == {"seed": str(BIG_SEED), "text": 'a "seed":12'}
 
 
+def test_every_token_is_shown_at_its_place(page: Browser) -> None:
+    frame = {
+        "gaps": [[1, 3], [4, 5]],
+        "positions": [2, 4],
+        "digits": [[16, None], [3, 4]],
+        "pieces": [None, "X"],
+        "revealed": [0.5, 1],
+        "step": 0,
+        "nfe": 1,
+    }
+    shown = page.awaited(
+        "import('/playground/text_output.js').then(({ TextOutput }) => { "
+        "const output = new TextOutput(0, 1, ['a', null, 'b', null], {base: 17, target_length: 2}, () => {}); "
+        f"output.frame({json.dumps(frame)}); "
+        "const spans = [...output.text.querySelectorAll('.fixed, .token')]; "
+        "return spans.map((each) => [each.className, each.textContent]); })"
+    )
+    assert shown == [
+        ["fixed", "a"],
+        ["token masked", "··"],
+        ["token partly", "g·"],
+        ["fixed", "b"],
+        ["token known", "X"],
+    ]
+
+
 def test_a_full_queue_counts_down_and_a_server_that_ends_says_so(window: Browser, model_path: Path) -> None:
     with serving(model_path, max_batch_rows=1, max_queue_rows=1, max_n=1) as server:
         page = opened(window, server)
