@@ -15,9 +15,11 @@ from prime_core.tokenizer import Tokenizer
 from server.docs_page import docs_router
 from server.engine import Engine
 from server.errors import ApiError, install_error_handlers, internal_error, new_request_id
+from server.keys import KeyRing
 from server.request import Service
 from server.routes import images, native, operations
 from server.schemas.base import Limits
+from server.security import RequireKey
 from server.settings import Settings
 
 access_log = logging.getLogger("prime.access")
@@ -28,12 +30,13 @@ PREPARE_THREADS = 2
 MAX_HEADER_BYTES = 2**16
 
 
-def create_app(engine: Engine, settings: Settings) -> FastAPI:
+def create_app(engine: Engine, settings: Settings, keys: KeyRing | None = None) -> FastAPI:
     """Return the application in front of an engine, which the caller starts and stops.
 
     Args:
         engine: runs the rows.
         settings: limits of requests and bodies.
+        keys: who may send requests; None or no keys for everybody.
     """
     app = FastAPI(
         title="MDM-Prime",
@@ -50,7 +53,8 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     app.include_router(operations.router(engine, limits))
     app.include_router(docs_router(app.openapi))
     install_error_handlers(app)
-    app.add_middleware(RequestId)
+    app.add_middleware(RequireKey, keys=KeyRing() if keys is None else keys)
+    app.add_middleware(RequestId)  # outermost: a refusal has an id and a line in the log too
     return app
 
 

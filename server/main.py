@@ -23,8 +23,10 @@ from prime_core.checkpoint import load_checkpoint
 from prime_core.device import choose_device
 from server.app import MAX_HEADER_BYTES, create_app
 from server.engine import Engine
+from server.keys import KeyRing, take_environment_keys
 from server.model_queue import LoadedModel, ModelQueue
 from server.protocol import DeadlineProtocol
+from server.reload import Reloader
 from server.settings import Settings, SettingsError, load_settings
 
 logger = logging.getLogger("prime.server")
@@ -102,13 +104,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.basicConfig(
             level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
         )
+        keys = KeyRing(settings.api_keys_file, take_environment_keys())
         engine = build_engine(settings)
         listener = _listen(settings)
     except (SettingsError, ValueError, OSError) as error:
         print(f"prime-serve: {error}", file=sys.stderr)
         return 2
-    server = Server(http_config(engine, settings), engine, settings.drain_timeout_s)
-    return asyncio.run(_serve(server, listener, _banner(engine, listener)))
+    _warn_if_open(settings, keys)
+    server = Server(http_config(engine, settings, keys), engine, settings.drain_timeout_s)
+    return asyncio.run(_serve(server, listener, _banner(engine, listener), Reloader(keys)))
 
 
 def build_engine(settings: Settings) -> Engine:
@@ -132,10 +136,15 @@ def build_engine(settings: Settings) -> Engine:
     )
 
 
-def http_config(engine: Engine, settings: Settings) -> uvicorn.Config:
+def _warn_if_open(settings: Settings, keys: KeyRing) -> None:
+    if not keys and settings.host not in {"127.0.0.1", "::1", "localhost"}:
+        logger.warning("anybody who reaches %s may send requests: no API key is set", settings.host)
+
+
+def http_config(engine: Engine, settings: Settings, keys: KeyRing | None = None) -> uvicorn.Config:
     """Return how HTTP is spoken: h11 with bounded heads and deadlines, signals and logs left to us."""
     return uvicorn.Config(
-        create_app(engine, settings),
+        create_app(engine, settings, keys),
         http=DeadlineProtocol.with_deadline(settings.receive_timeout_s),
         ws="none",
         lifespan="off",
@@ -165,8 +174,11 @@ def _listen(settings: Settings) -> socket.socket:
     return listener
 
 
-async def _serve(server: Server, listener: socket.socket, banner: str) -> int:
+async def _serve(
+    server: Server, listener: socket.socket, banner: str, reloader: Reloader | None = None
+) -> int:
     server.engine.start()
+    reloading = asyncio.create_task((reloader or Reloader(KeyRing())).run())
     watcher = asyncio.create_task(server.watch(banner))
     watcher.add_done_callback(server.watch_ended)
     try:
@@ -174,6 +186,7 @@ async def _serve(server: Server, listener: socket.socket, banner: str) -> int:
         await asyncio.wait({watcher})  # its failure is told by `watch_ended`
     finally:
         watcher.cancel()
+        reloading.cancel()
         server.engine.stop()
     return server.status
 

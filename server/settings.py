@@ -23,6 +23,7 @@ from pydantic_settings import (
 )
 
 from prime_core.device import DEVICE_PATTERN
+from server.keys import KEY_VARIABLES
 from server.model_sources import MAX_NAME_CHARS, ModelSource, demo_models, parse_models
 
 # Variables of the other programs, which check them on their own.
@@ -84,6 +85,11 @@ class Settings(BaseSettings):
     )
     keep_alive_s: int = Field(
         default=15, ge=1, le=3600, description="seconds an idle connection is kept open"
+    )
+    api_keys_file: Path | None = Field(
+        default=None,
+        description="file of API keys, one a line or NAME:KEY, read again when it changes; keys may also be in the "
+        "environment: PRIME_API_KEY, or PRIME_API_KEYS between commas; default: no key is asked for",
     )
     drain_timeout_s: float = Field(
         default=600.0, ge=0, le=86400, description="seconds that SIGTERM waits for accepted requests"
@@ -178,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check_environment() -> None:
     """Refuse variables with our prefix that no setting has: they are typing errors."""
-    known = [f"PRIME_{name.upper()}" for name in [*Settings.model_fields, "config"]]
+    known = [f"PRIME_{name.upper()}" for name in [*Settings.model_fields, "config"]] + [*KEY_VARIABLES]
     for variable in sorted(os.environ):
         name = variable.upper()
         if not name.startswith("PRIME_") or name.startswith(OTHER_PROGRAMS) or name in known:

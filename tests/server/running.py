@@ -22,6 +22,7 @@ from prime_core.models.dit import DiT
 from prime_core.rank_files import write_rank_file
 from prime_core.tokenizer import TokenizerSpec
 from server.engine import Engine
+from server.keys import KeyRing
 from server.main import http_config
 from server.model_queue import LoadedModel
 from server.model_sources import ModelSource
@@ -159,13 +160,13 @@ def hooked(checkpoint: Checkpoint) -> Checkpoint:
 
 
 @contextlib.contextmanager
-def serving(*models: Path | ModelSource, **changes: object) -> Iterator[Running]:
+def serving(*models: Path | ModelSource, keys: KeyRing | None = None, **changes: object) -> Iterator[Running]:
     """Serve checkpoints on a free port of the loopback interface with settings changed."""
     settings = Settings.model_validate({"model": models, "max_n": 16, **changes})
     engine, _ = make_engine(settings)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(http_config(engine, settings))
+    server = uvicorn.Server(http_config(engine, settings, keys))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     engine.start()
     thread.start()
