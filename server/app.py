@@ -47,7 +47,9 @@ def create_app(engine: Engine, settings: Settings, keys: KeyRing | None = None) 
     )
     limits = {name: limits_of(queue.checkpoint, settings) for name, queue in engine.queues.items()}
     pool = ThreadPoolExecutor(PREPARE_THREADS, thread_name_prefix="prime-prepare")
-    service = Service(engine, limits, pool, settings.receive_timeout_s, settings.max_body_bytes)
+    service = Service(
+        engine, limits, pool, settings.receive_timeout_s, settings.max_body_bytes, settings.max_request_s
+    )
     app.include_router(native.router(service))
     app.include_router(images.router(service))
     app.include_router(operations.router(engine, limits))

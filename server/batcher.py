@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
@@ -26,6 +27,7 @@ class Job:
         started_s: of its first denoiser call.
         finished_s: of its last.
         feed: follows the rows for a reader; None without one.
+        deadline_s: `time.monotonic()` at which it is given up.
     """
 
     model: str
@@ -34,7 +36,13 @@ class Job:
     started_s: float | None = None
     finished_s: float | None = None
     feed: Feed | None = None
+    deadline_s: float = math.inf
     done: Future[None] = field(default_factory=Future)
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds to the deadline, at least 0."""
+        return max(self.deadline_s - time.monotonic(), 0.0)
 
 
 class Entry(NamedTuple):

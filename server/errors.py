@@ -18,7 +18,13 @@ from server.schemas.base import ErrorBody, ErrorInfo
 
 logger = logging.getLogger("prime.server")
 
-_TYPES = {401: "authentication_error", 404: "not_found_error", 408: "timeout_error", 429: "overloaded_error"}
+_TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    429: "overloaded_error",
+    504: "timeout_error",
+}
 _METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 _ROUTING = {
     404: ("not_found", "there is no such route; see /docs for the list"),

@@ -7,6 +7,10 @@ class EngineError(RuntimeError):
     """An accepted request failed."""
 
 
+class DeadlineError(RuntimeError):
+    """An accepted request was not finished in time."""
+
+
 class UnavailableError(RuntimeError):
     """The engine takes no requests: it is draining or has died."""
 

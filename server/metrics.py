@@ -12,8 +12,8 @@ from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-Rejection = Literal["invalid", "queue_full", "draining", "unavailable", "model_failed"]
-Failure = Literal["engine_error", "non_finite", "cancelled", "unavailable", "model_failed"]
+Rejection = Literal["invalid", "queue_full", "deadline", "draining", "unavailable", "model_failed"]
+Failure = Literal["engine_error", "non_finite", "deadline", "cancelled", "unavailable", "model_failed"]
 Finish = Literal["stop", "length", "complete"]
 FINISHES: dict[str, tuple[Finish, ...]] = {"text": ("stop", "length"), "images": ("complete",)}
 

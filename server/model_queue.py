@@ -16,7 +16,7 @@ from prime_core.prepare import NonFiniteError, prepare_rows
 from prime_core.row import Row
 from prime_core.stepper import Stepper, StepResult
 from server.batcher import Batcher, Entry, Job
-from server.failures import EngineError
+from server.failures import DeadlineError, EngineError
 from server.metrics import Metrics
 from server.room import Room
 from server.stopwatch import CallStopwatch
@@ -84,14 +84,16 @@ class ModelQueue:
     # --- the turn of a model ------------------------------------------------------------------------------
 
     def admit(self) -> None:
-        """Move new jobs to the batcher, and forget those whose callers have gone."""
+        """Move new jobs to the batcher, and forget those whose callers have gone or whose time is over."""
         with self._room.lock:
             arrived = list(self.inbox)
             while self.inbox:
                 self.batcher.add(self.inbox[0])
                 self.inbox.popleft()  # only now: a job must always be somewhere, for `fail_all` to find it
-            gone = [job for job in self.batcher.jobs() if job.done.cancelled()]
+            late = [job for job in self.batcher.jobs() if not job.seconds_left]
+            gone = [job for job in self.batcher.jobs() if job.done.cancelled() and job not in late]
         self._finish(gone)
+        self._finish(late, DeadlineError("the deadline has passed"))
         self._finish(job for job in arrived if all(row.done for row in job.rows))
 
     def choose(self) -> list[Entry]:
@@ -178,6 +180,10 @@ class ModelQueue:
         with self._room.lock:
             calls = self.batcher.calls_until_free(num_rows, self.inbox)
         return calls * self.stopwatch.seconds_per_call
+
+    def least_seconds(self, rows: Iterable[Row]) -> float:
+        """Return how long some rows take at least: their calls, alone, each as fast as the fastest there was."""
+        return max((row.remaining for row in rows), default=0) * self.stopwatch.fastest_s
 
     @property
     def num_rows(self) -> int:

@@ -83,6 +83,13 @@ class Settings(BaseSettings):
         le=3600,
         description="seconds for a client to send a request in, or to read on in an answer",
     )
+    max_request_s: float = Field(
+        default=600.0,
+        gt=0,
+        le=86400,
+        description="seconds in which a request must be answered once it was read; beyond: 504. A client may ask for "
+        "less in the header X-Request-Timeout",
+    )
     keep_alive_s: int = Field(
         default=15, ge=1, le=3600, description="seconds an idle connection is kept open"
     )

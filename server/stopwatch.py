@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 MIN_STALL_S = 5.0
+MIN_CALLS = 10  # timed before `fastest_s` says anything: the first ones are slow
 STALL_FACTOR = 10.0  # a call that takes this many times the usual is taken for a hang
 
 
@@ -16,11 +18,15 @@ class CallStopwatch:
     Attributes:
         last_s: seconds of the last call that did not raise; 0 before the first.
         seconds_per_call: running mean over such calls; 0 before the first.
+        fastest_s: seconds of the fastest of them; 0 before there were a few.
     """
 
     def __init__(self) -> None:
         self.last_s = 0.0
         self.seconds_per_call = 0.0
+        self.fastest_s = 0.0
+        self._min_s = math.inf
+        self._num_calls = 0
         self._started_s: float | None = None
 
     @contextmanager
@@ -32,6 +38,10 @@ class CallStopwatch:
         finally:
             self._started_s = None
         self.last_s = time.monotonic() - started_s
+        self._num_calls += 1
+        self._min_s = min(self._min_s, self.last_s)
+        if self._num_calls >= MIN_CALLS:
+            self.fastest_s = self._min_s
         old = self.seconds_per_call
         self.seconds_per_call = self.last_s if old == 0 else 0.9 * old + 0.1 * self.last_s
 

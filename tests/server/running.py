@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import socket
 import threading
 import time
@@ -19,8 +20,10 @@ from torch import Tensor, nn
 from prime_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from prime_core.config import CodecConfig, Config, DiTConfig
 from prime_core.models.dit import DiT
+from prime_core.prepare import prepare_rows
 from prime_core.rank_files import write_rank_file
 from prime_core.tokenizer import TokenizerSpec
+from server.batcher import Job
 from server.engine import Engine
 from server.keys import KeyRing
 from server.main import http_config
@@ -151,6 +154,16 @@ def make_engine(settings: Settings) -> tuple[Engine, Hooked]:
     )
     denoiser: Any = models[0].checkpoint.denoiser
     return engine, denoiser
+
+
+def submit(engine: Engine, num_tokens: int, deadline_s: float = math.inf) -> Job:
+    """One row of the first model, without HTTP."""
+    queue = next(iter(engine.queues.values()))
+    rows = prepare_rows(queue.checkpoint, max_tokens=num_tokens, steps=3, seed=0).rows
+    engine.reserve(queue.name, len(rows))
+    job = Job(queue.name, list(rows), time.monotonic(), deadline_s=deadline_s)
+    engine.submit(job)
+    return job
 
 
 def hooked(checkpoint: Checkpoint) -> Checkpoint:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +19,7 @@ from server.batcher import Job
 from server.failures import EngineError, UnavailableError
 from server.model_queue import WARM_UP_TOKENS
 from server.settings import Settings
-from tests.server.running import NAME, Gate, Running, assert_error, make_engine, serving, wait_until
+from tests.server.running import NAME, Gate, Running, assert_error, make_engine, serving, submit, wait_until
 
 
 @pytest.fixture
@@ -244,14 +243,6 @@ def test_a_dead_thread_is_noticed_and_fails_its_callers(model_path: Path) -> Non
             assert running.client.get("/health").status_code == 200
     finally:
         threading.excepthook = excepthook
-
-
-def submit(engine: engine_module.Engine, num_tokens: int) -> Job:
-    rows = prepare_rows(engine.queues[NAME].checkpoint, max_tokens=num_tokens, steps=3, seed=0).rows
-    engine.reserve(NAME, len(rows))
-    job = Job(NAME, list(rows), time.monotonic())
-    engine.submit(job)
-    return job
 
 
 def test_crashes_of_the_loop_fail_the_callers_and_end_the_engine_when_repeated(
