@@ -24,7 +24,7 @@ def lengths(batcher: Batcher) -> list[int]:
 
 
 def advance(batcher: Batcher) -> None:
-    for _, row in batcher.choose():
+    for _, row, _ in batcher.choose():
         made: Any = row
         made.remaining -= 1
         made.done = made.remaining == 0
