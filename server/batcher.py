@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from prime_core.row import Row
 from server.feed import Feed
+from server.memory import RowCap
 
 
 @dataclass(eq=False, slots=True)
@@ -74,9 +75,14 @@ class Batcher:
         """
         if max_rows < 1 or max_tokens < 1:
             raise ValueError(f"max_rows ({max_rows}) and max_tokens ({max_tokens}) must be at least 1")
-        self.max_rows = max_rows
+        self.cap = RowCap(max_rows)
         self.max_tokens = max_tokens
         self._entries: list[Entry] = []
+
+    @property
+    def max_rows(self) -> int:
+        """Most rows of the next call: fewer than were set after memory ran out."""
+        return self.cap.now
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -13,7 +13,9 @@ from typing import Literal, get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 Rejection = Literal["invalid", "queue_full", "deadline", "draining", "unavailable", "model_failed"]
-Failure = Literal["engine_error", "non_finite", "deadline", "cancelled", "unavailable", "model_failed"]
+Failure = Literal[
+    "engine_error", "non_finite", "out_of_memory", "deadline", "cancelled", "unavailable", "model_failed"
+]
 Finish = Literal["stop", "length", "complete"]
 FINISHES: dict[str, tuple[Finish, ...]] = {"text": ("stop", "length"), "images": ("complete",)}
 
@@ -60,6 +62,7 @@ class Metrics:
         counter = partial(Counter, registry=self.registry, labelnames=["model"])
         histogram = partial(Histogram, registry=self.registry, labelnames=["model"])
         self.calls = counter("prime_denoiser_calls", "Calls of the denoiser")
+        self.out_of_memory = counter("prime_out_of_memory", "Calls that ran out of memory")
         self.row_steps = counter("prime_row_steps", "Rows times calls")
         self.row_steps_skipped = counter("prime_row_steps_skipped", "Steps of rows that cost no call")
         self.step_s = histogram(
@@ -101,7 +104,7 @@ class Metrics:
             self.failed.labels(name, failure)
         self._create_rejections(name)
         of_kind = [self.images] if kind == "images" else [self.prompt_tokens, self.tokens]
-        for counter in [self.calls, self.row_steps, self.row_steps_skipped, *of_kind]:
+        for counter in [self.calls, self.out_of_memory, self.row_steps, self.row_steps_skipped, *of_kind]:
             counter.labels(name)
         histograms = [
             self.latency_s,

@@ -16,7 +16,8 @@ from prime_core.prepare import NonFiniteError, prepare_rows
 from prime_core.row import Row
 from prime_core.stepper import Stepper, StepResult
 from server.batcher import Batcher, Entry, Job
-from server.failures import DeadlineError, EngineError
+from server.failures import DeadlineError, EngineError, MemoryFullError
+from server.memory import free_cached_memory, is_out_of_memory
 from server.metrics import Metrics
 from server.room import Room
 from server.stopwatch import CallStopwatch
@@ -101,7 +102,10 @@ class ModelQueue:
         return self.batcher.choose()
 
     def call(self, batch: Sequence[Entry]) -> list[StepResult] | None:
-        """One denoiser call; if it raises, its callers fail at once and the result is None."""
+        """One denoiser call; if it raises, the result is None, and its callers fail at once.
+
+        But one that runs out of memory is made again by the turns that follow, with half the rows.
+        """
         now_s = time.monotonic()
         for entry in batch:
             if entry.job.started_s is None:
@@ -109,12 +113,25 @@ class ModelQueue:
         try:
             results = self._step([entry.row for entry in batch])
         except Exception as error:  # whatever a network raises belongs to the callers of this call
+            if is_out_of_memory(error):
+                self._out_of_memory(batch)
+                return None
             logger.error("a call of model %r over %d rows failed", self.name, len(batch), exc_info=error)
             self._finish({entry.job for entry in batch}, EngineError("the denoiser failed"))
             self.faults += 1
             return None
         self.faults = 0
+        self.batcher.cap.succeeded(len(batch))
         return results
+
+    def _out_of_memory(self, batch: Sequence[Entry]) -> None:
+        """Halve the next calls; a row that was alone fails with its request."""
+        logger.warning("a call of model %r over %d rows ran out of memory", self.name, len(batch))
+        self._metrics.out_of_memory.labels(self.name).inc()
+        self.batcher.cap.halve(len(batch))
+        free_cached_memory()
+        if len(batch) == 1:
+            self._finish([batch[0].job], MemoryFullError("a row does not fit in memory"))
 
     def hand_out(self, batch: Sequence[Entry], results: Sequence[StepResult]) -> None:
         """Tell who follows, resolve the jobs that are finished, fail those with a row without finite logits."""

@@ -23,7 +23,14 @@ from server.batcher import Job
 from server.deadline import deadline_of
 from server.engine import Engine
 from server.errors import ApiError
-from server.failures import DeadlineError, EngineError, ModelFailedError, QueueFullError, UnavailableError
+from server.failures import (
+    DeadlineError,
+    EngineError,
+    MemoryFullError,
+    ModelFailedError,
+    QueueFullError,
+    UnavailableError,
+)
 from server.feed import Changes, Feed
 from server.metrics import Rejection
 from server.schemas.base import Limits, Timings
@@ -157,7 +164,7 @@ class Running:
         try:
             await _wait(self.job, self.request)
             return await self.in_thread(finish, self.prepared, self.job)
-        except (NonFiniteError, DeadlineError, EngineError, UnavailableError) as error:
+        except (NonFiniteError, MemoryFullError, DeadlineError, EngineError, UnavailableError) as error:
             raise _failure(engine, model, error) from None
         except (ClientDisconnect, asyncio.CancelledError):
             engine.metrics.fail(model, "cancelled")
@@ -295,6 +302,12 @@ def _failure(engine: Engine, model: str, error: Exception) -> ApiError:
     if isinstance(error, NonFiniteError):
         engine.metrics.fail(model, "non_finite")
         return ApiError(500, "non_finite", "the model gave no finite probabilities for this request")
+    if isinstance(error, MemoryFullError):
+        engine.metrics.fail(model, "out_of_memory")
+        message = (
+            "this request does not fit in the memory that is free; ask for fewer tokens, or try again later"
+        )
+        return ApiError(503, "out_of_memory", message)
     if isinstance(error, DeadlineError):
         engine.metrics.fail(model, "deadline")
         message = (
