@@ -138,10 +138,8 @@ def take_environment_keys(environment: MutableMapping[str, str] | None = None) -
     """
     environment = os.environ if environment is None else environment
     keys: list[Key] = []
-    for variable in KEY_VARIABLES:
-        value = environment.pop(variable, None)
-        if value is None:
-            continue
+    for written_as in [name for name in environment if name.upper() in KEY_VARIABLES]:
+        variable, value = written_as.upper(), environment.pop(written_as)
         parts = [value] if variable == "PRIME_API_KEY" else value.split(",")
         for number, part in enumerate(parts, 1):
             written = part.strip().encode("utf-8", "surrogateescape")

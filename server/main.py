@@ -23,6 +23,7 @@ from prime_core.checkpoint import load_checkpoint
 from prime_core.device import choose_device
 from server.app import MAX_HEADER_BYTES, create_app
 from server.engine import Engine
+from server.fault_seam import add_faults
 from server.keys import KeyRing, take_environment_keys
 from server.model_queue import LoadedModel, ModelQueue
 from server.protocol import DeadlineProtocol
@@ -43,10 +44,14 @@ class Server(uvicorn.Server):
         status: exit status of the process.
     """
 
-    def __init__(self, config: uvicorn.Config, engine: Engine, drain_timeout_s: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, engine: Engine, drain_timeout_s: float, stall_exit_s: float = 0.0
+    ) -> None:
         super().__init__(config)
         self.engine = engine
         self.drain_timeout_s = drain_timeout_s
+        self.stall_exit_s = stall_exit_s
+        self._stalled_since_s: float | None = None
         self.status = 0
         self._signals = 0
 
@@ -77,9 +82,23 @@ class Server(uvicorn.Server):
                 self.engine.drain()
                 logger.info("draining: %d rows are left", self.engine.held_rows)
                 drain_until_s = time.monotonic() + self.drain_timeout_s
+            elif self._hangs():
+                self.engine.abandon()
+                self._leave("the engine hangs", status=1)
             elif not announced and self.engine.state == "ready":
                 _announce(banner)
                 announced = True
+
+    def _hangs(self) -> bool:
+        """Whether the engine has been stalled for too long; nothing but a new process helps then."""
+        now_s = time.monotonic()
+        if self.engine.state != "stalled":
+            self._stalled_since_s = None
+            return False
+        if self._stalled_since_s is None:
+            logger.error("the engine hangs: /ready is 503 until it goes on")
+            self._stalled_since_s = now_s
+        return 0 < self.stall_exit_s < now_s - self._stalled_since_s
 
     def watch_ended(self, watcher: asyncio.Task[None]) -> None:
         """Done-callback of `watch`: a watcher that failed would leave a server that no signal can end."""
@@ -111,7 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"prime-serve: {error}", file=sys.stderr)
         return 2
     _warn_if_open(settings, keys)
-    server = Server(http_config(engine, settings, keys), engine, settings.drain_timeout_s)
+    config = http_config(engine, settings, keys)
+    server = Server(config, engine, settings.drain_timeout_s, settings.stall_exit_s)
     return asyncio.run(_serve(server, listener, _banner(engine, listener), Reloader(keys)))
 
 
@@ -129,7 +149,7 @@ def build_engine(settings: Settings) -> Engine:
         for name, path in settings.models
     ]
     return Engine(
-        models,
+        add_faults(models, os.environ),
         max_batch_rows=settings.max_batch_rows,
         max_batch_tokens=settings.max_batch_tokens,
         max_queue_rows=settings.max_queue_rows,

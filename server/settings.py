@@ -23,6 +23,7 @@ from pydantic_settings import (
 )
 
 from prime_core.device import DEVICE_PATTERN
+from server.fault_seam import VARIABLE as FAULTS_VARIABLE
 from server.keys import KEY_VARIABLES
 from server.model_sources import MAX_NAME_CHARS, ModelSource, demo_models, parse_models
 
@@ -100,6 +101,13 @@ class Settings(BaseSettings):
     )
     drain_timeout_s: float = Field(
         default=600.0, ge=0, le=86400, description="seconds that SIGTERM waits for accepted requests"
+    )
+    stall_exit_s: float = Field(
+        default=300.0,
+        ge=0,
+        le=86400,
+        description="seconds that the engine may hang before the process ends, for its supervisor to start it again; "
+        "0: never",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="how much to log"
@@ -191,7 +199,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check_environment() -> None:
     """Refuse variables with our prefix that no setting has: they are typing errors."""
-    known = [f"PRIME_{name.upper()}" for name in [*Settings.model_fields, "config"]] + [*KEY_VARIABLES]
+    known = [f"PRIME_{name.upper()}" for name in [*Settings.model_fields, "config"]]
+    known += [*KEY_VARIABLES, FAULTS_VARIABLE]
     for variable in sorted(os.environ):
         name = variable.upper()
         if not name.startswith("PRIME_") or name.startswith(OTHER_PROGRAMS) or name in known:

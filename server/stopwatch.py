@@ -1,4 +1,4 @@
-"""How long denoiser calls take, and whether the one that runs hangs."""
+"""How long denoiser calls take, and whether the one that runs, or the thread that makes them, hangs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-MIN_STALL_S = 5.0
+MIN_STALL_S = 4.0  # /ready must tell of a hang within 5 s, unless calls are that slow
 MIN_CALLS = 10  # timed before `fastest_s` says anything: the first ones are slow
 STALL_FACTOR = 10.0  # a call that takes this many times the usual is taken for a hang
 
@@ -49,5 +49,31 @@ class CallStopwatch:
     def stalled(self) -> bool:
         """Whether a call has run for far longer than calls do."""
         started_s = self._started_s
-        limit_s = max(MIN_STALL_S, STALL_FACTOR * self.seconds_per_call)
-        return started_s is not None and time.monotonic() - started_s > limit_s
+        return started_s is not None and time.monotonic() - started_s > self.limit_s
+
+    @property
+    def limit_s(self) -> float:
+        """Seconds after which a call is taken for a hang."""
+        return max(MIN_STALL_S, STALL_FACTOR * self.seconds_per_call)
+
+
+class Pulse:
+    """Whether a thread is in a piece of work, and for how long; any thread may read it."""
+
+    def __init__(self) -> None:
+        self._started_s: float | None = None
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """Mark the block as one piece of work."""
+        self._started_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self._started_s = None
+
+    @property
+    def seconds(self) -> float:
+        """How long the piece of work has gone on; 0 between two."""
+        started_s = self._started_s
+        return 0.0 if started_s is None else time.monotonic() - started_s

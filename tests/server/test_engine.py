@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -207,6 +208,38 @@ def test_a_hanging_call_is_not_ready(
     gate.opened.set()
     assert reply.result().status_code == 200
     assert server.client.get("/ready").json() == {"status": "ready"}
+
+
+def test_a_hang_outside_of_calls_is_not_ready(
+    server: Running, background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopwatch, "MIN_STALL_S", 0.2)
+    monkeypatch.setattr(stopwatch, "STALL_FACTOR", 0.0)
+    queue, gate = server.engine.queues[NAME], Gate()
+    hand_out = queue.hand_out
+
+    def hang(*arguments: Any) -> None:
+        gate([])
+        hand_out(*arguments)
+
+    monkeypatch.setattr(queue, "hand_out", hang)
+    reply = background.post(max_tokens=3)
+    assert gate.entered.wait(60)
+    wait_until(lambda: server.client.get("/ready").json() == {"status": "stalled"})
+    gate.opened.set()
+    assert reply.result().status_code == 200
+    wait_until(lambda: server.client.get("/ready").json() == {"status": "ready"})
+
+
+def test_fault_21_a_hang_shows_within_five_seconds(server: Running, background: Background) -> None:
+    gate = server.denoiser.hook = Gate()
+    reply = background.post(max_tokens=3)
+    assert gate.entered.wait(60)
+    started = time.monotonic()
+    wait_until(lambda: server.engine.state == "stalled")
+    assert 3 < time.monotonic() - started < 5
+    gate.opened.set()
+    assert reply.result().status_code == 200
 
 
 def test_drain_refuses_the_new_and_finishes_the_old(model_path: Path) -> None:

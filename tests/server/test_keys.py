@@ -132,7 +132,7 @@ def test_only_digests_are_kept_and_all_are_compared(monkeypatch: pytest.MonkeyPa
         compared.append(left)
         return left == right
 
-    environment = {"PRIME_API_KEY": "first-key-of-three-keys", "PRIME_API_KEYS": f"{KEY}, ops:{OTHER}"}
+    environment = {"prime_api_key": "first-key-of-three-keys", "PRIME_API_KEYS": f"{KEY}, ops:{OTHER}"}
     ring = KeyRing(fixed=take_environment_keys(environment))
     assert environment == {}
     assert len(ring) == 3
