@@ -21,10 +21,12 @@ import uvicorn
 
 from prime_core.checkpoint import load_checkpoint
 from prime_core.device import choose_device
-from server.app import MAX_HEADER_BYTES, create_app
+from server.access import MAX_HEADER_BYTES
+from server.app import create_app
 from server.engine import Engine
 from server.fault_seam import add_faults
 from server.keys import KeyRing, take_environment_keys
+from server.logs import configure_logs
 from server.model_queue import LoadedModel, ModelQueue
 from server.protocol import DeadlineProtocol
 from server.reload import Reloader
@@ -120,9 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         settings = load_settings(argv)
-        logging.basicConfig(
-            level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
-        )
+        configure_logs(settings.log_level, settings.log_format)
         keys = KeyRing(settings.api_keys_file, take_environment_keys())
         engine = build_engine(settings)
         listener = _listen(settings)

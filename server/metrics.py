@@ -12,6 +12,8 @@ from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from server.http_metrics import HttpMetrics
+
 Rejection = Literal["invalid", "queue_full", "deadline", "draining", "unavailable", "model_failed"]
 Failure = Literal[
     "engine_error", "non_finite", "out_of_memory", "deadline", "cancelled", "unavailable", "model_failed"
@@ -30,6 +32,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.http = HttpMetrics(self.registry)
         self._build_request_metrics()
         self._build_engine_metrics()
         self._create_rejections("")

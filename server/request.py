@@ -134,6 +134,7 @@ async def start_request(
         _check_deadline(engine, job)
         engine.submit(job)
         submitted = True
+        request.state.jobs = [*getattr(request.state, "jobs", []), job]  # for its line in the log
         return Running(service, request, prepared, job)
     except CanvasError as error:
         raise ApiError(422, "invalid_value", str(error), param=error.param) from None

@@ -25,6 +25,7 @@ from pydantic_settings import (
 from prime_core.device import DEVICE_PATTERN
 from server.fault_seam import VARIABLE as FAULTS_VARIABLE
 from server.keys import KEY_VARIABLES
+from server.logs import LogFormat
 from server.model_sources import MAX_NAME_CHARS, ModelSource, demo_models, parse_models
 
 # Variables of the other programs, which check them on their own.
@@ -111,6 +112,9 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="how much to log"
+    )
+    log_format: LogFormat = Field(
+        default="text", description="text, or json: one object a line; on stderr either way"
     )
 
     @field_validator("*", mode="before")
