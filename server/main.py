@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -132,7 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _warn_if_open(settings, keys)
     config = http_config(engine, settings, keys)
     server = Server(config, engine, settings.drain_timeout_s, settings.stall_exit_s)
-    return asyncio.run(_serve(server, listener, _banner(engine, listener), Reloader(keys)))
+    reloader = Reloader(keys, engine, partial(load_model, settings))
+    return asyncio.run(_serve(server, listener, _banner(engine, listener), reloader))
 
 
 def build_engine(settings: Settings) -> Engine:
@@ -143,17 +145,24 @@ def build_engine(settings: Settings) -> Engine:
     """
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
-    device = choose_device(settings.device)
-    models = [
-        LoadedModel(name, load_checkpoint(path, device=device, dtype=settings.dtype))
-        for name, path in settings.models
-    ]
+    models = [load_model(settings, name) for name, _ in settings.models]
     return Engine(
         add_faults(models, os.environ),
         max_batch_rows=settings.max_batch_rows,
         max_batch_tokens=settings.max_batch_tokens,
         max_queue_rows=settings.max_queue_rows,
     )
+
+
+def load_model(settings: Settings, name: str) -> LoadedModel:
+    """Load one of the models that the settings name.
+
+    Raises:
+        ValueError: if its checkpoint or a setting does not fit; the message names it.
+    """
+    path = dict(settings.models)[name]
+    device = choose_device(settings.device)
+    return LoadedModel(name, load_checkpoint(path, device=device, dtype=settings.dtype))
 
 
 def _warn_if_open(settings: Settings, keys: KeyRing) -> None:

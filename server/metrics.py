@@ -75,6 +75,12 @@ class Metrics:
         self.padding_ratio = histogram(
             "prime_batch_padding_ratio", "Share of a call's tokens that only fill it up", buckets=_SHARES
         )
+        self.reloads = Counter(
+            "prime_model_reloads",
+            "Checkpoints that were read again, by whether they were taken",
+            ["model", "outcome"],
+            registry=self.registry,
+        )
         self.model_up = Gauge(
             "prime_model_up", "1 in service, 0 given up after failures", ["model"], registry=self.registry
         )
@@ -103,6 +109,8 @@ class Metrics:
         self.waiting.labels(name).set_function(lambda: num_jobs()[1])
         for finish in FINISHES[kind]:
             self.success.labels(name, finish)
+        for outcome in ("taken", "refused"):
+            self.reloads.labels(name, outcome)
         for failure in get_args(Failure):
             self.failed.labels(name, failure)
         self._create_rejections(name)

@@ -36,6 +36,29 @@ class LoadedModel(NamedTuple):
     checkpoint: Checkpoint
 
 
+def try_model(model: LoadedModel) -> None:
+    """Make one real call of a model that does not serve yet, in the calling thread.
+
+    Raises:
+        RuntimeError: if the logits are not finite.
+    """
+    rows = _trial_rows(model.checkpoint)
+    _check_finite(model.name, Stepper(model.checkpoint.denoiser, model.checkpoint.codec).step(rows))
+
+
+def _trial_rows(checkpoint: Checkpoint) -> Sequence[Row]:
+    config = checkpoint.config.model
+    fields: dict[str, Any] = (
+        {} if config.kind == "unet" else {"max_tokens": min(WARM_UP_TOKENS, config.length)}
+    )
+    return prepare_rows(checkpoint, n=1, steps=1, seed=0, **fields).rows
+
+
+def _check_finite(name: str, results: Sequence[StepResult]) -> None:
+    if not all(result.ok for result in results):
+        raise RuntimeError(f"model {name!r} gives logits that are not finite")
+
+
 class ModelQueue:
     """What the engine holds for one model.
 
@@ -79,20 +102,26 @@ class ModelQueue:
         self.failed = False
         self._room = room
         self._stepper = Stepper(self.checkpoint.denoiser, self.checkpoint.codec)
+        self._next: Checkpoint | None = None
         self._metrics = metrics
         metrics.add_model(self.name, self.kind, self.dtype, self.device, self._num_jobs)
 
     # --- the turn of a model ------------------------------------------------------------------------------
 
     def admit(self) -> None:
-        """Move new jobs to the batcher, and forget those whose callers have gone or whose time is over."""
+        """Move new jobs to the batcher, and forget those whose callers have gone or whose time is over.
+
+        While new weights wait for the rows that began with the old ones, new jobs wait too.
+        """
         with self._room.lock:
-            arrived = list(self.inbox)
-            while self.inbox:
-                self.batcher.add(self.inbox[0])
+            if self._next is not None and not len(self.batcher):
+                self._take_next(self._next)
+            arrived = list(self.inbox) if self._next is None else []
+            for job in arrived:
+                self.batcher.add(job)
                 self.inbox.popleft()  # only now: a job must always be somewhere, for `fail_all` to find it
-            late = [job for job in self.batcher.jobs() if not job.seconds_left]
-            gone = [job for job in self.batcher.jobs() if job.done.cancelled() and job not in late]
+            late = [job for job in self._jobs() if not job.seconds_left]
+            gone = [job for job in self._jobs() if job.done.cancelled() and job not in late]
         self._finish(gone)
         self._finish(late, DeadlineError("the deadline has passed"))
         self._finish(job for job in arrived if all(row.done for row in job.rows))
@@ -152,11 +181,21 @@ class ModelQueue:
         Raises:
             RuntimeError: if the logits are not finite.
         """
-        layout = {"max_tokens": min(WARM_UP_TOKENS, self.checkpoint.config.model.length)}
-        fields: dict[str, Any] = layout if self.kind == "text" else {}
-        rows = prepare_rows(self.checkpoint, n=1, steps=1, seed=0, **fields).rows
-        if not all(result.ok for result in self._step(rows)):
-            raise RuntimeError(f"model {self.name!r} gives logits that are not finite")
+        _check_finite(self.name, self._step(_trial_rows(self.checkpoint)))
+
+    def replace(self, checkpoint: Checkpoint) -> None:
+        """Serve other weights of the same model, as soon as no row that began with the old ones is left.
+
+        Args:
+            checkpoint: differs in its weights only, and was tried (`try_model`).
+        """
+        with self._room.lock:
+            self._next = checkpoint
+
+    def _take_next(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint, self._next = checkpoint, None
+        self._stepper = Stepper(checkpoint.denoiser, checkpoint.codec)
+        free_cached_memory()
 
     def _step(self, rows: Sequence[Row]) -> list[StepResult]:
         """The one way to the denoiser, under the stopwatch: a hang shows in `Engine.state` whoever made the call."""
@@ -172,6 +211,9 @@ class ModelQueue:
         finished = list(jobs)
         with self._room.lock:
             self.batcher.drop(finished)
+            for job in finished:
+                if job in self.inbox:
+                    self.inbox.remove(job)
             self._room.give_back(sum(len(job.rows) for job in finished))
         for job in finished:
             job.finished_s = time.monotonic()
