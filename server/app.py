@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from prime_core.checkpoint import Checkpoint
 from prime_core.tokenizer import Tokenizer
+from server.access import RequestId
 from server.docs_page import docs_router
 from server.engine import Engine
-from server.errors import ApiError, install_error_handlers, internal_error, new_request_id
+from server.errors import install_error_handlers
+from server.keys import KeyRing
 from server.request import Service
+from server.route_table import route_table
 from server.routes import completions, generations, images, models, native, operations, playground, score
 from server.schemas.base import Limits
+from server.security import RequireKey
 from server.settings import Settings
-
-access_log = logging.getLogger("prime.access")
 
 # Tokenization and plans are short and mostly one-threaded; more threads would only compete with the engine.
 PREPARE_THREADS = 2
-# uvicorn bounds a head only while it is incomplete, so one that arrives in a single read may be larger.
-MAX_HEADER_BYTES = 2**16
 
 
-def create_app(engine: Engine, settings: Settings) -> FastAPI:
+def create_app(engine: Engine, settings: Settings, keys: KeyRing | None = None) -> FastAPI:
     """Return the application in front of an engine, which the caller starts and stops.
 
     Args:
         engine: runs the rows.
         settings: limits of requests and bodies.
+        keys: who may send requests; None or no keys for everybody.
     """
     app = FastAPI(
         title="MDM-Prime",
@@ -44,7 +42,9 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     )
     limits = {name: limits_of(queue.checkpoint, settings) for name, queue in engine.queues.items()}
     pool = ThreadPoolExecutor(PREPARE_THREADS, thread_name_prefix="prime-prepare")
-    service = Service(engine, limits, pool, settings.receive_timeout_s, settings.max_body_bytes)
+    service = Service(
+        engine, limits, pool, settings.receive_timeout_s, settings.max_body_bytes, settings.max_request_s
+    )
     app.include_router(native.router(service))
     app.include_router(images.router(service))
     app.include_router(score.router(service))
@@ -55,7 +55,10 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     app.include_router(docs_router(app.openapi))
     app.include_router(playground.router())
     install_error_handlers(app)
-    app.add_middleware(RequestId)
+    app.add_middleware(RequireKey, keys=KeyRing() if keys is None else keys)
+    routes = {path for _, path in route_table(app)}
+    # Outermost: a refusal has an id and a line in the log too.
+    app.add_middleware(RequestId, metrics=engine.metrics.http, routes=routes)
     return app
 
 
@@ -83,59 +86,3 @@ def package_version() -> str:
         return version("mdm-prime")
     except PackageNotFoundError:
         return "0"
-
-
-class RequestId:
-    """Bounds the head; gives each request an id (header X-Request-Id) and one line in the log.
-
-    Exceptions that nobody expected are answered here: further out, their answers would carry no id.
-    The line holds nothing that a client can choose: neither path nor query, only the route that matched.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        request_id = scope.setdefault("state", {})["request_id"] = new_request_id()
-        started_s = time.monotonic()
-        status = 0
-
-        app = _headers_too_large if _head_bytes(scope) > MAX_HEADER_BYTES else self.app
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
-            await send(message)
-
-        try:
-            await app(scope, receive, send_with_id)
-        except Exception as error:
-            answer = internal_error(request_id, error)
-            if status:
-                raise  # half an answer is out: uvicorn closes the connection, so that it cannot pass for whole
-            await answer.response()(scope, receive, send_with_id)
-        finally:
-            route = getattr(scope.get("route"), "path", "-")
-            elapsed_ms = 1000 * (time.monotonic() - started_s)
-            access_log.info("%s %s %d %.1f ms", request_id, route, status, elapsed_ms)
-
-
-def _head_bytes(scope: Scope) -> int:
-    fields = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
-    return len(scope["raw_path"]) + len(scope["query_string"]) + fields
-
-
-async def _headers_too_large(scope: Scope, receive: Receive, send: Send) -> None:
-    error = ApiError(
-        431,
-        "headers_too_large",
-        f"the head of the request is over {MAX_HEADER_BYTES} bytes",
-        headers={"Connection": "close"},
-    )
-    await error.response()(scope, receive, send)

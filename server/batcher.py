@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -12,6 +13,7 @@ from typing import NamedTuple
 
 from prime_core.stepper import AnyRow
 from server.feed import Feed
+from server.memory import RowCap
 
 
 @dataclass(eq=False, slots=True)
@@ -26,6 +28,7 @@ class Job:
         started_s: of its first denoiser call.
         finished_s: of its last.
         feed: follows the rows for a reader; None without one.
+        deadline_s: `time.monotonic()` at which it is given up.
     """
 
     model: str
@@ -34,7 +37,13 @@ class Job:
     started_s: float | None = None
     finished_s: float | None = None
     feed: Feed | None = None
+    deadline_s: float = math.inf
     done: Future[None] = field(default_factory=Future)
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds to the deadline, at least 0."""
+        return max(self.deadline_s - time.monotonic(), 0.0)
 
 
 class Entry(NamedTuple):
@@ -66,9 +75,14 @@ class Batcher:
         """
         if max_rows < 1 or max_tokens < 1:
             raise ValueError(f"max_rows ({max_rows}) and max_tokens ({max_tokens}) must be at least 1")
-        self.max_rows = max_rows
+        self.cap = RowCap(max_rows)
         self.max_tokens = max_tokens
         self._entries: list[Entry] = []
+
+    @property
+    def max_rows(self) -> int:
+        """Most rows of the next call: fewer than were set after memory ran out."""
+        return self.cap.now
 
     def __len__(self) -> int:
         return len(self._entries)

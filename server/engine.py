@@ -22,6 +22,7 @@ from server.failures import EngineError, ModelFailedError, QueueFullError, Unava
 from server.metrics import Metrics
 from server.model_queue import LoadedModel, ModelQueue
 from server.room import Room
+from server.stopwatch import Pulse
 from server.turns import Turns
 
 logger = logging.getLogger("prime.engine")
@@ -82,6 +83,7 @@ class Engine:
             }
         )
         self._turns = Turns(names)
+        self._pulse = Pulse()
         self._wake = self._room.lock
         self._draining = False
         self._stopping = False
@@ -220,7 +222,13 @@ class Engine:
             return "draining"
         if not self._warm:
             return "warming up"
-        return "stalled" if any(queue.stopwatch.stalled for queue in self.queues.values()) else "ready"
+        return "stalled" if self._stalled() else "ready"
+
+    def _stalled(self) -> bool:
+        """Whether a call takes far longer than calls of its model do, or the rest of a turn than any call."""
+        watches = [queue.stopwatch for queue in self.queues.values()]
+        longest_s = max(watch.limit_s for watch in watches)
+        return any(watch.stalled for watch in watches) or self._pulse.seconds > longest_s
 
     # --- the thread ---------------------------------------------------------------------------------------
 
@@ -236,13 +244,22 @@ class Engine:
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
+    def abandon(self) -> None:
+        """Fail whoever waits for a thread that hangs, before the process ends; nothing may be asked of it later."""
+        with self._wake:
+            self._stopping = True
+        for queue in self.queues.values():
+            queue.fail_all(UnavailableError("the engine hangs"), for_good=True)
+
     def _run(self) -> None:
         try:
             for queue in self.queues.values():
                 queue.warm_up()  # a model that cannot even start ends the process: that is a wrong deployment
             self._warm = True
             while not self._stopping:
-                if self.step():
+                with self._pulse.work():
+                    busy = self.step()
+                if busy:
                     continue
                 if all(queue.failed for queue in self.queues.values()):
                     raise RuntimeError("no model is left in service")

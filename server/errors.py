@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import secrets
+import traceback
 from collections.abc import Mapping
+from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -18,7 +20,14 @@ from server.schemas.base import ErrorBody, ErrorInfo
 
 logger = logging.getLogger("prime.server")
 
-_TYPES = {404: "not_found_error", 408: "timeout_error", 429: "overloaded_error"}
+MAX_FRAMES = 12  # of an exception in the log
+_TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    429: "overloaded_error",
+    504: "timeout_error",
+}
 _METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 _ROUTING = {
     404: ("not_found", "there is no such route; see /docs for the list"),
@@ -89,8 +98,15 @@ def allowed_methods(app: FastAPI, request: Request) -> list[str]:
 
 
 def internal_error(request_id: str, error: Exception) -> ApiError:
-    """Log an exception that nobody expected, and return its answer."""
-    logger.error("%s: unexpected %s", request_id, type(error).__name__, exc_info=error)
+    """Log an exception that nobody expected, and return its answer.
+
+    What it is and where it came from is logged, but not its text, which may hold a part of the request.
+    """
+    frames = traceback.extract_tb(error.__traceback__)[-MAX_FRAMES:]
+    where = " < ".join(
+        f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in reversed(frames)
+    )
+    logger.error("%s: unexpected %s at %s", request_id, type(error).__name__, where)
     return ApiError(500, "internal_error", "the server failed on this request; its log says why")
 
 

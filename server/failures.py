@@ -7,6 +7,14 @@ class EngineError(RuntimeError):
     """An accepted request failed."""
 
 
+class MemoryFullError(RuntimeError):
+    """A row did not fit in memory, even alone in its call."""
+
+
+class DeadlineError(RuntimeError):
+    """An accepted request was not finished in time."""
+
+
 class UnavailableError(RuntimeError):
     """The engine takes no requests: it is draining or has died."""
 

@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -21,10 +22,15 @@ import uvicorn
 
 from prime_core.checkpoint import load_checkpoint
 from prime_core.device import choose_device
-from server.app import MAX_HEADER_BYTES, create_app
+from server.access import MAX_HEADER_BYTES
+from server.app import create_app
 from server.engine import Engine
+from server.fault_seam import add_faults
+from server.keys import KeyRing, take_environment_keys
+from server.logs import configure_logs
 from server.model_queue import LoadedModel, ModelQueue
 from server.protocol import DeadlineProtocol
+from server.reload import Reloader
 from server.settings import Settings, SettingsError, load_settings
 
 logger = logging.getLogger("prime.server")
@@ -41,10 +47,14 @@ class Server(uvicorn.Server):
         status: exit status of the process.
     """
 
-    def __init__(self, config: uvicorn.Config, engine: Engine, drain_timeout_s: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, engine: Engine, drain_timeout_s: float, stall_exit_s: float = 0.0
+    ) -> None:
         super().__init__(config)
         self.engine = engine
         self.drain_timeout_s = drain_timeout_s
+        self.stall_exit_s = stall_exit_s
+        self._stalled_since_s: float | None = None
         self.status = 0
         self._signals = 0
 
@@ -75,9 +85,23 @@ class Server(uvicorn.Server):
                 self.engine.drain()
                 logger.info("draining: %d rows are left", self.engine.held_rows)
                 drain_until_s = time.monotonic() + self.drain_timeout_s
+            elif self._hangs():
+                self.engine.abandon()
+                self._leave("the engine hangs", status=1)
             elif not announced and self.engine.state == "ready":
                 _announce(banner)
                 announced = True
+
+    def _hangs(self) -> bool:
+        """Whether the engine has been stalled for too long; nothing but a new process helps then."""
+        now_s = time.monotonic()
+        if self.engine.state != "stalled":
+            self._stalled_since_s = None
+            return False
+        if self._stalled_since_s is None:
+            logger.error("the engine hangs: /ready is 503 until it goes on")
+            self._stalled_since_s = now_s
+        return 0 < self.stall_exit_s < now_s - self._stalled_since_s
 
     def watch_ended(self, watcher: asyncio.Task[None]) -> None:
         """Done-callback of `watch`: a watcher that failed would leave a server that no signal can end."""
@@ -99,16 +123,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         settings = load_settings(argv)
-        logging.basicConfig(
-            level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
-        )
+        configure_logs(settings.log_level, settings.log_format)
+        keys = KeyRing(settings.api_keys_file, take_environment_keys())
         engine = build_engine(settings)
         listener = _listen(settings)
     except (SettingsError, ValueError, OSError) as error:
         print(f"prime-serve: {error}", file=sys.stderr)
         return 2
-    server = Server(http_config(engine, settings), engine, settings.drain_timeout_s)
-    return asyncio.run(_serve(server, listener, _banner(engine, listener)))
+    _warn_if_open(settings, keys)
+    config = http_config(engine, settings, keys)
+    server = Server(config, engine, settings.drain_timeout_s, settings.stall_exit_s)
+    reloader = Reloader(keys, engine, partial(load_model, settings))
+    return asyncio.run(_serve(server, listener, _banner(engine, listener), reloader))
 
 
 def build_engine(settings: Settings) -> Engine:
@@ -119,23 +145,35 @@ def build_engine(settings: Settings) -> Engine:
     """
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)
-    device = choose_device(settings.device)
-    models = [
-        LoadedModel(name, load_checkpoint(path, device=device, dtype=settings.dtype))
-        for name, path in settings.models
-    ]
+    models = [load_model(settings, name) for name, _ in settings.models]
     return Engine(
-        models,
+        add_faults(models, os.environ),
         max_batch_rows=settings.max_batch_rows,
         max_batch_tokens=settings.max_batch_tokens,
         max_queue_rows=settings.max_queue_rows,
     )
 
 
-def http_config(engine: Engine, settings: Settings) -> uvicorn.Config:
+def load_model(settings: Settings, name: str) -> LoadedModel:
+    """Load one of the models that the settings name.
+
+    Raises:
+        ValueError: if its checkpoint or a setting does not fit; the message names it.
+    """
+    path = dict(settings.models)[name]
+    device = choose_device(settings.device)
+    return LoadedModel(name, load_checkpoint(path, device=device, dtype=settings.dtype))
+
+
+def _warn_if_open(settings: Settings, keys: KeyRing) -> None:
+    if not keys and settings.host not in {"127.0.0.1", "::1", "localhost"}:
+        logger.warning("anybody who reaches %s may send requests: no API key is set", settings.host)
+
+
+def http_config(engine: Engine, settings: Settings, keys: KeyRing | None = None) -> uvicorn.Config:
     """Return how HTTP is spoken: h11 with bounded heads and deadlines, signals and logs left to us."""
     return uvicorn.Config(
-        create_app(engine, settings),
+        create_app(engine, settings, keys),
         http=DeadlineProtocol.with_deadline(settings.receive_timeout_s),
         ws="none",
         lifespan="off",
@@ -165,8 +203,11 @@ def _listen(settings: Settings) -> socket.socket:
     return listener
 
 
-async def _serve(server: Server, listener: socket.socket, banner: str) -> int:
+async def _serve(
+    server: Server, listener: socket.socket, banner: str, reloader: Reloader | None = None
+) -> int:
     server.engine.start()
+    reloading = asyncio.create_task((reloader or Reloader(KeyRing())).run())
     watcher = asyncio.create_task(server.watch(banner))
     watcher.add_done_callback(server.watch_ended)
     try:
@@ -174,6 +215,7 @@ async def _serve(server: Server, listener: socket.socket, banner: str) -> int:
         await asyncio.wait({watcher})  # its failure is told by `watch_ended`
     finally:
         watcher.cancel()
+        reloading.cancel()
         server.engine.stop()
     return server.status
 

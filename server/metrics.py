@@ -12,8 +12,12 @@ from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-Rejection = Literal["invalid", "queue_full", "draining", "unavailable", "model_failed"]
-Failure = Literal["engine_error", "non_finite", "cancelled", "unavailable", "model_failed"]
+from server.http_metrics import HttpMetrics
+
+Rejection = Literal["invalid", "queue_full", "deadline", "draining", "unavailable", "model_failed"]
+Failure = Literal[
+    "engine_error", "non_finite", "out_of_memory", "deadline", "cancelled", "unavailable", "model_failed"
+]
 Finish = Literal["stop", "length", "complete", "scored"]
 FINISHES: dict[str, tuple[Finish, ...]] = {
     "text": ("stop", "length", "scored"),
@@ -31,6 +35,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.http = HttpMetrics(self.registry)
         self._build_request_metrics()
         self._build_engine_metrics()
         self._create_rejections("")
@@ -64,6 +69,7 @@ class Metrics:
         counter = partial(Counter, registry=self.registry, labelnames=["model"])
         histogram = partial(Histogram, registry=self.registry, labelnames=["model"])
         self.calls = counter("prime_denoiser_calls", "Calls of the denoiser")
+        self.out_of_memory = counter("prime_out_of_memory", "Calls that ran out of memory")
         self.row_steps = counter("prime_row_steps", "Rows times calls")
         self.row_steps_skipped = counter("prime_row_steps_skipped", "Steps of rows that cost no call")
         self.step_s = histogram(
@@ -72,6 +78,12 @@ class Metrics:
         self.batch_rows = histogram("prime_batch_rows", "Rows of a denoiser call", buckets=_POWERS)
         self.padding_ratio = histogram(
             "prime_batch_padding_ratio", "Share of a call's tokens that only fill it up", buckets=_SHARES
+        )
+        self.reloads = Counter(
+            "prime_model_reloads",
+            "Checkpoints that were read again, by whether they were taken",
+            ["model", "outcome"],
+            registry=self.registry,
         )
         self.model_up = Gauge(
             "prime_model_up", "1 in service, 0 given up after failures", ["model"], registry=self.registry
@@ -101,11 +113,14 @@ class Metrics:
         self.waiting.labels(name).set_function(lambda: num_jobs()[1])
         for finish in FINISHES[kind]:
             self.success.labels(name, finish)
+        for outcome in ("taken", "refused"):
+            self.reloads.labels(name, outcome)
         for failure in get_args(Failure):
             self.failed.labels(name, failure)
         self._create_rejections(name)
         of_kind = [self.images] if kind == "images" else [self.prompt_tokens, self.tokens]
-        for counter in [self.calls, self.row_steps, self.row_steps_skipped, self.scores, *of_kind]:
+        of_rows = [self.calls, self.out_of_memory, self.row_steps, self.row_steps_skipped, self.scores]
+        for counter in [*of_rows, *of_kind]:
             counter.labels(name)
         histograms = [
             self.latency_s,

@@ -15,7 +15,8 @@ from prime_core.checkpoint import Checkpoint
 from prime_core.prepare import NonFiniteError, prepare_rows
 from prime_core.stepper import AnyRow, Stepper, StepResult
 from server.batcher import Batcher, Entry, Job
-from server.failures import EngineError
+from server.failures import DeadlineError, EngineError, MemoryFullError
+from server.memory import free_cached_memory, is_out_of_memory
 from server.metrics import Metrics
 from server.room import Room
 from server.stopwatch import CallStopwatch
@@ -32,6 +33,32 @@ class LoadedModel(NamedTuple):
 
     name: str
     checkpoint: Checkpoint
+
+
+def try_model(model: LoadedModel) -> None:
+    """Make one real call of a model that does not serve yet, in the calling thread.
+
+    Raises:
+        NonFiniteError: if the logits are not finite.
+    """
+    rows = _trial_rows(model.checkpoint)
+    _check_finite(model.name, Stepper(model.checkpoint.denoiser, model.checkpoint.codec).step(rows))
+
+
+def _trial_rows(checkpoint: Checkpoint) -> Sequence[AnyRow]:
+    config = checkpoint.config.model
+    fields: dict[str, Any] = (
+        {} if config.kind == "unet" else {"max_tokens": min(WARM_UP_TOKENS, config.length)}
+    )
+    return prepare_rows(checkpoint, n=1, steps=1, seed=0, **fields).rows
+
+
+def _check_finite(name: str, results: Sequence[StepResult]) -> None:
+    if not all(result.ok for result in results):
+        raise NonFiniteError(
+            f"model {name!r} gives logits that are not finite, so its weights are not sound: leave it out, or "
+            "load another checkpoint of it"
+        )
 
 
 class ModelQueue:
@@ -77,20 +104,28 @@ class ModelQueue:
         self.failed = False
         self._room = room
         self._stepper = Stepper(self.checkpoint.denoiser, self.checkpoint.codec)
+        self._next: Checkpoint | None = None
         self._metrics = metrics
         metrics.add_model(self.name, self.kind, self.dtype, self.device, self._num_jobs)
 
     # --- the turn of a model ------------------------------------------------------------------------------
 
     def admit(self) -> None:
-        """Move new jobs to the batcher, and forget those whose callers have gone."""
+        """Move new jobs to the batcher, and forget those whose callers have gone or whose time is over.
+
+        While new weights wait for the rows that began with the old ones, new jobs wait too.
+        """
         with self._room.lock:
-            arrived = list(self.inbox)
-            while self.inbox:
-                self.batcher.add(self.inbox[0])
+            if self._next is not None and not len(self.batcher):
+                self._take_next(self._next)
+            arrived = list(self.inbox) if self._next is None else []
+            for job in arrived:
+                self.batcher.add(job)
                 self.inbox.popleft()  # only now: a job must always be somewhere, for `fail_all` to find it
-            gone = [job for job in self.batcher.jobs() if job.done.cancelled()]
+            late = [job for job in self._jobs() if not job.seconds_left]
+            gone = [job for job in self._jobs() if job.done.cancelled() and job not in late]
         self._finish(gone)
+        self._finish(late, DeadlineError("the deadline has passed"))
         self._finish(job for job in arrived if all(row.done for row in job.rows))
 
     def choose(self) -> list[Entry]:
@@ -98,7 +133,10 @@ class ModelQueue:
         return self.batcher.choose()
 
     def call(self, batch: Sequence[Entry]) -> list[StepResult] | None:
-        """One denoiser call; if it raises, its callers fail at once and the result is None."""
+        """One denoiser call; if it raises, the result is None, and its callers fail at once.
+
+        But one that runs out of memory is made again by the turns that follow, with half the rows.
+        """
         now_s = time.monotonic()
         for entry in batch:
             if entry.job.started_s is None:
@@ -106,12 +144,25 @@ class ModelQueue:
         try:
             results = self._step([entry.row for entry in batch])
         except Exception as error:  # whatever a network raises belongs to the callers of this call
+            if is_out_of_memory(error):
+                self._out_of_memory(batch)
+                return None
             logger.error("a call of model %r over %d rows failed", self.name, len(batch), exc_info=error)
             self._finish({entry.job for entry in batch}, EngineError("the denoiser failed"))
             self.faults += 1
             return None
         self.faults = 0
+        self.batcher.cap.succeeded(len(batch))
         return results
+
+    def _out_of_memory(self, batch: Sequence[Entry]) -> None:
+        """Halve the next calls; a row that was alone fails with its request."""
+        logger.warning("a call of model %r over %d rows ran out of memory", self.name, len(batch))
+        self._metrics.out_of_memory.labels(self.name).inc()
+        self.batcher.cap.halve(len(batch))
+        free_cached_memory()
+        if len(batch) == 1:
+            self._finish([batch[0].job], MemoryFullError("a row does not fit in memory"))
 
     def hand_out(self, batch: Sequence[Entry], results: Sequence[StepResult]) -> None:
         """Tell who follows, resolve the jobs that are finished, fail those with a row without finite logits."""
@@ -132,14 +183,21 @@ class ModelQueue:
         Raises:
             NonFiniteError: if the logits are not finite.
         """
-        layout = {"max_tokens": min(WARM_UP_TOKENS, self.checkpoint.config.model.length)}
-        fields: dict[str, Any] = layout if self.kind == "text" else {}
-        rows = prepare_rows(self.checkpoint, n=1, steps=1, seed=0, **fields).rows
-        if not all(result.ok for result in self._step(rows)):
-            raise NonFiniteError(
-                f"model {self.name!r} gives logits that are not finite, so its weights are not sound: leave it out, or "
-                "load another checkpoint of it"
-            )
+        _check_finite(self.name, self._step(_trial_rows(self.checkpoint)))
+
+    def replace(self, checkpoint: Checkpoint) -> None:
+        """Serve other weights of the same model, as soon as no row that began with the old ones is left.
+
+        Args:
+            checkpoint: differs in its weights only, and was tried (`try_model`).
+        """
+        with self._room.lock:
+            self._next = checkpoint
+
+    def _take_next(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint, self._next = checkpoint, None
+        self._stepper = Stepper(checkpoint.denoiser, checkpoint.codec)
+        free_cached_memory()
 
     def _step(self, rows: Sequence[AnyRow]) -> list[StepResult]:
         """The one way to the denoiser, under the stopwatch: a hang shows in `Engine.state` whoever made the call."""
@@ -155,6 +213,9 @@ class ModelQueue:
         finished = list(jobs)
         with self._room.lock:
             self.batcher.drop(finished)
+            for job in finished:
+                if job in self.inbox:
+                    self.inbox.remove(job)
             self._room.give_back(sum(len(job.rows) for job in finished))
         for job in finished:
             job.finished_s = time.monotonic()
@@ -180,6 +241,10 @@ class ModelQueue:
         with self._room.lock:
             calls = self.batcher.calls_until_free(num_rows, self.inbox)
         return calls * self.stopwatch.seconds_per_call
+
+    def least_seconds(self, rows: Iterable[AnyRow]) -> float:
+        """Return how long some rows take at least: their calls, alone, each as fast as the fastest there was."""
+        return max((row.remaining for row in rows), default=0) * self.stopwatch.fastest_s
 
     @property
     def num_rows(self) -> int:

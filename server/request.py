@@ -22,9 +22,17 @@ from prime_core.prepare import NonFiniteError
 from prime_core.row import Row
 from prime_core.stepper import AnyRow
 from server.batcher import Job
+from server.deadline import deadline_of
 from server.engine import Engine
 from server.errors import ApiError
-from server.failures import EngineError, ModelFailedError, QueueFullError, UnavailableError
+from server.failures import (
+    DeadlineError,
+    EngineError,
+    MemoryFullError,
+    ModelFailedError,
+    QueueFullError,
+    UnavailableError,
+)
 from server.feed import Changes, Feed
 from server.metrics import Rejection
 from server.model_queue import ModelQueue
@@ -55,6 +63,7 @@ class Service:
         pool: threads for tokenization, plans and pictures, so that the event loop never waits for them.
         receive_timeout_s: seconds in which a body must arrive.
         max_body_bytes: largest body.
+        max_request_s: seconds in which a request must be answered once it was read.
     """
 
     engine: Engine
@@ -62,6 +71,7 @@ class Service:
     pool: Executor
     receive_timeout_s: float
     max_body_bytes: int
+    max_request_s: float
 
 
 async def answered(service: Service, request: Request, answer: Awaitable[Response]) -> Response:
@@ -95,7 +105,8 @@ async def run_request(
         finish: makes the answer from what ``prepare`` made, whose rows are done, and the job, in a thread.
 
     Raises:
-        ApiError: 422 if it does not fit the model, 429 or 503 if it cannot be taken, 500 if it fails.
+        ApiError: 422 if it does not fit the model, 429 or 503 if it cannot be taken, 500 if it fails, 504 if it
+            takes too long.
         ClientDisconnect: if the client went away; its rows are free within a step.
     """
     running = await start_request(service, request, model, num_rows, prepare)
@@ -122,19 +133,21 @@ async def start_request(
         followed: whether `Running.changes` will be asked for.
 
     Raises:
-        ApiError: 422 if it does not fit the model, 429 or 503 if it cannot be taken.
+        ApiError: 422 if it does not fit the model, 429 or 503 if it cannot be taken, 504 if it would take too long.
     """
     engine = service.engine
-    arrived_s = time.monotonic()
+    arrived_s, deadline_s = time.monotonic(), deadline_of(request, service.max_request_s)
     _reserve(engine, model, num_rows)
     submitted = False
     try:
         prepared = await asyncio.get_running_loop().run_in_executor(service.pool, prepare)
         rows = list(prepared.rows)
         feed = _feed_of(rows, engine.queues[model]) if followed else None
-        job = Job(model, rows, arrived_s, feed=feed)
+        job = Job(model, rows, arrived_s, feed=feed, deadline_s=deadline_s)
+        _check_deadline(engine, job)
         engine.submit(job)
         submitted = True
+        request.state.jobs = [*getattr(request.state, "jobs", []), job]  # for its line in the log
         return Running(service, request, prepared, job)
     except CanvasError as error:
         raise ApiError(422, "invalid_value", str(error), param=error.param) from None
@@ -164,14 +177,14 @@ class Running(Generic[_Prepared]):
         """Wait for the rows and return what ``finish`` makes of them, in a thread.
 
         Raises:
-            ApiError: 500 or 503 if the request fails.
+            ApiError: 500 or 503 if the request fails, 504 if it takes too long.
             ClientDisconnect: if the client went away; its rows are free within a step.
         """
         engine, model = self.service.engine, self.job.model
         try:
             await _wait(self.job, self.request)
             return await self.in_thread(finish, self.prepared, self.job)
-        except (NonFiniteError, EngineError, UnavailableError) as error:
+        except (NonFiniteError, MemoryFullError, DeadlineError, EngineError, UnavailableError) as error:
             raise _failure(engine, model, error) from None
         except (ClientDisconnect, asyncio.CancelledError):
             engine.metrics.fail(model, "cancelled")
@@ -193,12 +206,11 @@ class Running(Generic[_Prepared]):
         try:
             ended = False
             while not ended:
-                await _first_of(feed.wait(), finished.wait(), gone)
+                await _first_of(feed.wait(), finished.wait(), gone, timeout_s=self.job.seconds_left)
                 if gone.done() and not finished.is_set():
                     raise ClientDisconnect
-                ended = (
-                    finished.is_set()
-                )  # asked before what is there is taken, or the last of it could be missed
+                # Asked before what is there is taken, or the last of it could be missed.
+                ended = finished.is_set() or not self.job.seconds_left
                 changes = feed.take(self.job.started_s)
                 if changes.rows:
                     yield changes
@@ -243,6 +255,23 @@ def _reserve(engine: Engine, model: str, num_rows: int) -> None:
         raise ApiError(503, reason, _UNAVAILABLE[reason]) from None
 
 
+def _check_deadline(engine: Engine, job: Job) -> None:
+    """Refuse a job that cannot be done in time, however the queue moves.
+
+    Only what is certain counts: the number of its calls, which the plans tell, and the time of the fastest call that
+    the model ever made. Whoever waits in front may leave, so the queue is no reason.
+    """
+    queue = engine.queues[job.model]
+    if queue.least_seconds(job.rows) > job.seconds_left:
+        engine.metrics.reject(job.model, "deadline")
+        calls = max(row.remaining for row in job.rows)
+        raise ApiError(
+            504,
+            "deadline_unreachable",
+            f"the {calls} denoiser calls of this request take longer than its time; lower steps or allow more time",
+        )
+
+
 _UNAVAILABLE: dict[Rejection, str] = {
     "draining": "the server is shutting down; send the request to another instance",
     "unavailable": "the engine has stopped; send the request to another instance",
@@ -255,24 +284,29 @@ def _unavailable_reason(error: UnavailableError) -> Literal["unavailable", "mode
 
 
 async def _wait(job: Job, request: Request) -> None:
-    """Wait until the engine has finished the job or the client has gone, whichever is first."""
+    """Wait until the engine has finished the job, the client has gone or the time is over, whichever is first.
+
+    The engine gives up what is late between its steps; the limit here also holds while a step hangs.
+    """
     done = asyncio.wrap_future(job.done)
     gone = asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait({done, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not done.done():
+        await asyncio.wait({done, gone}, timeout=job.seconds_left, return_when=asyncio.FIRST_COMPLETED)
+        if gone.done() and not job.done.done():
             raise ClientDisconnect
-        done.result()
+        if not job.done.done():
+            raise DeadlineError("the deadline has passed")
+        job.done.result()
     finally:
         gone.cancel()
         done.cancel()  # a job that is not finished frees its rows; a finished one takes no notice
 
 
-async def _first_of(*awaitables: Awaitable[object]) -> None:
-    """Wait until one of them is done; those that were given as coroutines end with it."""
+async def _first_of(*awaitables: Awaitable[object], timeout_s: float | None = None) -> None:
+    """Wait until one of them is done, or for so long; those that were given as coroutines end with it."""
     waiting = {asyncio.ensure_future(each) for each in awaitables}
     try:
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for task in waiting.difference(awaitables):
             task.cancel()
@@ -288,6 +322,18 @@ def _failure(engine: Engine, model: str, error: Exception) -> ApiError:
     if isinstance(error, NonFiniteError):
         engine.metrics.fail(model, "non_finite")
         return ApiError(500, "non_finite", "the model gave no finite probabilities for this request")
+    if isinstance(error, MemoryFullError):
+        engine.metrics.fail(model, "out_of_memory")
+        message = (
+            "this request does not fit in the memory that is free; ask for fewer tokens, or try again later"
+        )
+        return ApiError(503, "out_of_memory", message)
+    if isinstance(error, DeadlineError):
+        engine.metrics.fail(model, "deadline")
+        message = (
+            "the request was not finished in time; lower n or steps, allow more time, or try again later"
+        )
+        return ApiError(504, "deadline_exceeded", message)
     if isinstance(error, UnavailableError):
         reason = _unavailable_reason(error)
         engine.metrics.fail(model, reason)

@@ -23,6 +23,9 @@ from pydantic_settings import (
 )
 
 from prime_core.device import DEVICE_PATTERN
+from server.fault_seam import VARIABLE as FAULTS_VARIABLE
+from server.keys import KEY_VARIABLES
+from server.logs import LogFormat
 from server.model_sources import MAX_NAME_CHARS, ModelSource, demo_models, parse_models
 
 # Variables of the other programs, which check them on their own.
@@ -82,14 +85,36 @@ class Settings(BaseSettings):
         le=3600,
         description="seconds for a client to send a request in, or to read on in an answer",
     )
+    max_request_s: float = Field(
+        default=600.0,
+        gt=0,
+        le=86400,
+        description="seconds in which a request must be answered once it was read; beyond: 504. A client may ask for "
+        "less in the header X-Request-Timeout",
+    )
     keep_alive_s: int = Field(
         default=15, ge=1, le=3600, description="seconds an idle connection is kept open"
+    )
+    api_keys_file: Path | None = Field(
+        default=None,
+        description="file of API keys, one a line or NAME:KEY, read again when it changes; keys may also be in the "
+        "environment: PRIME_API_KEY, or PRIME_API_KEYS between commas; default: no key is asked for",
     )
     drain_timeout_s: float = Field(
         default=600.0, ge=0, le=86400, description="seconds that SIGTERM waits for accepted requests"
     )
+    stall_exit_s: float = Field(
+        default=300.0,
+        ge=0,
+        le=86400,
+        description="seconds that the engine may hang before the process ends, for its supervisor to start it again; "
+        "0: never",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="how much to log"
+    )
+    log_format: LogFormat = Field(
+        default="text", description="text, or json: one object a line; on stderr either way"
     )
 
     @field_validator("*", mode="before")
@@ -179,6 +204,7 @@ def _parser() -> argparse.ArgumentParser:
 def _check_environment() -> None:
     """Refuse variables with our prefix that no setting has: they are typing errors."""
     known = [f"PRIME_{name.upper()}" for name in [*Settings.model_fields, "config"]]
+    known += [*KEY_VARIABLES, FAULTS_VARIABLE]
     for variable in sorted(os.environ):
         name = variable.upper()
         if not name.startswith("PRIME_") or name.startswith(OTHER_PROGRAMS) or name in known:

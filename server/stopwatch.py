@@ -1,12 +1,14 @@
-"""How long denoiser calls take, and whether the one that runs hangs."""
+"""How long denoiser calls take, and whether the one that runs, or the thread that makes them, hangs."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-MIN_STALL_S = 5.0
+MIN_STALL_S = 4.0  # /ready must tell of a hang within 5 s, unless calls are that slow
+MIN_CALLS = 10  # timed before `fastest_s` says anything: the first ones are slow
 STALL_FACTOR = 10.0  # a call that takes this many times the usual is taken for a hang
 
 
@@ -16,11 +18,15 @@ class CallStopwatch:
     Attributes:
         last_s: seconds of the last call that did not raise; 0 before the first.
         seconds_per_call: running mean over such calls; 0 before the first.
+        fastest_s: seconds of the fastest of them; 0 before there were a few.
     """
 
     def __init__(self) -> None:
         self.last_s = 0.0
         self.seconds_per_call = 0.0
+        self.fastest_s = 0.0
+        self._min_s = math.inf
+        self._num_calls = 0
         self._started_s: float | None = None
 
     @contextmanager
@@ -32,6 +38,10 @@ class CallStopwatch:
         finally:
             self._started_s = None
         self.last_s = time.monotonic() - started_s
+        self._num_calls += 1
+        self._min_s = min(self._min_s, self.last_s)
+        if self._num_calls >= MIN_CALLS:
+            self.fastest_s = self._min_s
         old = self.seconds_per_call
         self.seconds_per_call = self.last_s if old == 0 else 0.9 * old + 0.1 * self.last_s
 
@@ -39,5 +49,31 @@ class CallStopwatch:
     def stalled(self) -> bool:
         """Whether a call has run for far longer than calls do."""
         started_s = self._started_s
-        limit_s = max(MIN_STALL_S, STALL_FACTOR * self.seconds_per_call)
-        return started_s is not None and time.monotonic() - started_s > limit_s
+        return started_s is not None and time.monotonic() - started_s > self.limit_s
+
+    @property
+    def limit_s(self) -> float:
+        """Seconds after which a call is taken for a hang."""
+        return max(MIN_STALL_S, STALL_FACTOR * self.seconds_per_call)
+
+
+class Pulse:
+    """Whether a thread is in a piece of work, and for how long; any thread may read it."""
+
+    def __init__(self) -> None:
+        self._started_s: float | None = None
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """Mark the block as one piece of work."""
+        self._started_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self._started_s = None
+
+    @property
+    def seconds(self) -> float:
+        """How long the piece of work has gone on; 0 between two."""
+        started_s = self._started_s
+        return 0.0 if started_s is None else time.monotonic() - started_s

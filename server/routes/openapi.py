@@ -11,7 +11,7 @@ from server.schemas.base import ErrorBody, ModelRequest, inlined_schema
 from server.sse import MEDIA_TYPE
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (400, 404, 408, 413, 415, 422, 429, 500, 503)
+    status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504)
 }
 
 STREAM = {MEDIA_TYPE: {"schema": {"type": "string"}}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import socket
 import threading
 import time
@@ -19,9 +20,12 @@ from torch import Tensor, nn
 from prime_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from prime_core.config import CodecConfig, Config, DiTConfig
 from prime_core.models.dit import DiT
+from prime_core.prepare import prepare_rows
 from prime_core.rank_files import write_rank_file
 from prime_core.tokenizer import TokenizerSpec
+from server.batcher import Job
 from server.engine import Engine
+from server.keys import KeyRing
 from server.main import http_config
 from server.model_queue import LoadedModel
 from server.model_sources import ModelSource
@@ -152,6 +156,16 @@ def make_engine(settings: Settings) -> tuple[Engine, Hooked]:
     return engine, denoiser
 
 
+def submit(engine: Engine, num_tokens: int, deadline_s: float = math.inf) -> Job:
+    """One row of the first model, without HTTP."""
+    queue = next(iter(engine.queues.values()))
+    rows = prepare_rows(queue.checkpoint, max_tokens=num_tokens, steps=3, seed=0).rows
+    engine.reserve(queue.name, len(rows))
+    job = Job(queue.name, list(rows), time.monotonic(), deadline_s=deadline_s)
+    engine.submit(job)
+    return job
+
+
 def hooked(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint with hooks in its network."""
     denoiser: Any = Hooked(checkpoint.denoiser)
@@ -159,13 +173,13 @@ def hooked(checkpoint: Checkpoint) -> Checkpoint:
 
 
 @contextlib.contextmanager
-def serving(*models: Path | ModelSource, **changes: object) -> Iterator[Running]:
+def serving(*models: Path | ModelSource, keys: KeyRing | None = None, **changes: object) -> Iterator[Running]:
     """Serve checkpoints on a free port of the loopback interface with settings changed."""
     settings = Settings.model_validate({"model": models, "max_n": 16, **changes})
     engine, _ = make_engine(settings)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(http_config(engine, settings))
+    server = uvicorn.Server(http_config(engine, settings, keys))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     engine.start()
     thread.start()

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from server.app import MAX_HEADER_BYTES, RequestId
+from server.access import MAX_HEADER_BYTES, HalfAnswerError, RequestId
+from server.metrics import Metrics
 from tests.server.running import Running, assert_error, wait_until
 
 
@@ -29,7 +30,7 @@ def test_an_unexpected_failure_has_an_id_that_its_log_names(
     wait_until(lambda: any(record.name == "prime.access" for record in caplog.records))
     assert "ZeroDivisionError" in caplog.text
     access = [record.getMessage() for record in caplog.records if record.name == "prime.access"]
-    assert access[-1].startswith(f"{request_id} /metrics 500 ")
+    assert access[-1].startswith(f"{request_id} GET /metrics 500 ")
     assert server.client.get("/health").status_code == 200
 
 
@@ -43,10 +44,18 @@ def _run(app: Any, **scope: Any) -> list[Message]:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    filled = {"type": "http", "raw_path": b"/", "query_string": b"", "headers": [], **scope}
+    filled = {
+        "type": "http",
+        "method": "GET",
+        "path": "/",
+        "raw_path": b"/",
+        "query_string": b"",
+        "headers": [],
+        **scope,
+    }
     try:
-        asyncio.run(RequestId(app)(filled, _unused, send))
-    except ZeroDivisionError:
+        asyncio.run(RequestId(app, Metrics().http, ["/"])(filled, _unused, send))
+    except HalfAnswerError:
         sent.append({"type": "raised"})
     return sent
 

@@ -20,7 +20,7 @@ from server.batcher import Job
 from server.failures import EngineError, UnavailableError
 from server.model_queue import WARM_UP_TOKENS
 from server.settings import Settings
-from tests.server.running import NAME, Gate, Running, assert_error, make_engine, serving, wait_until
+from tests.server.running import NAME, Gate, Running, assert_error, make_engine, serving, submit, wait_until
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_a_denoiser_that_raises_fails_the_callers_of_that_call_only(
         if len(calls) == 4:
             after(lengths)
         if len(calls) == 3:
-            raise MemoryError("out of memory at step 3")
+            raise RuntimeError("a fault at step 3")
 
     server.denoiser.hook = fail_on_third
     first = background.post(max_tokens=20, steps="exact")
@@ -210,6 +210,38 @@ def test_a_hanging_call_is_not_ready(
     assert server.client.get("/ready").json() == {"status": "ready"}
 
 
+def test_a_hang_outside_of_calls_is_not_ready(
+    server: Running, background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopwatch, "MIN_STALL_S", 0.2)
+    monkeypatch.setattr(stopwatch, "STALL_FACTOR", 0.0)
+    queue, gate = server.engine.queues[NAME], Gate()
+    hand_out = queue.hand_out
+
+    def hang(*arguments: Any) -> None:
+        gate([])
+        hand_out(*arguments)
+
+    monkeypatch.setattr(queue, "hand_out", hang)
+    reply = background.post(max_tokens=3)
+    assert gate.entered.wait(60)
+    wait_until(lambda: server.client.get("/ready").json() == {"status": "stalled"})
+    gate.opened.set()
+    assert reply.result().status_code == 200
+    wait_until(lambda: server.client.get("/ready").json() == {"status": "ready"})
+
+
+def test_fault_21_a_hang_shows_within_five_seconds(server: Running, background: Background) -> None:
+    gate = server.denoiser.hook = Gate()
+    reply = background.post(max_tokens=3)
+    assert gate.entered.wait(60)
+    started = time.monotonic()
+    wait_until(lambda: server.engine.state == "stalled")
+    assert 3 < time.monotonic() - started < 5
+    gate.opened.set()
+    assert reply.result().status_code == 200
+
+
 def test_drain_refuses_the_new_and_finishes_the_old(model_path: Path) -> None:
     with serving(model_path) as running:
         gate = running.denoiser.hook = Gate()
@@ -244,14 +276,6 @@ def test_a_dead_thread_is_noticed_and_fails_its_callers(model_path: Path) -> Non
             assert running.client.get("/health").status_code == 200
     finally:
         threading.excepthook = excepthook
-
-
-def submit(engine: engine_module.Engine, num_tokens: int) -> Job:
-    rows = prepare_rows(engine.queues[NAME].checkpoint, max_tokens=num_tokens, steps=3, seed=0).rows
-    engine.reserve(NAME, len(rows))
-    job = Job(NAME, list(rows), time.monotonic())
-    engine.submit(job)
-    return job
 
 
 def test_crashes_of_the_loop_fail_the_callers_and_end_the_engine_when_repeated(

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+
+import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.metrics import Metrics
-from tests.server.running import CONTEXT, Running
+from tests.server.running import CONTEXT, Running, wait_until
 
 
 def series(server: Running) -> dict[str, float]:
@@ -23,6 +31,15 @@ def series(server: Running) -> dict[str, float]:
 def test_health_and_ready(server: Running) -> None:
     assert server.client.get("/health").json() == {"status": "ok"}
     assert server.client.get("/ready").json() == {"status": "ready"}
+
+
+def test_a_second_request_on_a_connection_does_not_wait_for_an_acknowledgement(server: Running) -> None:
+    durations_s = []
+    for _ in range(20):
+        started_s = time.perf_counter()
+        server.client.get("/health")
+        durations_s.append(time.perf_counter() - started_s)
+    assert min(durations_s) < 0.03  # with Nagle's algorithm all of them take over 0.04 s
 
 
 def test_info_says_what_is_loaded_and_no_path(server: Running) -> None:
@@ -84,13 +101,73 @@ def test_metrics_count_what_happened(server: Running) -> None:
     )
 
 
-def test_nothing_that_a_client_sends_becomes_a_series(server: Running) -> None:
+NUM_ODD = int(os.environ.get("MDM_ODD_REQUESTS", "2000"))
+
+
+def odd_requests(number: int) -> Iterator[bytes]:
+    """Requests that differ in every place where a client can write something."""
+    head = f"HTTP/1.1\r\nHost: x\r\nX-Request-Id: id{number}\r\nContent-Type: application/json\r\n"
+    yield f"GET /path{number}?q={number} {head}\r\n".encode()
+    yield f"M{number} /generate {head}\r\n".encode()
+    for body in (json.dumps({"model": f"model{number}"}), json.dumps({f"key{number}": 1})):
+        yield f"POST /generate {head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
+
+
+def send_odd_requests(server: Running, numbers: Sequence[int]) -> int:
+    """Send them one after the other over one connection; return how many were answered."""
+    address, num_answers = httpx.URL(server.url), 0
+    with socket.create_connection((address.host, address.port), 60) as connection:
+        answers = connection.makefile("rb")
+        for request in itertools.chain.from_iterable(map(odd_requests, numbers)):
+            connection.sendall(request)
+            length = 0
+            while (line := answers.readline().lower()) not in (b"\r\n", b""):
+                if line.startswith(b"content-length:"):
+                    length = int(line.split(b":")[1])
+            num_answers += len(answers.read(length)) == length > 0
+    return num_answers
+
+
+def test_fault_18_nothing_that_a_client_sends_becomes_a_series(server: Running) -> None:
+    assert send_odd_requests(server, [0]) == 4
     before = series(server).keys()
-    for index in range(10):
-        server.client.get(f"/path{index}")
-        server.post(model=f"model{index}")
-        server.post(**{f"key{index}": 1})
+    assert send_odd_requests(server, range(1, 1 + NUM_ODD // 4)) == NUM_ODD // 4 * 4
     assert series(server).keys() == before
+
+
+def test_http_requests_are_counted_by_route_method_and_status(server: Running) -> None:
+    def count(route: str, method: str, status: str) -> float:
+        labels = {"route": route, "method": method, "status": status}
+        return server.engine.metrics.registry.get_sample_value("prime_http_requests_total", labels) or 0
+
+    for method, path, route, status in [
+        ("GET", "/health", "/health", "200"),
+        ("POST", "/generate", "/generate", "422"),
+        ("DELETE", "/generate", "/generate", "405"),
+        ("GET", "/generate/nowhere", "other", "404"),
+        ("BREW", "/info", "/info", "405"),
+    ]:
+        key = (route, "other" if method == "BREW" else method, status)
+        before = count(*key)
+        server.client.request(method, path, json={"n": 0} if method == "POST" else None)
+        wait_until(lambda key=key, before=before: count(*key) == before + 1)  # type: ignore[misc]
+    assert "prime_http_requests_in_progress 1.0" in server.client.get("/metrics").text  # the one that asks
+    total = series(server)["prime_http_request_duration_seconds_count[('route', '/health')]"]
+    assert total == count("/health", "GET", "200") >= 1
+
+
+OF_THE_CONTRACT = """
+num_requests_running num_requests_waiting request_success_total rejected_total e2e_request_latency_seconds_bucket
+request_queue_time_seconds_bucket request_nfe_bucket generation_tokens_total images_total denoiser_calls_total
+row_steps_total row_steps_skipped_total step_duration_seconds_bucket batch_rows_bucket batch_padding_ratio_bucket
+model_info http_requests_total http_request_duration_seconds_bucket http_requests_in_progress
+"""
+
+
+def test_every_metric_of_the_contract_is_there(both: Running) -> None:
+    both.client.get("/health")
+    there = {name.partition("[")[0] for name in series(both)}
+    assert {f"prime_{name}" for name in OF_THE_CONTRACT.split()} <= there
 
 
 def test_padding_is_the_share_of_tokens_that_only_fill_a_call_up() -> None:

@@ -1,0 +1,138 @@
+"""What surrounds every request: the bound of its head, its id, its line in the log and its place in the metrics."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Collection
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.errors import ApiError, internal_error, new_request_id
+from server.http_metrics import METHODS, OTHER, HttpMetrics
+
+access_log = logging.getLogger("prime.access")
+
+# uvicorn bounds a head only while it is incomplete, so one that arrives in a single read may be larger.
+MAX_HEADER_BYTES = 2**16
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class HalfAnswerError(RuntimeError):
+    """A request failed when half of its answer was out; the connection is closed, so that it cannot pass for whole."""
+
+
+class RequestId:
+    """Bounds the head; gives each request an id (header X-Request-Id), one line in the log and one count.
+
+    The id is the client's if it is made of up to 64 letters, digits, '.', '_' and '-'; else a new one. Exceptions that
+    nobody expected are answered here: further out, their answers would carry no id. The line holds nothing else that a
+    client can choose: neither path nor query, only the route, and the name of a loaded model.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: HttpMetrics, routes: Collection[str]) -> None:
+        """Surround an app.
+
+        Args:
+            app: what answers.
+            metrics: where to count.
+            routes: templates of all routes; others are not named.
+        """
+        self.app = app
+        self._metrics = metrics
+        self._routes = frozenset(routes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = scope.setdefault("state", {})["request_id"] = _request_id(scope)
+        started_s = time.monotonic()
+        status = 0
+        app = _headers_too_large if _head_bytes(scope) > MAX_HEADER_BYTES else self.app
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            with self._metrics.in_progress():
+                await app(scope, receive, send_with_id)
+        except Exception as error:  # noqa: BLE001  # it is logged by `internal_error`, without its text
+            answer = internal_error(request_id, error)
+            if status:
+                raise HalfAnswerError(request_id) from None  # its own text is not for the log
+            await answer.response()(scope, receive, send_with_id)
+        finally:
+            self._note(scope, status, time.monotonic() - started_s)
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count a request and write its line."""
+        route = getattr(scope.get("route"), "path", scope["path"])
+        route = route if route in self._routes else OTHER
+        method = scope["method"] if scope["method"] in METHODS else OTHER
+        self._metrics.done(route, method, status, seconds)
+        state = scope["state"]
+        details = {**({"key": state["key_name"]} if "key_name" in state else {}), **_work(state)}
+        fields = {
+            "request_id": state["request_id"],
+            "method": method,
+            "route": route,
+            "status": status,
+            "duration_s": round(seconds, 6),
+            **details,
+        }
+        access_log.info(
+            "%s %s %s %d %.1f ms%s",
+            state["request_id"],
+            method,
+            route,
+            status,
+            1000 * seconds,
+            "".join(f" {name}={value}" for name, value in details.items()),
+            extra={"fields": fields},
+        )
+
+
+def _work(state: dict[str, Any]) -> dict[str, Any]:
+    """Return what a request cost the engine."""
+    jobs = state.get("jobs", [])
+    work = {"model": state["model"]} if "model" in state else {}
+    if not jobs:
+        return work
+    started_s = [job.started_s for job in jobs if job.started_s is not None]
+    return {
+        **work,
+        "rows": sum(len(job.rows) for job in jobs),
+        "nfe": sum(row.next_event for job in jobs for row in job.rows),
+        "queue_s": round(min(started_s) - jobs[0].arrived_s, 6) if started_s else None,
+    }
+
+
+def _request_id(scope: Scope) -> str:
+    """Return the id that a client gave its request, if it is a plain one, else a new one."""
+    given = [value for name, value in scope["headers"] if name == b"x-request-id"]
+    if len(given) == 1 and _REQUEST_ID.fullmatch(given[0]):
+        return bytes(given[0]).decode()
+    return new_request_id()
+
+
+def _head_bytes(scope: Scope) -> int:
+    fields = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+    return len(scope["raw_path"]) + len(scope["query_string"]) + fields
+
+
+async def _headers_too_large(scope: Scope, receive: Receive, send: Send) -> None:
+    error = ApiError(
+        431,
+        "headers_too_large",
+        f"the head of the request is over {MAX_HEADER_BYTES} bytes",
+        headers={"Connection": "close"},
+    )
+    await error.response()(scope, receive, send)

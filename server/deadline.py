@@ -1,0 +1,36 @@
+"""How long a request may take: the server's limit, or less if the client says so in a header.
+
+All of it is counted by `time.monotonic`, so no change of the clock moves a deadline.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+
+from fastapi import Request
+
+from server.errors import ApiError
+
+HEADER = "X-Request-Timeout"
+_SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
+
+
+def deadline_of(request: Request, max_request_s: float) -> float:
+    """Return when a request that has just been read must be answered, as `time.monotonic()` will tell.
+
+    Args:
+        request: may have the header X-Request-Timeout, in seconds.
+        max_request_s: the longest time there is, and the default.
+
+    Raises:
+        ApiError: 422 for a header that is no such time.
+    """
+    values = request.headers.getlist(HEADER)
+    seconds = max_request_s
+    if values:
+        seconds = float(values[0]) if len(values) == 1 and _SECONDS.fullmatch(values[0]) else 0.0
+        if not 0 < seconds <= max_request_s:
+            message = f"the header {HEADER} must be a number of seconds above 0 and at most {max_request_s:g}"
+            raise ApiError(422, "invalid_header", message, param=HEADER)
+    return time.monotonic() + seconds

@@ -1,0 +1,76 @@
+"""Asks for an API key before any route but /health and /ready, when keys are set.
+
+A key comes as ``Authorization: Bearer KEY``, or as the password of HTTP Basic, which is how a browser asks its user.
+The user name of Basic is not looked at.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from server.errors import ApiError
+from server.keys import MAX_KEY_CHARS, KeyRing
+
+OPEN_PATHS = frozenset({"/health", "/ready"})
+# Browsers read one challenge of a header field, so each has a field of its own.
+CHALLENGES = ('Bearer realm="prime"', 'Basic realm="prime", charset="UTF-8"')
+_MAX_HEADER_BYTES = 2 * MAX_KEY_CHARS + 1024  # base64 of a key and a user name
+
+
+class RequireKey:
+    """Middleware: answers 401 unless a request brings a key that is accepted; notes the key's name for the log."""
+
+    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
+        """Put a door before an app; one without keys stands open.
+
+        Args:
+            app: what is behind it.
+            keys: which are accepted.
+        """
+        self.app = app
+        self.keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http" or not self.keys or scope["path"] in OPEN_PATHS:
+            await self.app(scope, receive, send)
+            return
+        key = _key_of(scope)
+        name = None if key is None else self.keys.name_of(key)
+        if name is None:
+            await _refuse(scope, receive, send)
+            return
+        scope.setdefault("state", {})["key_name"] = name
+        await self.app(scope, receive, send)
+
+
+def _key_of(scope: Scope) -> bytes | None:
+    """Return the key that a request brings, unchecked; None if it brings none, or two."""
+    values = [value for name, value in scope["headers"] if name == b"authorization"]
+    if len(values) != 1 or len(values[0]) > _MAX_HEADER_BYTES:
+        return None
+    scheme, _, rest = values[0].partition(b" ")
+    if scheme.lower() == b"bearer":
+        return bytes(rest.strip())
+    if scheme.lower() != b"basic":
+        return None
+    try:
+        pair = base64.b64decode(rest.strip(), validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    _, colon, password = pair.partition(b":")
+    return password if colon else None
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
+    error = ApiError(
+        401,
+        "invalid_api_key",
+        "this server asks for an API key; send it as the header Authorization: Bearer KEY",
+    ).response()
+    for challenge in CHALLENGES:
+        error.headers.append("WWW-Authenticate", challenge)
+    await error(scope, receive, send)
