@@ -130,6 +130,10 @@ def send_odd_requests(server: Running, numbers: Sequence[int]) -> int:
 
 def test_fault_18_nothing_that_a_client_sends_becomes_a_series(server: Running) -> None:
     assert send_odd_requests(server, [0]) == 4
+    series(server)
+    wait_until(
+        lambda: "prime_http_requests_total[('method', 'GET'), ('route', '/metrics')" in str(series(server))
+    )
     before = series(server).keys()
     assert send_odd_requests(server, range(1, 1 + NUM_ODD // 4)) == NUM_ODD // 4 * 4
     assert series(server).keys() == before
