@@ -17,9 +17,8 @@ from prime_core.checkpoint import load_checkpoint, save_checkpoint
 from prime_core.config import CodecConfig
 from prime_core.models.build import build_denoiser
 from prime_core.sample import sample
-from server.keys import KeyRing
 from server.model_queue import LoadedModel
-from server.reload import Reloader, reload_model
+from server.reload import reload_model
 from tests.server.processes import Served
 from tests.server.running import NAME, Gate, Running, hooked, serving, wait_until
 from tests.server.test_engine import Background
@@ -182,8 +181,3 @@ def test_sighup_reads_keys_and_checkpoints_again(folder: Path, tmp_path: Path) -
         wait_until(lambda: ask("a-third-key-as-long").status_code == 200)
         served.signal(signal.SIGTERM)
         assert served.wait() == 0
-
-
-def test_a_reloader_of_keys_alone_needs_no_engine() -> None:
-    reloader = Reloader(KeyRing())
-    reloader._read_again(True)
