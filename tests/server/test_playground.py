@@ -112,7 +112,9 @@ def test_files_are_only_read(server: Running, path: str, method: str) -> None:
 
 def test_the_page_refers_to_what_is_there(server: Running) -> None:
     page = Page((FOLDER / "index.html").read_text("utf-8"))
-    assert {"playground/app.js", "playground/style.css"} <= set(page.links)
+    assert {"playground/app.js", *(f"playground/{path.name}" for path in FOLDER.glob("*.css"))} <= set(
+        page.links
+    )
     for link in page.links:
         if link.startswith("#"):
             assert link[1:] in page.ids
