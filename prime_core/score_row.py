@@ -107,7 +107,7 @@ class ScoreRow:
         states: what the network is shown.
         nats: (K, 2) float64, the contribution of each state to `nelbo` and to `coded_loss`; filled in call by call.
         token_nats: (L, 2) float64, the same for each token, summed over the states; None if nobody asks.
-        next_state: index of the state that comes next.
+        next_event: index of the state that comes next, and the number of calls it has had.
         failed: the network gave no finite probabilities for it; it takes no further call.
     """
 
@@ -116,7 +116,7 @@ class ScoreRow:
     states: MaskedStates
     nats: Tensor
     token_nats: Tensor | None = None
-    next_state: int = 0
+    next_event: int = 0
     failed: bool = False
 
     @property
@@ -127,7 +127,7 @@ class ScoreRow:
     @property
     def remaining(self) -> int:
         """Denoiser calls left."""
-        return 0 if self.failed else len(self.nats) - self.next_state
+        return 0 if self.failed else len(self.nats) - self.next_event
 
     @property
     def done(self) -> bool:
@@ -138,16 +138,16 @@ class ScoreRow:
     def label(self) -> int | None:
         """What the network is conditioned on in the next call."""
         labels = self.states.labels
-        return None if labels is None else int(labels[self.next_state])
+        return None if labels is None else int(labels[self.next_event])
 
     @property
     def event(self) -> Event:
         """The next call: which digits it masks, and the tokens they are digits of."""
-        masked = self.states.masked[self.next_state]
+        masked = self.states.masked[self.next_event]
         due = masked.view(self.y.shape)
         positions = due.any(-1).nonzero()[:, 0]
-        t = float(self.states.t[self.next_state])
-        return Event(self.next_state, t, positions, due[positions], masked.nonzero()[:, 0])
+        t = float(self.states.t[self.next_event])
+        return Event(self.next_event, t, positions, due[positions], masked.nonzero()[:, 0])
 
     def record(self, positions: Tensor, nll: SubtokenNLL) -> bool:
         """Count what the next state costs and move on; False if that is not finite, and the row has failed.
@@ -158,14 +158,14 @@ class ScoreRow:
         """
         # Digit by digit first: the bound before the coded loss, in `nats` as everywhere.
         each = torch.stack([nll.digits, nll.coded], -1).double()
-        each *= self.states.masked.shape[1] / int(self.states.masked[self.next_state].sum())
+        each *= self.states.masked.shape[1] / int(self.states.masked[self.next_event].sum())
         if not bool(each.isfinite().all()):
             self.failed = True
             return False
-        self.nats[self.next_state] = each.sum(0)
+        self.nats[self.next_event] = each.sum(0)
         if self.token_nats is not None:
             self.token_nats[positions] += each
-        self.next_state += 1
+        self.next_event += 1
         return True
 
 

@@ -87,6 +87,7 @@ class Engine:
         self._wake = self._room.lock
         self._draining = False
         self._stopping = False
+        self._abandoned = False
         self._warm = False
         self._thread = threading.Thread(target=self._run, name="prime-engine", daemon=True)
 
@@ -241,13 +242,13 @@ class Engine:
         with self._wake:
             self._stopping = True
             self._wake.notify_all()
-        if self._thread.is_alive():
+        if self._thread.is_alive() and not self._abandoned:
             self._thread.join(timeout_s)
 
     def abandon(self) -> None:
         """Fail whoever waits for a thread that hangs, before the process ends; nothing may be asked of it later."""
         with self._wake:
-            self._stopping = True
+            self._stopping = self._abandoned = True
         for queue in self.queues.values():
             queue.fail_all(UnavailableError("the engine hangs"), for_good=True)
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
@@ -29,13 +29,11 @@ from server.failures import (
     DeadlineError,
     EngineError,
     MemoryFullError,
-    ModelFailedError,
-    QueueFullError,
     UnavailableError,
 )
 from server.feed import Changes, Feed
-from server.metrics import Rejection
 from server.model_queue import ModelQueue
+from server.refusals import check_deadline, failure_of, reserve
 from server.schemas.base import Limits, Timings
 
 
@@ -137,14 +135,14 @@ async def start_request(
     """
     engine = service.engine
     arrived_s, deadline_s = time.monotonic(), deadline_of(request, service.max_request_s)
-    _reserve(engine, model, num_rows)
+    reserve(engine, model, num_rows)
     submitted = False
     try:
         prepared = await asyncio.get_running_loop().run_in_executor(service.pool, prepare)
         rows = list(prepared.rows)
         feed = _feed_of(rows, engine.queues[model]) if followed else None
         job = Job(model, rows, arrived_s, feed=feed, deadline_s=deadline_s)
-        _check_deadline(engine, job)
+        check_deadline(engine, job)
         engine.submit(job)
         submitted = True
         request.state.jobs = [*getattr(request.state, "jobs", []), job]  # for its line in the log
@@ -152,7 +150,7 @@ async def start_request(
     except CanvasError as error:
         raise ApiError(422, "invalid_value", str(error), param=error.param) from None
     except UnavailableError as error:
-        raise _failure(engine, model, error) from None
+        raise failure_of(engine, model, error) from None
     finally:
         if not submitted:
             engine.release(num_rows)
@@ -185,7 +183,7 @@ class Running(Generic[_Prepared]):
             await _wait(self.job, self.request)
             return await self.in_thread(finish, self.prepared, self.job)
         except (NonFiniteError, MemoryFullError, DeadlineError, EngineError, UnavailableError) as error:
-            raise _failure(engine, model, error) from None
+            raise failure_of(engine, model, error) from None
         except (ClientDisconnect, asyncio.CancelledError):
             engine.metrics.fail(model, "cancelled")
             raise
@@ -238,51 +236,6 @@ def timings_of(job: Job) -> Timings:
     )
 
 
-def _reserve(engine: Engine, model: str, num_rows: int) -> None:
-    try:
-        engine.reserve(model, num_rows)
-    except QueueFullError as error:
-        engine.metrics.reject(model, "queue_full")
-        raise ApiError(
-            429,
-            "queue_full",
-            f"the queue holds at most {engine.max_queue_rows} rows; try again in {error.retry_after_s} s",
-            headers={"Retry-After": str(error.retry_after_s)},
-        ) from None
-    except UnavailableError as error:
-        reason: Rejection = "draining" if engine.state == "draining" else _unavailable_reason(error)
-        engine.metrics.reject(model, reason)
-        raise ApiError(503, reason, _UNAVAILABLE[reason]) from None
-
-
-def _check_deadline(engine: Engine, job: Job) -> None:
-    """Refuse a job that cannot be done in time, however the queue moves.
-
-    Only what is certain counts: the number of its calls, which the plans tell, and the time of the fastest call that
-    the model ever made. Whoever waits in front may leave, so the queue is no reason.
-    """
-    queue = engine.queues[job.model]
-    if queue.least_seconds(job.rows) > job.seconds_left:
-        engine.metrics.reject(job.model, "deadline")
-        calls = max(row.remaining for row in job.rows)
-        raise ApiError(
-            504,
-            "deadline_unreachable",
-            f"the {calls} denoiser calls of this request take longer than its time; lower steps or allow more time",
-        )
-
-
-_UNAVAILABLE: dict[Rejection, str] = {
-    "draining": "the server is shutting down; send the request to another instance",
-    "unavailable": "the engine has stopped; send the request to another instance",
-    "model_failed": "this model has failed and is out of service; send the request to another instance",
-}
-
-
-def _unavailable_reason(error: UnavailableError) -> Literal["unavailable", "model_failed"]:
-    return "model_failed" if isinstance(error, ModelFailedError) else "unavailable"
-
-
 async def _wait(job: Job, request: Request) -> None:
     """Wait until the engine has finished the job, the client has gone or the time is over, whichever is first.
 
@@ -315,30 +268,3 @@ async def _first_of(*awaitables: Awaitable[object], timeout_s: float | None = No
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _failure(engine: Engine, model: str, error: Exception) -> ApiError:
-    """Count the failure of an accepted request and return its answer."""
-    if isinstance(error, NonFiniteError):
-        engine.metrics.fail(model, "non_finite")
-        return ApiError(500, "non_finite", "the model gave no finite probabilities for this request")
-    if isinstance(error, MemoryFullError):
-        engine.metrics.fail(model, "out_of_memory")
-        message = (
-            "this request does not fit in the memory that is free; ask for fewer tokens, or try again later"
-        )
-        return ApiError(503, "out_of_memory", message)
-    if isinstance(error, DeadlineError):
-        engine.metrics.fail(model, "deadline")
-        message = (
-            "the request was not finished in time; lower n or steps, allow more time, or try again later"
-        )
-        return ApiError(504, "deadline_exceeded", message)
-    if isinstance(error, UnavailableError):
-        reason = _unavailable_reason(error)
-        engine.metrics.fail(model, reason)
-        return ApiError(503, reason, _UNAVAILABLE[reason])
-    engine.metrics.fail(model, "engine_error")
-    return ApiError(
-        500, "engine_error", "the denoiser failed in a call that this request was part of; try again"
-    )

@@ -87,10 +87,10 @@ FAULTS = """
     test_engine.py::test_a_row_that_is_not_finite_fails_alone
 20. a call that raises
     test_engine.py::test_a_denoiser_that_raises_fails_the_callers_of_that_call_only
-    test_process.py::test_faults_one_after_the_other_leave_the_same_bytes
+    test_process.py::test_faults_one_after_the_other_leave_the_same_bytes_until_the_thread_dies
 21. an engine that hangs or dies
-    test_engine.py::test_fault_21_a_hang_shows_within_five_seconds
-    test_process.py::test_fault_21_a_thread_that_dies_ends_the_process
+    test_process.py::test_fault_21_a_hang_shows_within_five_seconds_and_ends_the_process_if_it_lasts
+    test_process.py::test_faults_one_after_the_other_leave_the_same_bytes_until_the_thread_dies
     test_main.py::test_a_dead_engine_ends_the_process_with_an_error
 22. out of memory
     test_memory.py::test_fault_22_a_call_without_memory_is_made_again_with_half_the_rows

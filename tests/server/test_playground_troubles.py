@@ -81,8 +81,8 @@ class Guard:
 def test_a_key_is_asked_for_and_kept_for_this_tab_only(
     window: Browser, model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def guarded(engine: Engine, settings: Settings) -> uvicorn.Config:
-        config = http_config(engine, settings)
+    def guarded(engine: Engine, settings: Settings, *others: object) -> uvicorn.Config:
+        config = http_config(engine, settings, *others)  # type: ignore[arg-type]
         config.app = Guard(config.app)  # type: ignore[arg-type]
         return config
 

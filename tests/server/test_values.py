@@ -10,7 +10,7 @@ import pytest
 from prime_core.tokenizer import Tokenizer
 from server.checking import checked_request
 from server.errors import ApiError
-from server.schemas.base import Limits
+from server.schemas.base import STREAM_RULE, Limits
 from server.schemas.text import text_request
 from tests.server.running import CONTEXT, Running, assert_error, serving
 
@@ -52,10 +52,7 @@ def test_limits_stand_in_the_messages(server: Running) -> None:
         "steps": (10**6, 'steps must be an integer from 1 to 4096, or "exact"'),
         "top_k": (10**6, "top_k must be an integer from 0 (off) to 257"),
         "seed": (-1, "seed must be an integer from 0 to 2^64 - 1, or null for one that the server draws"),
-        "stream": (
-            1,
-            "stream must be true (server-sent events: `denoise` frames, then the answer, then [DONE]) or false",
-        ),
+        "stream": (1, f"stream must be {STREAM_RULE}"),
     }
     for field, (value, message) in expected.items():
         assert assert_error(server.post(**{field: value}), 422, "invalid_value", field) == message

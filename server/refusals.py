@@ -1,0 +1,92 @@
+"""The answers to requests that the engine does not take, or does not finish; each is counted."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from prime_core.prepare import NonFiniteError
+from server.batcher import Job
+from server.engine import Engine
+from server.errors import ApiError
+from server.failures import DeadlineError, MemoryFullError, ModelFailedError, QueueFullError, UnavailableError
+from server.metrics import Rejection
+
+
+def reserve(engine: Engine, model: str, num_rows: int) -> None:
+    """Take room for the rows of a request, or count its refusal.
+
+    Raises:
+        ApiError: 429 if the queue is full, 503 if no requests are taken.
+    """
+    try:
+        engine.reserve(model, num_rows)
+    except QueueFullError as error:
+        engine.metrics.reject(model, "queue_full")
+        raise ApiError(
+            429,
+            "queue_full",
+            f"the queue holds at most {engine.max_queue_rows} rows; try again in {error.retry_after_s} s",
+            headers={"Retry-After": str(error.retry_after_s)},
+        ) from None
+    except UnavailableError as error:
+        reason: Rejection = "draining" if engine.state == "draining" else _unavailable_reason(error)
+        engine.metrics.reject(model, reason)
+        raise ApiError(503, reason, _UNAVAILABLE[reason]) from None
+
+
+def check_deadline(engine: Engine, job: Job) -> None:
+    """Refuse a job that cannot be done in time, however the queue moves.
+
+    Only what is certain counts: the number of its calls, which the plans tell, and the time of the fastest call that
+    the model ever made. Whoever waits in front may leave, so the queue is no reason.
+
+    Raises:
+        ApiError: 504.
+    """
+    queue = engine.queues[job.model]
+    if queue.least_seconds(job.rows) > job.seconds_left:
+        engine.metrics.reject(job.model, "deadline")
+        calls = max(row.remaining for row in job.rows)
+        raise ApiError(
+            504,
+            "deadline_unreachable",
+            f"the {calls} denoiser calls of this request take longer than its time; lower steps or allow more time",
+        )
+
+
+_UNAVAILABLE: dict[Rejection, str] = {
+    "draining": "the server is shutting down; send the request to another instance",
+    "unavailable": "the engine has stopped; send the request to another instance",
+    "model_failed": "this model has failed and is out of service; send the request to another instance",
+}
+
+
+def _unavailable_reason(error: UnavailableError) -> Literal["unavailable", "model_failed"]:
+    return "model_failed" if isinstance(error, ModelFailedError) else "unavailable"
+
+
+def failure_of(engine: Engine, model: str, error: Exception) -> ApiError:
+    """Count the failure of an accepted request and return its answer."""
+    if isinstance(error, NonFiniteError):
+        engine.metrics.fail(model, "non_finite")
+        return ApiError(500, "non_finite", "the model gave no finite probabilities for this request")
+    if isinstance(error, MemoryFullError):
+        engine.metrics.fail(model, "out_of_memory")
+        message = (
+            "this request does not fit in the memory that is free; ask for fewer tokens, or try again later"
+        )
+        return ApiError(503, "out_of_memory", message)
+    if isinstance(error, DeadlineError):
+        engine.metrics.fail(model, "deadline")
+        message = (
+            "the request was not finished in time; lower n or steps, allow more time, or try again later"
+        )
+        return ApiError(504, "deadline_exceeded", message)
+    if isinstance(error, UnavailableError):
+        reason = _unavailable_reason(error)
+        engine.metrics.fail(model, reason)
+        return ApiError(503, reason, _UNAVAILABLE[reason])
+    engine.metrics.fail(model, "engine_error")
+    return ApiError(
+        500, "engine_error", "the denoiser failed in a call that this request was part of; try again"
+    )
