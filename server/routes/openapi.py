@@ -14,8 +14,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504)
 }
 
-STREAM = {MEDIA_TYPE: {"schema": {"type": "string"}}}
-"""Content of an answer that may also be a stream."""
+STREAM: dict[str, Any] = {MEDIA_TYPE: {}}
+"""Content of an answer that may also be a stream; OpenAPI 3.1 has no words for what its events hold."""
 
 
 def models_of(engine: Engine, kind: Kind) -> list[str]:
