@@ -1,7 +1,8 @@
 """Asks for an API key before any route but /health and /ready, when keys are set.
 
 A key comes as ``Authorization: Bearer KEY``, or as the password of HTTP Basic, which is how a browser asks its user.
-The user name of Basic is not looked at.
+The user name of Basic is not looked at. A browser sends a password that it remembers with whatever any page asks of this
+server, so Basic does not count in a request that a page of another site has caused (``Sec-Fetch-Site``).
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def _key_of(scope: Scope) -> bytes | None:
     scheme, _, rest = values[0].partition(b" ")
     if scheme.lower() == b"bearer":
         return bytes(rest.strip())
-    if scheme.lower() != b"basic":
+    if scheme.lower() != b"basic" or (b"sec-fetch-site", b"cross-site") in scope["headers"]:
         return None
     try:
         pair = base64.b64decode(rest.strip(), validate=True)

@@ -85,6 +85,16 @@ def test_keys_that_are_accepted(locked: Running, header: str) -> None:
     assert response.status_code == 200
 
 
+@pytest.mark.parametrize(("site", "status"), [("cross-site", 401), ("same-origin", 200), ("none", 200)])
+def test_a_remembered_password_does_not_count_for_pages_of_other_sites(
+    locked: Running, site: str, status: int
+) -> None:
+    headers = {"authorization": basic("a", KEY), "sec-fetch-site": site}
+    assert locked.client.get("/info", headers=headers).status_code == status
+    bearer = {"authorization": f"Bearer {KEY}", "sec-fetch-site": site}  # which no browser adds by itself
+    assert locked.client.get("/info", headers=bearer).status_code == 200
+
+
 BAD_HEADERS = [
     b"",
     b"Bearer",
