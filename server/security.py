@@ -1,8 +1,8 @@
 """Asks for an API key before any route but /health and /ready, when keys are set.
 
 A key comes as ``Authorization: Bearer KEY``, or as the password of HTTP Basic, which is how a browser asks its user.
-The user name of Basic is not looked at. A browser sends a password that it remembers with whatever any page asks of this
-server, so Basic does not count in a request that a page of another site has caused (``Sec-Fetch-Site``).
+The user name of Basic is not looked at. A browser sends a password that it remembers with whatever any page asks of
+this server, so Basic does not count in a request that a page of another site has caused (``Sec-Fetch-Site``).
 """
 
 from __future__ import annotations
