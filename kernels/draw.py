@@ -16,32 +16,39 @@ from kernels.truncate import truncate
 CACHED_SCORES = 2**18
 """So many scores are worked on at a time on a CPU: 1 MB stays in its cache, and needs no fresh pages every time."""
 
+SMALL_VOCAB_SIZE = 1024
+"""Up to so many tokens the references work on whole rows: there an operation costs more than what it works on."""
+
 
 def draw_by_scores(
-    scores: Tensor, u: Tensor, temperature: Tensor, top_k: Tensor | None, top_p: Tensor | None
+    scores: Tensor, u: Tensor, temperature: Tensor | None, top_k: Tensor | None, top_p: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Return the column (R,) drawn, and whether there is anything to draw (R,).
 
     Args:
         scores: (R, N) float32, -inf excludes a column.
         u: (R,) float64 in (0, 1).
-        temperature: (R,) float32; 0 takes the first of the largest scores.
+        temperature: (R,) float32; 0 takes the first of the largest scores. None: 1 for every row.
         top_k: (R,) int64, 0 = all; None: all of every row.
         top_p: (R,) float32 in (0, 1]; None: 1 for every row.
     """
     best = scores.amax(-1)
-    if not bool(temperature.any()):
+    if temperature is not None and not bool(temperature.any()):
         return scores.argmax(-1), best.gt(-torch.inf)
     column = draw_tokens(kept_weights(scores, best, temperature, top_k, top_p), u)
     # Greedy rows are decided by scores: exp gives nearly equal ones the same weight. No truncation removes the best.
-    greedy = (temperature == 0).nonzero()[:, 0]
-    if len(greedy):
+    if temperature is not None and not bool(temperature.all()):
+        greedy = (temperature == 0).nonzero()[:, 0]
         column[greedy] = scores[greedy].argmax(-1)
     return column, best.gt(-torch.inf)
 
 
 def kept_weights(
-    scores: Tensor, best: Tensor, temperature: Tensor, top_k: Tensor | None, top_p: Tensor | None
+    scores: Tensor,
+    best: Tensor,
+    temperature: Tensor | None,
+    top_k: Tensor | None,
+    top_p: Tensor | None,
 ) -> Tensor:
     """Return softmax(scores / temperature) (R, N), 0 outside the top k and the top p; NaN where best is not finite.
 
@@ -49,11 +56,12 @@ def kept_weights(
         scores: (R, N) float32.
         best: (R,) float32, the largest score of each row.
         temperature: (R,) float32; rows at 0 get the weights of temperature 1: they are decided by their best score.
+            None: 1 for every row.
         top_k: (R,) int64, 0 = all; None: all of every row.
         top_p: (R,) float32 in (0, 1]; None: 1 for every row.
     """
-    divisor = torch.where(temperature > 0, temperature, 1.0)
-    if bool(divisor.eq(1).all()):
+    divisor = torch.ones_like(best) if temperature is None else torch.where(temperature > 0, temperature, 1.0)
+    if temperature is None or bool(divisor.eq(1).all()):
         # Bitwise as below: softmax subtracts the largest score too, which is 0 there.
         weights = scores.softmax(-1)
     else:
@@ -83,6 +91,9 @@ def draw_tokens(weights: Tensor, u: Tensor) -> Tensor:
         (R,) int64.
     """
     vocab_size = weights.shape[-1]
+    if vocab_size <= SMALL_VOCAB_SIZE:
+        cumulative = weights.double().cumsum(-1)
+        return first_above(cumulative, u * cumulative[:, -1])
     block, share = draw_blocks(block_sums(weights), u)
     columns = columns_of(block, vocab_size)
     inside = weights.gather(-1, columns.clamp(max=vocab_size - 1))
@@ -137,8 +148,10 @@ def draw_inside(block: Tensor, weights: Tensor, share: Tensor) -> Tensor:
 def first_above(cumulative: Tensor, target: Tensor) -> Tensor:
     """Return the first index (R,) where the cumulative sums (R, N) exceed the target (R,).
 
-    Rounding may put the target an ulp above the total: then it is the last entry with any mass, never an
-    empty one.
+    Rounding may put the target at the total or an ulp above: then it is the last entry with any mass, never an empty
+    one. A row without any mass gets its first entry.
     """
-    index = torch.searchsorted(cumulative.contiguous(), target[:, None].contiguous(), right=True)[:, 0]
-    return torch.minimum(index, cumulative.argmax(-1))
+    total = cumulative[:, -1]
+    below = torch.minimum(target, total.nextafter(torch.zeros_like(total)))
+    index = torch.searchsorted(cumulative.contiguous(), below[:, None].contiguous(), right=True)[:, 0]
+    return index.where(total > 0, 0)

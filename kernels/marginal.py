@@ -21,7 +21,7 @@ from torch import Tensor
 
 from kernels.backend import Backend, choose_backend
 from kernels.draw import few_at_a_time, first_above, kept_weights
-from kernels.reveal import Revealed
+from kernels.reveal import Revealed, write_changed
 from kernels.token_digits import TokenDigits
 
 
@@ -31,7 +31,7 @@ def reveal_digits(
     due: Tensor,
     digits: Tensor | TokenDigits,
     u: Tensor,
-    temperature: Tensor,
+    temperature: Tensor | None,
     top_k: Tensor | None,
     top_p: Tensor | None,
     *,
@@ -48,6 +48,7 @@ def reveal_digits(
             `TokenDigits`.
         u: (R, S) float64 in (0, 1), one number per digit; those of digits that are not due are not used.
         temperature: (R,) float32, at least 0; 0 takes the digits of the most probable token (the lowest id of equals).
+            None: 1 for every row.
         top_k: (R,) int64, number of tokens to keep, 0 = all. None: all of every row, which saves the search.
         top_p: (R,) float32 in (0, 1], the smallest set of most probable tokens with at least this mass is kept. None:
             1 for every row.
@@ -77,7 +78,7 @@ def reveal_digits_(
     due: Tensor,
     digits: Tensor | TokenDigits,
     u: Tensor,
-    temperature: Tensor,
+    temperature: Tensor | None,
     top_k: Tensor | None,
     top_p: Tensor | None,
     *,
@@ -94,7 +95,7 @@ def reveal_digits_(
         due: (R, S) as in `reveal_digits`, like all that follow.
         digits: the digits of every token.
         u: (R, S) float64.
-        temperature: (R,) float32.
+        temperature: (R,) float32 or None.
         top_k: (R,) int64 or None.
         top_p: (R,) float32 or None.
         mask_index: b.
@@ -114,7 +115,7 @@ def reveal_digits_(
             state, *launch_marginal(logits, state, positions, due, tokens, u, temperature, top_k, top_p)
         )
     revealed = _reveal_rows(tokens, logits, state[positions], due, u, temperature, top_k, top_p)
-    state[positions[revealed.changed]] = revealed.y[revealed.changed]
+    write_changed(state, positions, revealed)
     return revealed._replace(y=state)
 
 
@@ -153,7 +154,7 @@ def _reveal_rows(
     y: Tensor,
     due: Tensor,
     u: Tensor,
-    temperature: Tensor,
+    temperature: Tensor | None,
     top_k: Tensor | None,
     top_p: Tensor | None,
 ) -> Revealed:
@@ -165,10 +166,10 @@ def _reveal_rows(
         scores = logits[rows].float()
         best = scores.amax(-1)
         finite[rows] = best.lt(torch.inf) & best.gt(-torch.inf)  # amax hands NaN on, and NaN < inf is False
-        k, p = (part if part is None else part[rows] for part in (top_k, top_p))
-        drawn = _quantiles(tokens, kept_weights(scores, best, temperature[rows], k, p), u[rows], due[rows])
-        greedy = (temperature[rows] == 0).nonzero()[:, 0]
-        if len(greedy):
+        heat, k, p = (part if part is None else part[rows] for part in (temperature, top_k, top_p))
+        drawn = _quantiles(tokens, kept_weights(scores, best, heat, k, p), u[rows], due[rows])
+        if heat is not None and not bool(heat.all()):
+            greedy = (heat == 0).nonzero()[:, 0]
             drawn[greedy] = tokens.table[scores[greedy].argmax(-1)]
         written[rows] = drawn
     return Revealed(torch.where(due & finite[:, None], written.to(y.dtype), y), finite, finite & needed)

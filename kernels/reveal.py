@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kernels.backend import Backend, choose_backend
 from kernels.draw import (
+    SMALL_VOCAB_SIZE,
     block_sums,
     columns_of,
     draw_blocks,
@@ -49,7 +50,7 @@ def reveal_tokens(
     due: Tensor,
     digits: Tensor | TokenDigits,
     u: Tensor,
-    temperature: Tensor,
+    temperature: Tensor | None,
     top_k: Tensor | None,
     top_p: Tensor | None,
     *,
@@ -64,7 +65,8 @@ def reveal_tokens(
         due: (R, S) bool, the masked digits to write. A row where nothing is due costs next to nothing.
         digits: the digits of every token, (V, S) int64; a caller that draws more than once keeps `TokenDigits`.
         u: (R,) float64 in (0, 1).
-        temperature: (R,) float32, at least 0; 0 takes the most probable token (the lowest id of equals).
+        temperature: (R,) float32, at least 0; 0 takes the most probable token (the lowest id of equals). None: 1 for
+            every row.
         top_k: (R,) int64, number of tokens to keep, 0 = all; of equally probable tokens the lowest ids are
             kept. None: all of every row, which saves the search.
         top_p: (R,) float32 in (0, 1], the smallest set of most probable tokens with at least this mass is
@@ -95,7 +97,7 @@ def reveal_tokens_(
     due: Tensor,
     digits: Tensor | TokenDigits,
     u: Tensor,
-    temperature: Tensor,
+    temperature: Tensor | None,
     top_k: Tensor | None,
     top_p: Tensor | None,
     *,
@@ -112,7 +114,7 @@ def reveal_tokens_(
         due: (R, S) as in `reveal_tokens`, like all that follow.
         digits: the digits of every token.
         u: (R,) float64.
-        temperature: (R,) float32.
+        temperature: (R,) float32 or None.
         top_k: (R,) int64 or None.
         top_p: (R,) float32 or None.
         mask_index: b.
@@ -133,8 +135,22 @@ def reveal_tokens_(
         )
     rows = _Rows(logits, state[positions], u, temperature, top_k, top_p)
     revealed = _reveal_rows(tokens, rows, due)
-    state[positions[revealed.changed]] = revealed.y[revealed.changed]
+    write_changed(state, positions, revealed)
     return revealed._replace(y=state)
+
+
+def write_changed(state: Tensor, positions: Tensor, revealed: Revealed) -> None:
+    """Write the digits of the rows that changed into a packed state; the positions of the others may repeat any.
+
+    Args:
+        state: (T, S), written.
+        positions: (R,) int64.
+        revealed: of the R rows.
+    """
+    if bool(revealed.changed.all()):
+        state[positions] = revealed.y
+    else:
+        state[positions[revealed.changed]] = revealed.y[revealed.changed]
 
 
 class _Rows(NamedTuple):
@@ -143,7 +159,7 @@ class _Rows(NamedTuple):
     logits: Tensor
     y: Tensor
     u: Tensor
-    temperature: Tensor
+    temperature: Tensor | None
     top_k: Tensor | None
     top_p: Tensor | None
 
@@ -152,13 +168,15 @@ class _Rows(NamedTuple):
 
     def settings_of(self, rows: Tensor | slice) -> _Rows:
         """Select everything but the logits, which stay those of all rows."""
-        top_k = None if self.top_k is None else self.top_k[rows]
-        top_p = None if self.top_p is None else self.top_p[rows]
-        return _Rows(self.logits, self.y[rows], self.u[rows], self.temperature[rows], top_k, top_p)
+        optional = (self.temperature, self.top_k, self.top_p)
+        selected = (None if part is None else part[rows] for part in optional)
+        return _Rows(self.logits, self.y[rows], self.u[rows], *selected)
 
     def plain(self) -> Tensor:
         """Which rows (R,) are drawn from all their weights."""
-        plain = self.temperature > 0
+        plain = (
+            torch.ones_like(self.u, dtype=torch.bool) if self.temperature is None else self.temperature > 0
+        )
         if self.top_k is not None:
             plain &= (self.top_k <= 0) | (self.top_k >= self.logits.shape[-1])
         if self.top_p is not None:
@@ -168,6 +186,8 @@ class _Rows(NamedTuple):
 
 def _reveal_rows(tokens: TokenDigits, rows: _Rows, due: Tensor) -> Revealed:
     """Draw for all rows: `reveal_tokens` on plain torch."""
+    if tokens.vocab_size <= SMALL_VOCAB_SIZE:
+        return _reveal_short_rows(tokens, rows, due)
     needed = due.any(-1)
     best = rows.logits.amax(-1)
     # The tokens of one visible digit are few, and all others have no part in the draw.
@@ -185,9 +205,30 @@ def _reveal_rows(tokens: TokenDigits, rows: _Rows, due: Tensor) -> Revealed:
         chosen = kind.nonzero()[:, 0]
         if len(chosen):
             token[chosen], possible[chosen] = draw(tokens, rows, chosen)
-    finite = ~needed | possible & best.lt(torch.inf)  # amax hands NaN on, and NaN < inf is False
-    written = tokens.table[token].to(rows.y.dtype)
-    return Revealed(torch.where(due & finite[:, None], written, rows.y), finite, needed & finite)
+    return _written(tokens, rows.y, due, token, possible & best.lt(torch.inf))
+
+
+def _reveal_short_rows(tokens: TokenDigits, rows: _Rows, due: Tensor) -> Revealed:
+    """Draw for all rows of few tokens, of any kind."""
+    scores = torch.where(tokens.contradicted(rows.y), -torch.inf, rows.logits.float())
+    token, possible = draw_by_scores(scores, rows.u, rows.temperature, rows.top_k, rows.top_p)
+    return _written(tokens, rows.y, due, token, possible & rows.logits.amax(-1).lt(torch.inf))
+
+
+def _written(tokens: TokenDigits, y: Tensor, due: Tensor, token: Tensor, possible: Tensor) -> Revealed:
+    """Write the digits that are due of the tokens (R,) where they could be drawn.
+
+    Args:
+        tokens: the digits of every token.
+        y: (R, S) before.
+        due: (R, S) bool.
+        token: (R,) int64.
+        possible: (R,) bool. Written `amax() < inf`, so that NaN, which `amax` hands on, is not possible.
+    """
+    needed = due.any(-1)
+    finite = possible | ~needed
+    written = tokens.table[token].to(y.dtype)
+    return Revealed(torch.where(due & finite[:, None], written, y), finite, needed & finite)
 
 
 def _draw_plain(tokens: TokenDigits, rows: _Rows, chosen: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,7 +247,8 @@ def _draw_plain(tokens: TokenDigits, rows: _Rows, chosen: Tensor) -> tuple[Tenso
     want, care = (part[:, None].to(tokens.packed.dtype) for part in tokens.visible(rows.y[chosen]))
     excluded = (columns >= vocab_size) | ((tokens.packed[inside] ^ want) & care).ne(0)
     scores = torch.where(excluded, -torch.inf, rows.logits[chosen[:, None], inside].float())
-    weights = kept_weights(scores, scores.amax(-1), rows.temperature[chosen], None, None)
+    temperature = None if rows.temperature is None else rows.temperature[chosen]
+    weights = kept_weights(scores, scores.amax(-1), temperature, None, None)
     return draw_inside(block, weights, share), best.gt(-torch.inf)
 
 

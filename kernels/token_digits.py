@@ -1,10 +1,10 @@
 """The digits of every token in the forms that the draws read: made once for a codec, kept by the caller.
 
 All digits of a token are packed into one integer, digit j in bits of its own. So carry-over (MDM-Prime, arXiv
-2505.18495, section 3.3) costs one XOR and one AND per token, whatever the permutation of the codec: token x agrees
-with the visible digits of a row where
+2505.18495, section 3.3) costs one AND and one comparison per token, whatever the permutation of the codec: token x
+agrees with the visible digits of a row where
 
-    (packed[x] ^ want) & care == 0,     want: the visible digits packed, care: all bits of the visible digits.
+    packed[x] & care == want,     want: the visible digits packed, care: all bits of the visible digits.
 
 For V = 50257 that is a table of 2 bytes a token if b is a power of two or S <= 4. No (S, V, b) table exists.
 
@@ -85,10 +85,15 @@ class TokenDigits:
         """S."""
         return self.table.shape[1]
 
-    @property
+    @cached_property
     def shifts(self) -> Tensor:
         """Lowest bit (S,) of every digit."""
         return torch.arange(self.num_digits - 1, -1, -1, device=self.table.device) * self.num_bits
+
+    @cached_property
+    def _digit_bits(self) -> Tensor:
+        """All bits (S,) int64 of every digit."""
+        return (1 << self.num_bits) - 1 << self.shifts
 
     def visible(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return what tokens must agree with: (want, care), both (R,) int64.
@@ -98,13 +103,13 @@ class TokenDigits:
         """
         shown = y != self.mask_index
         want = (torch.where(shown, y, 0).long() << self.shifts).sum(-1)
-        care = (shown.long() * ((1 << self.num_bits) - 1) << self.shifts).sum(-1)
+        care = torch.where(shown, self._digit_bits, 0).sum(-1)
         return want, care
 
     def contradicted(self, y: Tensor) -> Tensor:
         """Return which tokens (R, V) bool disagree with the visible digits of y (R, S)."""
         want, care = (part[:, None].to(self.packed.dtype) for part in self.visible(y))
-        return (self.packed ^ want).bitwise_and_(care).ne(0)
+        return (self.packed & care).ne(want)
 
     @cached_property
     def candidates(self) -> Candidates | None:

@@ -17,8 +17,8 @@ sub-tokens, Q sub-tokens masked again before one event, M before all events, N s
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
@@ -33,6 +33,7 @@ Steps = int | Literal["exact"]
 
 # exp(-64) is far below the smallest uniform number, 2^-53: whoever spends this has surely moved.
 _CERTAIN = 64.0
+_NOTHING = torch.zeros(0, dtype=torch.int64)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -53,6 +54,15 @@ class Event:
     positions: Tensor
     due: Tensor
     remasked: Tensor
+
+
+class _Numbers(NamedTuple):
+    """Tensors of a plan as sequences of Python numbers, without a copy: to read one costs no tensor operation."""
+
+    steps: Sequence[int]
+    times: Sequence[float]
+    offsets: Sequence[int]
+    remask_offsets: Sequence[int]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -78,11 +88,16 @@ class RevealPlan:
     num_steps: int
     remask_offsets: Tensor
     remasked: Tensor
+    _numbers: _Numbers = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        parts = (self.steps, self.times, self.offsets, self.remask_offsets)
+        object.__setattr__(self, "_numbers", _Numbers(*(part.numpy().data for part in parts)))
 
     @property
     def nfe(self) -> int:
         """Denoiser calls of this row: the number of function evaluations."""
-        return len(self.steps)
+        return len(self._numbers.steps)
 
     @property
     def steps_skipped(self) -> int:
@@ -103,6 +118,11 @@ class RevealPlan:
         """All events in order, each made when it is asked for."""
         return (self.event(index) for index in range(self.nfe))
 
+    def span(self, index: int) -> tuple[int, int]:
+        """Return start and stop of an event's positions in the tensors over all T positions."""
+        offsets = self._numbers.offsets
+        return offsets[index], offsets[index + 1]
+
     def event(self, index: int) -> Event:
         """Return one event; its tensors are views of the plan.
 
@@ -114,14 +134,15 @@ class RevealPlan:
         """
         if not 0 <= index < self.nfe:
             raise IndexError(f"index must be in 0..{self.nfe - 1}, got {index}")
-        start, stop = self.offsets[index : index + 2].tolist()
-        masked_from, masked_to = self.remask_offsets[index : index + 2].tolist()
+        start, stop = self.span(index)
+        numbers = self._numbers
+        masked_from, masked_to = numbers.remask_offsets[index], numbers.remask_offsets[index + 1]
         return Event(
-            step=int(self.steps[index]),
-            t=float(self.times[index]),
+            step=numbers.steps[index],
+            t=numbers.times[index],
             positions=self.positions[start:stop],
             due=self.due[start:stop],
-            remasked=self.remasked[masked_from:masked_to],
+            remasked=self.remasked[masked_from:masked_to] if masked_to > masked_from else _NOTHING,
         )
 
 

@@ -5,13 +5,14 @@ Shapes: L tokens, S digits a token.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from prime_core.canvas import Canvas
 from prime_core.correctors import Corrector
 from prime_core.curves import TimeWarp
+from prime_core.draw_settings import DrawSettings, draw_settings
 from prime_core.plan import Event, RevealPlan, Steps, draw_plan
 from prime_core.schedule import Schedule
 from prime_core.settings import SamplingSettings
@@ -25,24 +26,26 @@ class Row:
         y: (L, S) int64, the digits so far.
         plan: its events.
         settings: how its tokens are drawn.
+        draws: the same, position by position of the plan.
         seed: 0..2**64-1.
         label: what the network is conditioned on; None for networks without labels.
         next_event: index of the event that comes next.
         failed: the network gave no finite logits for it; it takes no further step.
+        length: number of tokens L.
     """
 
     y: Tensor
     plan: RevealPlan
     settings: SamplingSettings
+    draws: DrawSettings
     seed: int
     label: int | None = None
     next_event: int = 0
     failed: bool = False
+    length: int = field(init=False)
 
-    @property
-    def length(self) -> int:
-        """Number of tokens L."""
-        return len(self.y)
+    def __post_init__(self) -> None:
+        self.length = len(self.y)
 
     @property
     def remaining(self) -> int:
@@ -58,6 +61,11 @@ class Row:
     def event(self) -> Event:
         """The event that comes next."""
         return self.plan.event(self.next_event)
+
+    @property
+    def next_draws(self) -> DrawSettings:
+        """How the tokens of the next event are drawn."""
+        return self.draws.between(*self.plan.span(self.next_event))
 
 
 def new_row(
@@ -89,4 +97,4 @@ def new_row(
         ValueError: if an argument is out of range, see `draw_plan`.
     """
     plan = draw_plan(canvas.free, schedule, steps, seed, eps, warp=warp, corrector=corrector)
-    return Row(canvas.y.clone(), plan, settings, seed, label)
+    return Row(canvas.y.clone(), plan, settings, draw_settings(plan, settings, seed), seed, label)

@@ -11,7 +11,7 @@ Shapes: L tokens, S digits a token, M = L S, K states, P tokens with a masked di
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -109,6 +109,7 @@ class ScoreRow:
         token_nats: (L, 2) float64, the same for each token, summed over the states; None if nobody asks.
         next_event: index of the state that comes next, and the number of calls it has had.
         failed: the network gave no finite probabilities for it; it takes no further call.
+        length: number of tokens L.
     """
 
     y: Tensor
@@ -118,11 +119,10 @@ class ScoreRow:
     token_nats: Tensor | None = None
     next_event: int = 0
     failed: bool = False
+    length: int = field(init=False)
 
-    @property
-    def length(self) -> int:
-        """Number of tokens L."""
-        return len(self.y)
+    def __post_init__(self) -> None:
+        self.length = len(self.y)
 
     @property
     def remaining(self) -> int:

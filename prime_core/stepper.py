@@ -7,30 +7,30 @@ neighbours. Rows that are scored (`prime_core.score_row`) share calls with rows 
 the same, and only what is made of their logits differs.
 
 Shapes: B rows, L tokens of a row, T packed tokens, S digits a token, V tokens of the vocabulary, P positions of
-one row's event, R positions of all events, Q digits that one event masks again.
+one row's event, R positions of the events of one kind of rows, Q digits that one event masks again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from kernels.marginal import reveal_digits
-from kernels.noise import Purpose, seed_words, uniform
-from kernels.reveal import Revealed, reveal_tokens
+from kernels.marginal import reveal_digits_
+from kernels.nll import SubtokenNLL, subtoken_nll
+from kernels.reveal import Revealed, reveal_tokens_
 from kernels.token_digits import TokenDigits
 from prime_core.codec import SubtokenCodec
 from prime_core.curves import MAX_TEMPERATURE
+from prime_core.draw_settings import join_draw_settings
 from prime_core.models.denoiser import Denoiser, device_of, filled_size
 from prime_core.plan import Event
 from prime_core.row import Row, new_row
-from prime_core.score_call import score_rows
 from prime_core.score_row import ScoreRow
-from prime_core.settings import SamplingSettings
+from prime_core.settings import Draw, SamplingSettings
 
 __all__ = ["MAX_TEMPERATURE", "AnyRow", "Row", "SamplingSettings", "StepResult", "Stepper", "new_row"]
 
@@ -58,29 +58,28 @@ class StepResult(NamedTuple):
     remasked: Tensor
 
 
-class _Draws(NamedTuple):
-    """How the tokens of R gathered positions are drawn.
+class _Part(NamedTuple):
+    """The rows of one kind in a call. Their positions share chunks of logits.
 
     Attributes:
-        y: (R, S) int64, the digits before the draw.
-        due: (R, S) bool, the digits to reveal.
-        u: (R, S) float64, one uniform number per digit.
-        temperature: (R,) float32.
-        top_k: (R,) int64.
-        top_p: (R,) float32.
-        marginal: (R,) bool, whether digits are drawn alone.
+        kind: how tokens are drawn, or that they are scored.
+        rows: the rows.
+        events: the next event of each.
+        starts: the first packed token of each.
+        positions: (R,) int64 on the CPU, packed tokens of all events.
+        chunks: positions whose logits exist at a time; they sum to R.
     """
 
-    y: Tensor
-    due: Tensor
-    u: Tensor
-    temperature: Tensor
-    top_k: Tensor
-    top_p: Tensor
-    marginal: Tensor
+    kind: Draw | Literal["scored"]
+    rows: Sequence[AnyRow]
+    events: Sequence[Event]
+    starts: Sequence[int]
+    positions: Tensor
+    chunks: Sequence[int]
 
-    def select(self, rows: Tensor) -> _Draws:
-        return _Draws(*(part[rows] for part in self))
+    def split(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """Cut a tensor over R positions into what belongs to each row."""
+        return tuple(tensor.split([len(event.positions) for event in self.events]))
 
 
 class Stepper:
@@ -103,7 +102,9 @@ class Stepper:
 
     @torch.inference_mode()
     def step(self, rows: Sequence[AnyRow]) -> list[StepResult]:
-        """Advance every row by its next event.
+        """Advance every row by its next event. If anything raises, no row has moved.
+
+        The digits of rows move to where the network is, and stay there.
 
         Args:
             rows: rows that are not done, each once; all have a label, or none has.
@@ -113,179 +114,159 @@ class Stepper:
         """
         if not rows:
             return []
-        drawn = [row for row in rows if isinstance(row, Row)]
-        scored = [row for row in rows if isinstance(row, ScoreRow)]
-        every: list[AnyRow] = [*drawn, *scored]
-        events = [row.event for row in every]
-        states = [
-            _masked_again(row, event, self.codec.mask_index) for row, event in zip(every, events, strict=True)
-        ]
-        # The positions of one kind lie together: tokens are drawn for the first, and looked up for the others.
-        first, second = slice(len(drawn)), slice(len(drawn), None)
-        chunks, more = _chunk_sizes(events[first]), _chunk_sizes(events[second])
-        features = self._features(every, events, states, [*chunks, *more])
+        parts = _parts(rows)
+        every = [row for part in parts for row in part.rows]
+        fill = self.denoiser.fill([row.length for row in every])
+        y_t = self._states(parts, sum(fill))
+        features = self._features(parts, every, fill, y_t)
+        outcomes, start = [], 0
+        for part in parts:
+            stop = start + sum(map(filled_size, part.chunks))
+            of_kind = self._score if part.kind == "scored" else self._draw
+            outcomes.append(of_kind(part, y_t, features[start:stop]))
+            start = stop
         results: dict[AnyRow, StepResult] = {}
-        if drawn:
-            revealed = self._reveal_rows(drawn, events[first], states[first], features, chunks)
-            results.update(zip(drawn, revealed, strict=True))
-        if scored:
-            features = features[sum(map(filled_size, chunks)) :]
-            oks = score_rows(
-                self.denoiser, self._digits, scored, events[second], states[second], features, more
-            )
-            results.update(zip(scored, map(self._nothing_revealed, oks), strict=True))
+        for part, outcome in zip(parts, outcomes, strict=True):
+            moved = _drawn(part, y_t, outcome) if isinstance(outcome, Revealed) else _scored(part, outcome)
+            results.update(zip(part.rows, moved, strict=True))
         return [results[row] for row in rows]
 
-    def _reveal_rows(
-        self,
-        rows: Sequence[Row],
-        events: Sequence[Event],
-        states: Sequence[Tensor],
-        features: Any,
-        chunks: Sequence[int],
-    ) -> list[StepResult]:
-        """Draw and write what the events of some rows reveal."""
-        revealed = self._reveal(features, chunks, self._draws(rows, events, states))
-        sizes = [len(event.positions) for event in events]
-        parts = (part.split(sizes) for part in (revealed.y, revealed.finite))
-        return [_write(*result) for result in zip(rows, events, states, *parts, strict=True)]
+    def _states(self, parts: Sequence[_Part], num_filled: int) -> Tensor:
+        """Return the digits (T, S) that the call sees: a copy of those of the rows, and masked tokens behind them."""
+        num_digits, mask_index = self.codec.target_length, self.codec.mask_index
+        rows = [row for part in parts for row in part.rows]
+        for row in rows:
+            row.y = row.y.to(self.device)
+        filling = torch.full((num_filled, num_digits), mask_index, device=self.device)
+        y_t = torch.cat([*(row.y for row in rows), filling])
+        remasked = [
+            event.remasked + start * num_digits
+            for part in parts
+            for event, start in zip(part.events, part.starts, strict=True)
+            if len(event.remasked)
+        ]
+        if remasked:
+            y_t.view(-1)[torch.cat(remasked).to(self.device)] = mask_index
+        return y_t
 
-    def _nothing_revealed(self, ok: bool) -> StepResult:
-        """Return the result of a row that was scored."""
-        nothing = torch.zeros(0, dtype=torch.int64)
-        return StepResult(nothing, nothing.view(0, 1).expand(0, self.codec.target_length), ok, nothing)
-
-    def _features(
-        self,
-        rows: Sequence[AnyRow],
-        events: Sequence[Event],
-        states: Sequence[Tensor],
-        chunks: Sequence[int],
-    ) -> Any:
-        """Run the trunk once over all rows; features of the due positions, each chunk of them filled up."""
-        lengths = [row.length for row in rows]
-        starts = [sum(lengths[:index]) for index in range(len(rows))]
-        fill = self.denoiser.fill(lengths)
-        masked = torch.full((sum(fill), self.codec.target_length), self.codec.mask_index, device=self.device)
-        y_t = torch.cat([*(y.to(self.device) for y in states), masked])
-        t = torch.tensor(
-            [event.t for event in events] + [1.0] * len(fill), dtype=torch.float64, device=self.device
-        )
-        positions = torch.cat([event.positions + start for event, start in zip(events, starts, strict=True)])
-        labels = self._labels(rows, len(fill))
+    def _features(self, parts: Sequence[_Part], rows: Sequence[AnyRow], fill: list[int], y_t: Tensor) -> Any:
+        """Run the trunk once; the features of the positions of all parts, each chunk of them filled up."""
+        times = [event.t for part in parts for event in part.events] + [1.0] * len(fill)
+        positions = _filled([chunk for part in parts for chunk in part.positions.split(part.chunks)])
         return self.denoiser.features(
-            y_t, lengths + fill, t, _filled_positions(positions, chunks).to(self.device), labels
+            y_t,
+            [row.length for row in rows] + fill,
+            torch.tensor(times, dtype=torch.float64, device=self.device),
+            positions.to(self.device),
+            self._labels(rows, len(fill)),
         )
 
     def _labels(self, rows: Sequence[AnyRow], num_filled: int) -> Tensor | None:
         """Return the labels (B,) of the rows of a call, 0 for those that fill it up; None if rows have none."""
-        labels = [row.label for row in rows if row.label is not None]
+        labels = [label for label in (row.label for row in rows) if label is not None]
         assert len(labels) in (0, len(rows)), "rows of one model all have a label, or none has"
         return torch.tensor(labels + [0] * num_filled, device=self.device) if labels else None
 
-    def _draws(self, rows: Sequence[Row], events: Sequence[Event], states: Sequence[Tensor]) -> _Draws:
-        """Gather how the tokens of all events are drawn; on the CPU but for the digits."""
-        num_digits = self.codec.target_length
-        counts = torch.tensor([len(event.positions) for event in events])
-        seeds = torch.tensor([seed_words(row.seed) for row in rows]).repeat_interleave(counts, 0)
-        # A digit that is revealed once numbers its draw by itself, and one that is revealed again by step and digit.
-        first = torch.tensor(
-            [
-                num_digits * (1 + event.step) if row.plan.remasks else 0
-                for row, event in zip(rows, events, strict=True)
-            ]
-        ).repeat_interleave(counts)
-        index = first[:, None] + torch.arange(num_digits)
-        positions = torch.cat([event.positions for event in events])[:, None].expand_as(index)
-        settings = [row.settings for row in rows]
-        temperatures = [s.temperature_at(event.t) for s, event in zip(settings, events, strict=True)]
-        top_k = [min(s.top_k, self.codec.vocab_size) for s in settings]
-        return _Draws(
-            y=torch.cat([y[e.positions.to(y.device)] for y, e in zip(states, events, strict=True)]),
-            due=torch.cat([event.due for event in events]),
-            u=uniform(seeds[:, None].expand(*index.shape, 2), positions, index, Purpose.DRAW),
-            temperature=torch.tensor(temperatures).repeat_interleave(counts),
-            top_k=torch.tensor(top_k).repeat_interleave(counts),
-            top_p=torch.tensor([s.top_p for s in settings]).repeat_interleave(counts),
-            marginal=torch.tensor([s.draw == "marginal" for s in settings]).repeat_interleave(counts),
-        )
-
-    def _reveal(self, features: Any, chunks: Sequence[int], draws: _Draws) -> Revealed:
-        """Draw the tokens of all gathered positions; the result is on the CPU."""
-        start, drawn = 0, []
-        for size, chunk in zip(
-            chunks, zip(*(part.split(chunks) for part in draws), strict=True), strict=True
-        ):
-            stop = start + filled_size(size)
-            drawn.append(self._reveal_chunk(self.denoiser.head(features[start:stop])[:size], _Draws(*chunk)))
-            start = stop
-        return Revealed(*(torch.cat(part).cpu() for part in zip(*drawn, strict=True)))
-
-    def _reveal_chunk(self, logits: Tensor, draws: _Draws) -> Revealed:
-        """Draw the tokens of one chunk of positions from their logits (R, V)."""
-        marginal = draws.marginal.nonzero()[:, 0]
-        if len(marginal) in (0, len(logits)):
-            return self._draw(logits, draws, marginal=len(marginal) > 0)
-        joint = (~draws.marginal).nonzero()[:, 0]
-        parts = [
-            self._draw(logits[rows.to(self.device)], draws.select(rows), marginal=rows is marginal)
-            for rows in (marginal, joint)
-        ]
-        order = torch.cat([marginal, joint]).argsort().to(self.device)
-        return Revealed(*(torch.cat(part)[order] for part in zip(*parts, strict=True)))
-
-    def _draw(self, logits: Tensor, draws: _Draws, *, marginal: bool) -> Revealed:
-        """Draw tokens, or every digit alone, from logits (R, V)."""
-        y, due, u, temperature = (part.to(self.device) for part in draws[:4])
-        # On the CPU it is known whether any row is truncated; without, a kernel reads the logits only once.
-        top_k = draws.top_k.to(self.device) if bool(draws.top_k.any()) else None
-        top_p = draws.top_p.to(self.device) if bool(draws.top_p.lt(1).any()) else None
-        mask_index = self.codec.mask_index
-        if marginal:
-            return reveal_digits(
-                logits, y, due, self._digits, u, temperature, top_k, top_p, mask_index=mask_index
+    def _draw(self, part: _Part, y_t: Tensor, features: Any) -> Revealed:
+        """Draw the tokens of all positions (R,) into the packed state; the result (R, S) is on the CPU."""
+        draw = reveal_digits_ if part.kind == "marginal" else reveal_tokens_
+        settings = join_draw_settings([row.next_draws for row in part.rows if isinstance(row, Row)])
+        settings = settings.to(self.device)
+        positions = part.positions.to(self.device)
+        due = torch.cat([event.due for event in part.events]).to(self.device)
+        drawn = [
+            draw(
+                logits,
+                y_t,
+                positions[chunk],
+                due[chunk],
+                self._digits,
+                *settings.between(chunk.start, chunk.stop),
+                mask_index=self.codec.mask_index,
             )
-        u = u.gather(1, due.int().argmax(-1, keepdim=True))[
-            :, 0
-        ]  # the lowest digit that is due numbers the draw
-        return reveal_tokens(
-            logits, y, due, self._digits, u, temperature, top_k, top_p, mask_index=mask_index
+            for chunk, logits in self._logits(part, features)
+        ]
+        finite, changed = (_joined(each).cpu() for each in zip(*(one[1:] for one in drawn), strict=True))
+        return Revealed(y_t[positions].cpu(), finite, changed)
+
+    def _score(self, part: _Part, y_t: Tensor, features: Any) -> SubtokenNLL:
+        """Return what all positions (R,) cost, on the CPU.
+
+        The head is the one that sampling uses, over chunks of the same sizes, so that a row's numbers do not depend on
+        its neighbours (the grouping of `kernels.linear_nll` would make them).
+        """
+        y = y_t[part.positions.to(self.device)]
+        scored = zip(part.rows, part.events, strict=True)
+        x_0 = torch.cat([row.x_0[event.positions] for row, event in scored if isinstance(row, ScoreRow)])
+        x_0 = x_0.to(self.device)
+        costs = [
+            subtoken_nll(logits, y[chunk], x_0[chunk], self._digits.table, self.codec.mask_index)
+            for chunk, logits in self._logits(part, features)
+        ]
+        return SubtokenNLL(*(_joined(each).cpu() for each in zip(*costs, strict=True)))
+
+    def _logits(self, part: _Part, features: Any) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the chunks of a part, each with its logits (chunk, V)."""
+        first, start = 0, 0
+        for size in part.chunks:
+            stop = start + filled_size(size)
+            yield slice(first, first + size), self.denoiser.head(features[start:stop])[:size]
+            first, start = first + size, stop
+
+
+def _parts(rows: Sequence[AnyRow]) -> list[_Part]:
+    """Sort the rows of a call by kind, and lay them end to end."""
+    by_kind: dict[Draw | Literal["scored"], list[AnyRow]] = {}
+    for row in rows:
+        by_kind.setdefault("scored" if isinstance(row, ScoreRow) else row.settings.draw, []).append(row)
+    parts, end = [], 0
+    for kind, own in by_kind.items():
+        events = [row.event for row in own]
+        *starts, end = accumulate((row.length for row in own), initial=end)
+        positions = torch.cat([event.positions + start for event, start in zip(events, starts, strict=True)])
+        whole, rest = divmod(len(positions), MAX_LOGIT_ROWS)
+        parts.append(
+            _Part(kind, own, events, starts, positions, [MAX_LOGIT_ROWS] * whole + [rest] * (rest > 0))
         )
+    return parts
 
 
-def _masked_again(row: AnyRow, event: Event, mask_index: int) -> Tensor:
-    """Return the digits (L, S) that the call of an event sees; the row itself is left as it is."""
-    if not len(event.remasked):
-        return row.y
-    y = row.y.clone()
-    y.view(-1)[event.remasked.to(y.device)] = mask_index
-    return y
+def _drawn(part: _Part, y_t: Tensor, revealed: Revealed) -> Iterator[StepResult]:
+    """Move rows on whose positions were drawn; one without finite logits is marked and left as it was."""
+    oks = [True] * len(part.rows)
+    if not bool(revealed.finite.all()):
+        oks = [bool(finite.all()) for finite in part.split(revealed.finite)]
+    digits = part.split(revealed.y)
+    for row, event, start, y, ok in zip(part.rows, part.events, part.starts, digits, oks, strict=True):
+        if ok:
+            row.y.copy_(y_t[start : start + row.length])
+            row.next_event += 1
+        else:
+            row.failed = True
+        yield StepResult(event.positions, y, ok, event.remasked)
 
 
-def _write(row: Row, event: Event, state: Tensor, y: Tensor, finite: Tensor) -> StepResult:
-    """Write the drawn digits (P, S) of one row and move it on, or mark it failed and leave it as it was."""
-    ok = bool(finite.all())
-    if ok:
-        row.y = state
-        row.y[event.positions.to(state.device)] = y.to(state.device)
-        row.next_event += 1
-    else:
-        row.failed = True
-    return StepResult(event.positions, y, ok, event.remasked)
+def _scored(part: _Part, nll: SubtokenNLL) -> Iterator[StepResult]:
+    """Let rows that are scored count what their positions cost."""
+    nothing = torch.zeros(0, dtype=torch.int64)
+    for row, event, own in zip(part.rows, part.events, zip(*map(part.split, nll), strict=True), strict=True):
+        assert isinstance(row, ScoreRow)
+        ok = row.record(event.positions, SubtokenNLL(*own))
+        yield StepResult(nothing, nothing.view(0, 1).expand(0, row.y.shape[1]), ok, nothing)
 
 
-def _chunk_sizes(events: Sequence[Event]) -> list[int]:
-    """Cut the positions of some events into chunks whose logits exist at a time."""
-    whole, rest = divmod(sum(len(event.positions) for event in events), MAX_LOGIT_ROWS)
-    return [MAX_LOGIT_ROWS] * whole + [rest] * (rest > 0)
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
-def _filled_positions(positions: Tensor, chunks: Sequence[int]) -> Tensor:
-    """Fill up every chunk of positions (R,), and then the whole, with position 0, whose features are not used.
+def _filled(chunks: Sequence[Tensor]) -> Tensor:
+    """Fill up every chunk of positions, and then the whole, with position 0, whose features are not used.
 
     Networks have matrix products over these rows too, and their shapes must be few (`filled_size`).
     """
-    filled = torch.cat(
-        [F.pad(chunk, (0, filled_size(len(chunk)) - len(chunk))) for chunk in positions.split(chunks)]
-    )
-    return F.pad(filled, (0, filled_size(len(filled)) - len(filled)))
+    parts, total = [], 0
+    for chunk in chunks:
+        size = filled_size(len(chunk))
+        parts += [chunk, chunk.new_zeros(size - len(chunk))]
+        total += size
+    return torch.cat([*parts, torch.zeros(filled_size(total) - total, dtype=torch.int64)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -77,7 +77,8 @@ class Batcher:
             raise ValueError(f"max_rows ({max_rows}) and max_tokens ({max_tokens}) must be at least 1")
         self.cap = RowCap(max_rows)
         self.max_tokens = max_tokens
-        self._entries: list[Entry] = []
+        self._waiting: dict[Job, list[Entry]] = {}  # the unfinished rows of every job, the oldest job first
+        self._lengths: Counter[int] = Counter()  # of these rows
 
     @property
     def max_rows(self) -> int:
@@ -85,7 +86,7 @@ class Batcher:
         return self.cap.now
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return self._lengths.total()
 
     def add(self, job: Job) -> None:
         """Append the unfinished rows of a job.
@@ -96,14 +97,14 @@ class Batcher:
         longest = max((row.length for row in job.rows), default=0)
         if longest > self.max_tokens:
             raise ValueError(f"a row has {longest} tokens, but a call holds at most {self.max_tokens}")
-        self._entries += _entries_of(job)
+        self._keep(job, _entries_of(job))
 
     def choose(self) -> list[Entry]:
         """Return the rows of the next call in turn; empty only if there are none."""
         chosen: list[Entry] = []
-        tokens = 0
-        for entry in _in_turn(self._entries):
-            if len(chosen) == self.max_rows:
+        tokens, shortest = 0, min(self._lengths, default=0)
+        for entry in _in_turn(self._waiting.values()):
+            if len(chosen) == self.max_rows or tokens + shortest > self.max_tokens:
                 break
             if tokens + entry.row.length <= self.max_tokens:
                 chosen.append(entry)
@@ -112,16 +113,29 @@ class Batcher:
 
     def jobs(self) -> list[Job]:
         """Return the jobs that have rows here, oldest first."""
-        return list(dict.fromkeys(entry.job for entry in self._entries))
+        return list(self._waiting)
 
     def drop(self, jobs: Iterable[Job]) -> None:
         """Forget all rows of some jobs."""
-        gone = set(jobs)
-        self._entries = [entry for entry in self._entries if entry.job not in gone]
+        for job in jobs:
+            self._keep(job, [])
 
-    def drop_finished(self) -> None:
-        """Forget the rows that have no event left."""
-        self._entries = [entry for entry in self._entries if not entry.row.done]
+    def drop_finished(self, jobs: Iterable[Job]) -> None:
+        """Forget the rows of some jobs that have no event left."""
+        for job in jobs:
+            held = self._waiting.get(job, ())
+            if any(entry.row.done for entry in held):
+                self._keep(job, [entry for entry in held if not entry.row.done])
+
+    def _keep(self, job: Job, entries: list[Entry]) -> None:
+        """Keep these rows of a job, which has its place among the others, and no more of it."""
+        self._lengths.subtract(entry.row.length for entry in self._waiting.get(job, ()))
+        self._lengths.update(entry.row.length for entry in entries)
+        self._lengths = +self._lengths
+        if entries:
+            self._waiting[job] = entries
+        else:
+            self._waiting.pop(job, None)
 
     def calls_until_free(self, num_rows: int, arriving: Iterable[Job] = ()) -> int:
         """Return about how many denoiser calls pass until the `num_rows` rows that are first in turn are finished.
@@ -130,8 +144,8 @@ class Batcher:
             num_rows: how many rows.
             arriving: jobs that are not here yet and come after those that are, oldest first.
         """
-        waiting = chain.from_iterable(map(_entries_of, arriving))
-        first = [entry.row for entry in islice(_in_turn(chain(self._entries, waiting)), num_rows)]
+        waiting = chain(self._waiting.values(), filter(None, map(_entries_of, arriving)))
+        first = [entry.row for entry in islice(_in_turn(waiting), num_rows)]
         row_calls = sum(row.remaining for row in first)
         token_calls = sum(row.remaining * row.length for row in first)
         caps = math.ceil(row_calls / self.max_rows), math.ceil(token_calls / self.max_tokens)
@@ -143,14 +157,17 @@ def _entries_of(job: Job) -> list[Entry]:
     return [Entry(job, row, output) for output, row in enumerate(job.rows) if not row.done]
 
 
-def _in_turn(entries: Iterable[Entry]) -> Iterator[Entry]:
-    """Return the first entries of all jobs in their order, then the second entries, and so on."""
-    turns: list[list[Entry]] = []
-    num_seen: dict[Job, int] = defaultdict(int)
-    for entry in entries:
-        turn = num_seen[entry.job]
-        if turn == len(turns):
-            turns.append([])
-        turns[turn].append(entry)
-        num_seen[entry.job] += 1
-    return chain.from_iterable(turns)
+def _in_turn(waiting: Iterable[Sequence[Entry]]) -> Iterator[Entry]:
+    """Yield the first entries of all jobs in their order, then the second entries, and so on.
+
+    Args:
+        waiting: the entries of every job, at least one each.
+    """
+    turn = 0
+    while waiting:
+        longer = []
+        for entries in waiting:
+            yield entries[turn]
+            if len(entries) > turn + 1:
+                longer.append(entries)
+        waiting, turn = longer, turn + 1

@@ -196,7 +196,7 @@ class Engine:
             queue = self.queues[job.model]
             if queue.failed:
                 raise ModelFailedError("the model has failed")
-            queue.inbox.append(job)
+            queue.put(job)
             self._wake.notify_all()
 
     def drain(self) -> None:

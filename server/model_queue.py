@@ -15,6 +15,7 @@ from prime_core.checkpoint import Checkpoint
 from prime_core.prepare import NonFiniteError, prepare_rows
 from prime_core.stepper import AnyRow, Stepper, StepResult
 from server.batcher import Batcher, Entry, Job
+from server.departures import Departures
 from server.failures import DeadlineError, EngineError, MemoryFullError
 from server.memory import free_cached_memory, is_out_of_memory
 from server.metrics import Metrics
@@ -102,11 +103,17 @@ class ModelQueue:
         self.faults = 0
         self.crashes = 0
         self.failed = False
+        self._departures = Departures()
         self._room = room
         self._stepper = Stepper(self.checkpoint.denoiser, self.checkpoint.codec)
         self._next: Checkpoint | None = None
         self._metrics = metrics
         metrics.add_model(self.name, self.kind, self.dtype, self.device, self._num_jobs)
+
+    def put(self, job: Job) -> None:
+        """Take a job on; whoever calls holds the room's lock."""
+        self._departures.watch(job)
+        self.inbox.append(job)
 
     # --- the turn of a model ------------------------------------------------------------------------------
 
@@ -122,10 +129,9 @@ class ModelQueue:
             for job in arrived:
                 self.batcher.add(job)
                 self.inbox.popleft()  # only now: a job must always be somewhere, for `fail_all` to find it
-            late = [job for job in self._jobs() if not job.seconds_left]
-            gone = [job for job in self._jobs() if job.done.cancelled() and job not in late]
-        self._finish(gone)
-        self._finish(late, DeadlineError("the deadline has passed"))
+            leaving = self._departures.take(self._jobs)
+        self._finish(leaving.gone)
+        self._finish(leaving.late, DeadlineError("the deadline has passed"))
         self._finish(job for job in arrived if all(row.done for row in job.rows))
 
     def choose(self) -> list[Entry]:
@@ -174,7 +180,7 @@ class ModelQueue:
         self._finish(broken, NonFiniteError("the denoiser gave no finite logits"))
         self._finish(job for job in touched - broken if all(row.done for row in job.rows))
         with self._room.lock:
-            self.batcher.drop_finished()
+            self.batcher.drop_finished(touched)
         self.crashes = 0
 
     def warm_up(self) -> None:
@@ -211,6 +217,8 @@ class ModelQueue:
     def _finish(self, jobs: Iterable[Job], error: Exception | None = None) -> None:
         """Give back the room of some jobs and resolve them, with an error if there is one."""
         finished = list(jobs)
+        if not finished:
+            return
         with self._room.lock:
             self.batcher.drop(finished)
             for job in finished:

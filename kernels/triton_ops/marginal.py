@@ -114,7 +114,7 @@ def launch_marginal(
     due: Tensor,
     tokens: TokenDigits,
     u: Tensor,
-    temperature: Tensor,
+    temperature: Tensor | None,
     top_k: Tensor | None,
     top_p: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
@@ -127,7 +127,7 @@ def launch_marginal(
         due: (R, S) bool.
         tokens: digits of every token.
         u: (R, S) float64.
-        temperature: (R,) float32.
+        temperature: (R,) float32; None: 1 for every row.
         top_k: (R,) int64 or None.
         top_p: (R,) float32 or None.
     """
@@ -135,7 +135,7 @@ def launch_marginal(
     finite, changed = torch.empty(2, num_rows, dtype=torch.bool, device=logits.device)
     if num_rows == 0:
         return finite, changed
-    temperature = temperature.contiguous()
+    temperature = u.new_ones(len(u), dtype=torch.float32) if temperature is None else temperature.contiguous()
     positions, top_k, top_p = (
         None if part is None else part.contiguous() for part in (positions, top_k, top_p)
     )

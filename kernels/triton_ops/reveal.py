@@ -158,7 +158,7 @@ def launch_reveal(
     due: Tensor,
     tokens: TokenDigits,
     u: Tensor,
-    temperature: Tensor,
+    temperature: Tensor | None,
     top_k: Tensor | None,
     top_p: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
@@ -171,7 +171,7 @@ def launch_reveal(
         due: (R, S) bool.
         tokens: digits of every token.
         u: (R,) float64.
-        temperature: (R,) float32.
+        temperature: (R,) float32; None: 1 for every row.
         top_k: (R,) int64 or None.
         top_p: (R,) float32 or None.
     """
@@ -179,7 +179,8 @@ def launch_reveal(
     finite, changed = torch.empty(2, num_rows, dtype=torch.bool, device=logits.device)
     if num_rows == 0:
         return finite, changed
-    u, temperature = u.contiguous(), temperature.contiguous()
+    temperature = torch.ones_like(u, dtype=torch.float32) if temperature is None else temperature.contiguous()
+    u = u.contiguous()
     positions, top_k, top_p = (
         None if part is None else part.contiguous() for part in (positions, top_k, top_p)
     )

@@ -72,13 +72,13 @@ def test_logits_are_bitwise_the_same_alone_and_among_others(
 ) -> None:
     model, codec = random_dit(dtype, time_conditioned=time_conditioned)
     seen: list[Tensor] = []
-    real = stepper_module.reveal_tokens
+    real = stepper_module.reveal_tokens_
 
     def spy(logits: Tensor, *arguments: Any, **options: Any) -> Any:
         seen.append(logits.clone())
         return real(logits, *arguments, **options)
 
-    monkeypatch.setattr(stepper_module, "reveal_tokens", spy)
+    monkeypatch.setattr(stepper_module, "reveal_tokens_", spy)
     Stepper(model, codec).step(mixed_rows(codec))
     together = torch.cat(seen)
     seen.clear()
@@ -136,15 +136,22 @@ def test_a_step_writes_only_what_is_due_and_reports_it() -> None:
 def test_noise_is_keyed_by_seed_position_and_lowest_due_digit(monkeypatch: pytest.MonkeyPatch) -> None:
     codec = SubtokenCodec(50, 3)
     seen: list[Tensor] = []
-    real = stepper_module.reveal_tokens
+    real = stepper_module.reveal_tokens_
 
     def spy(
-        logits: Tensor, y: Tensor, due: Tensor, digits: Tensor, u: Tensor, *rest: Any, **options: Any
+        logits: Tensor,
+        state: Tensor,
+        positions: Tensor,
+        due: Tensor,
+        digits: Any,
+        u: Tensor,
+        *rest: Any,
+        **options: Any,
     ) -> Any:
         seen.append(u)
-        return real(logits, y, due, digits, u, *rest, **options)
+        return real(logits, state, positions, due, digits, u, *rest, **options)
 
-    monkeypatch.setattr(stepper_module, "reveal_tokens", spy)
+    monkeypatch.setattr(stepper_module, "reveal_tokens_", spy)
     rows = [new_row(free_canvas(codec, 5), SCHEDULE, SamplingSettings(), 3, seed) for seed in (2**63, 8)]
     expected = torch.cat(
         [uniform(row.seed, row.event.positions, row.event.due.int().argmax(-1), Purpose.DRAW) for row in rows]

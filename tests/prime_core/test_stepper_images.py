@@ -107,15 +107,22 @@ def test_known_digits_stay_through_a_corrector() -> None:
 def test_digits_that_are_drawn_again_have_numbers_of_their_own(
     draw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = "reveal_digits" if draw == "marginal" else "reveal_tokens"
+    name = "reveal_digits_" if draw == "marginal" else "reveal_tokens_"
     seen: list[Tensor] = []
     real = getattr(stepper_module, name)
 
     def spy(
-        logits: Tensor, y: Tensor, due: Tensor, digits: Tensor, u: Tensor, *rest: Any, **options: Any
+        logits: Tensor,
+        state: Tensor,
+        positions: Tensor,
+        due: Tensor,
+        digits: Any,
+        u: Tensor,
+        *rest: Any,
+        **options: Any,
     ) -> Any:
         seen.append(u)
-        return real(logits, y, due, digits, u, *rest, **options)
+        return real(logits, state, positions, due, digits, u, *rest, **options)
 
     monkeypatch.setattr(stepper_module, name, spy)
     row = corrected_row(2**63, settings=SamplingSettings(draw=draw))

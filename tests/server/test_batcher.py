@@ -24,11 +24,12 @@ def lengths(batcher: Batcher) -> list[int]:
 
 
 def advance(batcher: Batcher) -> None:
-    for entry in batcher.choose():
+    chosen = batcher.choose()
+    for entry in chosen:
         made: Any = entry.row
         made.remaining -= 1
         made.done = made.remaining == 0
-    batcher.drop_finished()
+    batcher.drop_finished({entry.job for entry in chosen})
 
 
 def test_rows_take_turns_in_order_of_arrival_up_to_the_caps() -> None:
