@@ -34,6 +34,29 @@ def ops_table(document: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def memory_table(document: dict[str, Any]) -> str:
+    """Return the result of `prime-bench memory`."""
+    settings = document["settings"]
+    rows = [("task", "largest tensor", "MB", "peak MB")] + [
+        (
+            entry["task"],
+            " x ".join(map(str, entry["largest_tensor_shape"])),
+            _megabytes(entry["largest_tensor_bytes"]),
+            _megabytes(entry["peak_bytes"]),
+        )
+        for entry in document["tasks"]
+    ]
+    lines = [
+        machine_line(document),
+        f"{settings['model']} model, V={settings['vocab_size']}, S={settings['target_length']}, "
+        f"L={settings['length']}, B={settings['batch']}; all logits (B, L, V) would be "
+        f"{_megabytes(document['logits_bytes'])} MB",
+        "",
+        *columns(rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def train_table(document: dict[str, Any]) -> str:
     """Return the result of `prime-bench train`."""
     settings = document["settings"]
