@@ -16,7 +16,7 @@ from benchmarks.command_line import load_settings
 from benchmarks.main import BENCHMARKS, main
 from benchmarks.report import headlines
 
-SMOKE_BENCHMARKS = ("kernels", "sampler-text-gpu", "train", "server")
+SMOKE_BENCHMARKS = ("kernels", "sampler-text-gpu", "train", "memory", "server")
 
 
 def options(folder: Path, *arguments: str) -> argparse.Namespace:
