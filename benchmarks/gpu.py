@@ -137,6 +137,7 @@ def parts(options: argparse.Namespace, missing: dict[str, str]) -> list[Part]:
             sampler("text-gpu", 60),
             bench("train", "train", 60, *tiny, "--batch", "2", "--repeats", "1", "--peak-memory",
                   "skip"),
+            bench("memory", "memory", 60, *tiny, "--batch", "2", "--task", "nelbo"),
             bench("server", "server", 60, "--requests", "4", "--max-tokens", "4", "--text-steps", "4",
                   "--image-steps", "2", "--clients", "2"),
         ]  # fmt: skip
@@ -145,6 +146,7 @@ def parts(options: argparse.Namespace, missing: dict[str, str]) -> list[Part]:
         sampler("text-gpu", 150),
         bench("kernels", "kernels", 60),
         bench("train", "train", 45, "--length", "1024", "--batch", "16", "--repeats", "5"),
+        bench("memory", "memory", 40),
         bench("server", "server", 45, "--requests", "256", "--clients", "32", "--limit-s", "10"),
         sampler("images-gpu", 50),
         Part("tests-sampling", _pytest(*_SAMPLING_TESTS, missing=missing), 60, writes=False),

@@ -18,10 +18,59 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["text", "images"]
+Kind = Literal["text", "images", "scores"]
 
 MAX_IN_FLIGHT = 256
-_PATHS = {"text": "/generate", "images": "/images"}
+_PATHS = {"text": "/generate", "images": "/images", "scores": "/score"}
+# What is scored: any text will do, and its length is drawn.
+_WORDS = (
+    "and",
+    "the",
+    "light",
+    "was",
+    "good",
+    "evening",
+    "morning",
+    "were",
+    "first",
+    "day",
+    "in",
+    "beginning",
+)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What is asked for, in which shares; what is neither images nor scores is text.
+
+    Attributes:
+        image_share: of all requests, in [0, 1].
+        score_share: of all requests, in [0, 1]; both shares together are at most 1.
+        stream_share: of the requests for text and images, in [0, 1]: their answers are streams.
+        max_tokens: tokens of a text request, drawn from a quarter of this to this; as many words are scored.
+        text_steps: steps of a text request.
+        image_steps: steps of an image request.
+        score_samples: masked states of a score, one denoiser call each.
+    """
+
+    image_share: float
+    score_share: float
+    stream_share: float
+    max_tokens: int
+    text_steps: int
+    image_steps: int
+    score_samples: int
+
+    def body(self, kind: Kind, draw: random.Random) -> dict[str, Any]:
+        """Return the body of one request without its seed."""
+        size = draw.randint(-(-self.max_tokens // 4), self.max_tokens)
+        if kind == "scores":
+            text = " ".join(draw.choice(_WORDS) for _ in range(size))
+            return {"text": text, "num_samples": self.score_samples}
+        stream = {"stream": True} if draw.random() < self.stream_share else {}
+        if kind == "images":
+            return {"n": 1, "steps": self.image_steps, **stream}
+        return {"max_tokens": size, "steps": self.text_steps, **stream}
 
 
 @dataclass(frozen=True)
@@ -42,6 +91,7 @@ class Answer:
         latency_s: from the sending, or in the open loop from the arrival, to the whole answer.
         num_tokens: generated tokens of text.
         num_images: generated images.
+        num_scores: scored texts.
     """
 
     kind: Kind
@@ -49,24 +99,21 @@ class Answer:
     latency_s: float
     num_tokens: int = 0
     num_images: int = 0
+    num_scores: int = 0
 
 
-def mixed_requests(
-    num: int, seed: int, *, image_share: float, text: dict[str, Any], images: dict[str, Any]
-) -> list[LoadRequest]:
-    """Return a seeded mixture of text and image requests, each with a seed of its own.
+def mixed_requests(num: int, seed: int, mix: Mix) -> list[LoadRequest]:
+    """Return a seeded mixture of requests, each with a seed of its own.
 
     Args:
         num: how many.
         seed: of the mixture.
-        image_share: probability that a request is for images.
-        text: body of text requests.
-        images: body of image requests.
+        mix: of what.
     """
-    order = random.Random(seed)
-    kinds: list[Kind] = ["images" if order.random() < image_share else "text" for _ in range(num)]
-    bodies = {"text": text, "images": images}
-    return [LoadRequest(kind, {**bodies[kind], "seed": number}) for number, kind in enumerate(kinds)]
+    draw = random.Random(seed)
+    weights = (mix.image_share, mix.score_share, 1 - mix.image_share - mix.score_share)
+    kinds: list[Kind] = draw.choices(("images", "scores", "text"), weights, k=num)
+    return [LoadRequest(kind, {**mix.body(kind, draw), "seed": number}) for number, kind in enumerate(kinds)]
 
 
 def closed_loop(
@@ -161,9 +208,19 @@ def _send(url: str, request: LoadRequest, since_s: float, timeout_s: float) -> A
     latency_s = time.perf_counter() - since_s
     if status != 200:
         return Answer(request.kind, status, latency_s)
-    answer = json.loads(body)
+    answer = _last_frame(body) if request.body.get("stream") else json.loads(body)
+    if "error" in answer:  # of a stream, whose status was sent before
+        return Answer(request.kind, 0, latency_s)
     num_tokens = sum(len(output["token_ids"]) for output in answer.get("outputs", []))
-    return Answer(request.kind, status, latency_s, num_tokens, len(answer.get("images", [])))
+    num_scores = len(answer.get("scores", []))
+    return Answer(request.kind, status, latency_s, num_tokens, len(answer.get("images", [])), num_scores)
+
+
+def _last_frame(body: bytes) -> dict[str, Any]:
+    """Return the answer at the end of a stream of server-sent events: the last data frame but "[DONE]"."""
+    frames = [line[len(b"data: ") :] for line in body.splitlines() if line.startswith(b"data: ")]
+    answer: dict[str, Any] = json.loads(frames[-2])
+    return answer
 
 
 def _exchange(url: str, method: str, path: str, body: bytes | None, timeout_s: float) -> tuple[int, bytes]:

@@ -12,9 +12,10 @@ from typing import Any
 
 from benchmarks.command_line import PROGRAM, UsageError, add_settings, load_settings
 from benchmarks.document import to_json, write_json
+from benchmarks.memory import MemoryBenchSettings, run_memory
 from benchmarks.ops import OpsSettings, run_ops
 from benchmarks.plot import plot_files
-from benchmarks.report import ops_table, sampler_table, server_table, train_table
+from benchmarks.report import memory_table, ops_table, sampler_table, server_table, train_table
 from benchmarks.sampler import run_comparison
 from benchmarks.sampler_settings import SamplerSettings
 from benchmarks.server_load import ServerSettings, run_server_load
@@ -57,6 +58,12 @@ BENCHMARKS = {
         TrainSettings,
         run_training,
         train_table,
+    ),
+    "memory": Benchmark(
+        "the memory of sampling, losses and likelihoods beside the size of all logits",
+        MemoryBenchSettings,
+        run_memory,
+        memory_table,
     ),
     "server": Benchmark(
         "load of text and image requests on a server on this machine",

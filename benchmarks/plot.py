@@ -96,6 +96,20 @@ def _train_charts(document: dict[str, Any]) -> list[Chart]:
     ]
 
 
+def _memory_charts(document: dict[str, Any]) -> list[Chart]:
+    sizes = [
+        (f"{entry['task']}, {name}", entry[key], series)
+        for entry in document["tasks"]
+        for series, (name, key) in enumerate(
+            (("peak", "peak_bytes"), ("largest tensor", "largest_tensor_bytes"))
+        )
+        if entry[key] is not None
+    ]
+    sizes.append(("all logits (B, L, V)", document["logits_bytes"], 1))
+    bars = tuple(Bar(label, size, f"{size / 1e6:.0f} MB", series) for label, size, series in sizes)
+    return [Chart("Memory above weights", machine_line(document), ("peak", "largest tensor"), bars)]
+
+
 def _server_charts(document: dict[str, Any]) -> list[Chart]:
     charts = []
     for loop in document["loops"]:
@@ -136,5 +150,6 @@ _CHARTS: dict[str, Callable[[dict[str, Any]], list[Chart]]] = {
     "sampler": _sampler_charts,
     "kernels": _ops_charts,
     "train": _train_charts,
+    "memory": _memory_charts,
     "server": _server_charts,
 }

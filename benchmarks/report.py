@@ -34,6 +34,29 @@ def ops_table(document: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def memory_table(document: dict[str, Any]) -> str:
+    """Return the result of `prime-bench memory`."""
+    settings = document["settings"]
+    rows = [("task", "largest tensor", "MB", "peak MB")] + [
+        (
+            entry["task"],
+            " x ".join(map(str, entry["largest_tensor_shape"])),
+            _megabytes(entry["largest_tensor_bytes"]),
+            _megabytes(entry["peak_bytes"]),
+        )
+        for entry in document["tasks"]
+    ]
+    lines = [
+        machine_line(document),
+        f"{settings['model']} model, V={settings['vocab_size']}, S={settings['target_length']}, "
+        f"L={settings['length']}, B={settings['batch']}; all logits (B, L, V) would be "
+        f"{_megabytes(document['logits_bytes'])} MB",
+        "",
+        *columns(rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def train_table(document: dict[str, Any]) -> str:
     """Return the result of `prime-bench train`."""
     settings = document["settings"]
@@ -76,7 +99,8 @@ def server_table(document: dict[str, Any]) -> str:
         lines += [
             "",
             f"{loop['loop']} loop, {load}: {loop['requests_per_s']:.2f} requests/s, "
-            f"{loop['text_tokens_per_s']:.1f} text tokens/s, {loop['images_per_s']:.2f} images/s",
+            f"{loop['text_tokens_per_s']:.1f} text tokens/s, {loop['images_per_s']:.2f} images/s, "
+            f"{loop['scores_per_s']:.2f} scores/s",
             *columns(rows),
             f"sent {loop['num_sent']}, refused {loop['num_refused']}, failed {loop['num_failed']}; "
             f"useful rows {_MISSING if useful is None else f'{useful:.1%}'}, "
@@ -114,6 +138,12 @@ def headlines(document: dict[str, Any]) -> list[str]:
         return [
             f"trainer {_number(trainer['tokens_per_s'])} tokens/s, plain loop {_number(plain['tokens_per_s'])}, "
             f"peak MB {' and '.join(peaks)}"
+        ]
+    if document["benchmark"] == "memory":
+        return [
+            f"{entry['task']}: largest tensor {_megabytes(entry['largest_tensor_bytes'])} MB, peak "
+            f"{_megabytes(entry['peak_bytes'])} MB; all logits {_megabytes(document['logits_bytes'])} MB"
+            for entry in document["tasks"]
         ]
     return [
         f"{loop['loop']} loop: {loop['requests_per_s']:.2f} requests/s, p50 "

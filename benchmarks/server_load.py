@@ -1,16 +1,16 @@
-"""`prime-bench server`: throughput and latency of a server under mixed text and image requests."""
+"""`prime-bench server`: throughput and latency of a server under mixed requests for text, images and scores."""
 
 from __future__ import annotations
 
 import json
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from prometheus_client.parser import text_string_to_metric_families
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from benchmarks.document import document_head
-from benchmarks.load_client import Answer, LoadRequest, closed_loop, get, mixed_requests, open_loop
+from benchmarks.load_client import Answer, LoadRequest, Mix, closed_loop, get, mixed_requests, open_loop
 from benchmarks.server_process import check_loopback, own_server
 from benchmarks.settings import BenchSettings, Log
 
@@ -38,13 +38,29 @@ class ServerSettings(BenchSettings):
         le=10_000,
         description="arrivals a second of the open loop; 0: 0.7 of the closed loop's answers a second",
     )
-    image_share: float = Field(default=0.25, ge=0, le=1, description="share of requests that are for images")
-    max_tokens: int = Field(default=32, ge=1, le=1024, description="tokens of a text request")
+    image_share: float = Field(default=0.2, ge=0, le=1, description="share of requests that are for images")
+    score_share: float = Field(default=0.1, ge=0, le=1, description="share of requests that are for scores")
+    stream_share: float = Field(
+        default=0.25, ge=0, le=1, description="share of streams in the requests for text and images"
+    )
+    max_tokens: int = Field(
+        default=64,
+        ge=1,
+        le=1024,
+        description="tokens of a text request: drawn from a quarter of this to this",
+    )
     text_steps: int = Field(default=32, ge=1, le=4096, description="steps of a text request")
     image_steps: int = Field(default=32, ge=1, le=4096, description="steps of an image request")
+    score_samples: int = Field(default=16, ge=1, le=1024, description="denoiser calls of a score")
     max_batch_rows: int = Field(
         default=32, ge=1, le=512, description="its own server: most rows in one denoiser call"
     )
+
+    @model_validator(mode="after")
+    def _check_shares(self) -> Self:
+        if (shares := self.image_share + self.score_share) > 1:
+            raise ValueError(f"image_share and score_share must be at most 1 together, got {shares:g}")
+        return self
 
     @field_validator("url")
     @classmethod
@@ -118,13 +134,16 @@ def _open(settings: ServerSettings, url: str, reached_per_s: float | None, log: 
 
 
 def _requests(settings: ServerSettings) -> list[LoadRequest]:
-    return mixed_requests(
-        settings.requests,
-        settings.seed,
+    mix = Mix(
         image_share=settings.image_share,
-        text={"max_tokens": settings.max_tokens, "steps": settings.text_steps},
-        images={"n": 1, "steps": settings.image_steps},
+        score_share=settings.score_share,
+        stream_share=settings.stream_share,
+        max_tokens=settings.max_tokens,
+        text_steps=settings.text_steps,
+        image_steps=settings.image_steps,
+        score_samples=settings.score_samples,
     )
+    return mixed_requests(settings.requests, settings.seed, mix)
 
 
 def summarise(answers: list[Answer], seconds: float) -> dict[str, Any]:
@@ -146,6 +165,7 @@ def summarise(answers: list[Answer], seconds: float) -> dict[str, Any]:
         "requests_per_s": len(good) / seconds,
         "text_tokens_per_s": sum(answer.num_tokens for answer in good) / seconds,
         "images_per_s": sum(answer.num_images for answer in good) / seconds,
+        "scores_per_s": sum(answer.num_scores for answer in good) / seconds,
         "latency": {
             "all": latency_figures([answer.latency_s for answer in good]),
             **{kind: latency_figures([a.latency_s for a in good if a.kind == kind]) for kind in kinds},
@@ -189,8 +209,8 @@ def server_figures(
 ) -> dict[str, Any]:
     """Return what a server counted between two readings of its metrics.
 
-    ``useful_row_fraction``: the share of a call's tokens that belong to a request and do not only fill the call up to
-    one of a few sizes, mean over the calls.
+    ``useful_row_fraction``: the share of the tokens of all calls that belong to rows of requests, each of which has
+    something to reveal or to score in that call; the others only fill a call up to one of a few sizes.
     """
 
     def grown(name: str, reason: str = "") -> float:
@@ -198,13 +218,13 @@ def server_figures(
 
     calls, rows = grown("prime_denoiser_calls_total"), grown("prime_row_steps_total")
     skipped = grown("prime_row_steps_skipped_total")
-    padded = grown("prime_batch_padding_ratio_count")
+    tokens, filling = grown("prime_call_tokens_total"), grown("prime_call_filling_tokens_total")
     reasons = sorted({reason for name, reason in after if name == "prime_rejected_total"})
     return {
         "denoiser_calls": calls,
         "row_steps": rows,
         "rows_per_call": rows / calls if calls else None,
         "skipped_step_share": skipped / (skipped + rows) if skipped + rows else None,
-        "useful_row_fraction": 1 - grown("prime_batch_padding_ratio_sum") / padded if padded else None,
+        "useful_row_fraction": tokens / (tokens + filling) if tokens else None,
         "rejected": {reason: grown("prime_rejected_total", reason) for reason in reasons},
     }

@@ -62,7 +62,7 @@ def linear_nll(
     *,
     objective: Literal["coded", "digits"],
     carry_over: bool = True,
-    chunk_rows: int = 4096,
+    chunk_rows: int = 1024,
     backend: Backend = "auto",
 ) -> Tensor:
     """Return the weighted sum of the negative log-likelihoods of R tokens; differentiable in features and head.
@@ -95,7 +95,7 @@ def linear_subtoken_nll(
     head: LinearHead,
     targets: Targets,
     *,
-    chunk_rows: int = 4096,
+    chunk_rows: int = 1024,
     backend: Backend = "auto",
 ) -> SubtokenNLL:
     """Return what `subtoken_nll` gives for the logits of R rows, without a gradient.

@@ -50,7 +50,7 @@ def estimate_likelihood(
     *,
     generator: torch.Generator,
     num_draws: int = 1,
-    chunk_rows: int = 4096,
+    chunk_rows: int = 1024,
     labels: Tensor | None = None,
 ) -> Likelihood:
     """Estimate `nelbo` and `coded_loss` of rows from the same masks.
@@ -102,7 +102,7 @@ def estimate_grid_nelbo(
     generator: torch.Generator,
     num_draws: int = 1,
     eps: float = 0.0,
-    chunk_rows: int = 4096,
+    chunk_rows: int = 1024,
     labels: Tensor | None = None,
 ) -> Tensor:
     """Estimate `grid_nelbo`, the bound of exactly the sampler that runs ``num_steps`` steps.

@@ -42,7 +42,7 @@ def training_loss(
     objective: Objective = "coded",
     carry_over: bool = True,
     weighted: bool = True,
-    chunk_rows: int = 4096,
+    chunk_rows: int = 1024,
     labels: Tensor | None = None,
 ) -> Tensor:
     """Return a one-sample estimate of the objective, in nats per token.

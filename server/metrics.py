@@ -71,6 +71,8 @@ class Metrics:
         self.calls = counter("prime_denoiser_calls", "Calls of the denoiser")
         self.out_of_memory = counter("prime_out_of_memory", "Calls that ran out of memory")
         self.row_steps = counter("prime_row_steps", "Rows times calls")
+        self.call_tokens = counter("prime_call_tokens", "Tokens of the rows of all calls")
+        self.filling_tokens = counter("prime_call_filling_tokens", "Tokens that only fill calls up")
         self.row_steps_skipped = counter("prime_row_steps_skipped", "Steps of rows that cost no call")
         self.step_s = histogram(
             "prime_step_duration_seconds", "One denoiser call with its draws", buckets=_STEP_S
@@ -119,8 +121,9 @@ class Metrics:
             self.failed.labels(name, failure)
         self._create_rejections(name)
         of_kind = [self.images] if kind == "images" else [self.prompt_tokens, self.tokens]
-        of_rows = [self.calls, self.out_of_memory, self.row_steps, self.row_steps_skipped, self.scores]
-        for counter in [*of_rows, *of_kind]:
+        of_rows = [self.row_steps, self.row_steps_skipped, self.scores]
+        of_calls = [self.calls, self.out_of_memory, self.call_tokens, self.filling_tokens]
+        for counter in [*of_calls, *of_rows, *of_kind]:
             counter.labels(name)
         histograms = [
             self.latency_s,
@@ -141,6 +144,8 @@ class Metrics:
         """Count one denoiser call over rows of ``num_tokens`` tokens together, filled up with ``num_filling``."""
         self.calls.labels(model).inc()
         self.row_steps.labels(model).inc(num_rows)
+        self.call_tokens.labels(model).inc(num_tokens)
+        self.filling_tokens.labels(model).inc(num_filling)
         self.batch_rows.labels(model).observe(num_rows)
         self.padding_ratio.labels(model).observe(num_filling / (num_tokens + num_filling))
         self.step_s.labels(model).observe(seconds)

@@ -84,7 +84,7 @@ class TrainConfig(BaseSettings):
     )
     batch_size: int = Field(default=512, ge=1, description="rows of a step: a multiple of micro_batch_size")
     micro_batch_size: int = Field(default=32, ge=1, description="rows in memory at a time")
-    chunk_rows: int = Field(default=4096, ge=1, description="tokens whose logits are in memory at a time")
+    chunk_rows: int = Field(default=1024, ge=1, description="tokens whose logits are in memory at a time")
     learning_rate: float = Field(default=3e-4, gt=0, description="of AdamW, after the warm-up")
     warmup_steps: int = Field(default=2500, ge=0, description="steps of linear warm-up")
     decay_steps: int = Field(

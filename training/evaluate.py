@@ -73,7 +73,7 @@ class EvalConfig(CheckpointSettings):
         default=None, ge=1, description="tokens of a row; default: the model's context"
     )
     batch_rows: int = Field(default=8, ge=1, description="rows in memory at a time (times num_draws)")
-    chunk_rows: int = Field(default=4096, ge=1, description="tokens whose logits are in memory at a time")
+    chunk_rows: int = Field(default=1024, ge=1, description="tokens whose logits are in memory at a time")
     seed: int = Field(default=0, ge=0, lt=2**63, description="of the masks")
     as_json: bool = Field(default=False, description="print JSON instead of a table (short: --json)")
 

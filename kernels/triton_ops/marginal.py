@@ -182,6 +182,7 @@ def _case(name: str, vocab_size: int, num_digits: int, bits: int, **flags: bool)
 COMPILE_CASES = [
     _case("V=256 S=2", 256, 2, 4),
     _case("V=256 S=2 truncated", 256, 2, 4, TRUNCATED=True),
+    _case("V=256 S=2 beside", 256, 2, 4, HAS_POSITIONS=False),
     _case("V=256 S=2 permuted truncated", 256, 2, 4, IN_ORDER=False, TRUNCATED=True),
     _case("V=256 S=4", 256, 4, 2),
     _case("V=256 S=8", 256, 8, 1),

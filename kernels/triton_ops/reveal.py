@@ -231,7 +231,14 @@ def num_warps(block_size: int) -> int:
 
 
 def _cases(
-    name: str, vocab_size: int, num_digits: int, bits: int, logits: str, *, truncated: bool
+    name: str,
+    vocab_size: int,
+    num_digits: int,
+    bits: int,
+    logits: str,
+    *,
+    truncated: bool,
+    in_place: bool = True,
 ) -> list[CompileCase]:
     block_size = block_size_of(vocab_size)
     num_blocks = triton.cdiv(vocab_size, block_size)
@@ -244,10 +251,10 @@ def _cases(
     }  # fmt: skip
     constants = {
         "stride_column": 1, "stride_y_digit": 1, "stride_due_digit": 1, "S": num_digits,
-        "SP": triton.next_power_of_2(num_digits), "BITS": bits, "HAS_POSITIONS": True, "TRUNCATED": truncated,
+        "SP": triton.next_power_of_2(num_digits), "BITS": bits, "HAS_POSITIONS": in_place, "TRUNCATED": truncated,
         "BLOCK": block_size, "NP": triton.next_power_of_2(num_blocks),
     }  # fmt: skip
-    name = f"{name} {logits}{' truncated' if truncated else ''}"
+    name = f"{name} {logits}{' truncated' if truncated else ''}{'' if in_place else ' beside'}"
     kernels = [("draw", draw_kernel)] + [("block mass", block_mass_kernel)] * (num_blocks > 1)
     return [
         CompileCase(
@@ -272,4 +279,4 @@ COMPILE_CASES = [
     )
     for truncated in (False, True)
     for case in _cases(name, vocab_size, num_digits, bits, logits, truncated=truncated)
-]
+] + _cases("V=50257 S=4", 50257, 4, 4, "fp32", truncated=True, in_place=False)

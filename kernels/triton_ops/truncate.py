@@ -280,6 +280,7 @@ def _case(name: str, vocab_size: int, num_digits: int, bits: int, logits: str, *
 COMPILE_CASES = [
     _case("V=50257 S=4 fp32", 50257, 4, 4, "fp32"),
     _case("V=50257 S=4 bf16", 50257, 4, 4, "bf16"),
+    _case("V=50257 S=4 fp32 beside", 50257, 4, 4, "fp32", HAS_POSITIONS=False),
     _case("V=50257 S=4 fp32 top-p", 50257, 4, 4, "fp32", HAS_K=False),
     _case("V=50257 S=1 fp32", 50257, 1, 16, "fp32"),
     _case("V=256 S=2 fp32", 256, 2, 4, "fp32"),

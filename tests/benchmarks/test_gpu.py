@@ -16,7 +16,7 @@ from benchmarks.command_line import load_settings
 from benchmarks.main import BENCHMARKS, main
 from benchmarks.report import headlines
 
-SMOKE_BENCHMARKS = ("kernels", "sampler-text-gpu", "train", "server")
+SMOKE_BENCHMARKS = ("kernels", "sampler-text-gpu", "train", "memory", "server")
 
 
 def options(folder: Path, *arguments: str) -> argparse.Namespace:
@@ -43,7 +43,7 @@ def test_smoke_part_writes_its_result_and_a_picture(
     assert "commit abc123" in printed
     _CHECKS[document["benchmark"]](document, printed)
     shown = headlines(document)
-    assert len(shown) == {"kernels": 8, "sampler": 15, "train": 1, "server": 2}[document["benchmark"]]
+    assert len(shown) == {"kernels": 8, "sampler": 15, "train": 1, "memory": 1, "server": 2}[document["benchmark"]]
     assert any("; the baseline is extrapolated from 2 of 6 steps" in line for line in shown) == (
         document["benchmark"] == "sampler"
     )
@@ -55,6 +55,12 @@ def test_smoke_part_writes_its_result_and_a_picture(
     assert len(root.findall("{http://www.w3.org/2000/svg}rect")) >= 2
     if name.startswith("sampler"):
         assert "extrapolated from 2 of 6 steps" in picture.read_text()
+
+
+def _check_memory(document: dict[str, Any], printed: str) -> None:
+    (entry,) = document["tasks"]
+    assert entry["task"] == "nelbo" and "nelbo" in printed
+    assert document["logits_bytes"] == 2 * 16 * 300 * 4
 
 
 def _check_sampler(document: dict[str, Any], printed: str) -> None:
@@ -105,6 +111,7 @@ _CHECKS = {
     "sampler": _check_sampler,
     "kernels": _check_kernels,
     "train": _check_train,
+    "memory": _check_memory,
     "server": _check_server,
 }
 

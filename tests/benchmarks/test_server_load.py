@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.load_client import Answer, LoadRequest, closed_loop, mixed_requests, open_loop
+from benchmarks.load_client import Answer, LoadRequest, Mix, closed_loop, mixed_requests, open_loop
 from benchmarks.server_load import ServerSettings, latency_figures, server_figures, summarise
 from benchmarks.server_process import check_loopback, own_server
 
@@ -109,13 +110,38 @@ def test_percentiles_and_histogram_by_hand() -> None:
 
 
 def test_mixture_is_seeded_and_every_request_has_its_own_seed() -> None:
-    first, again = (
-        mixed_requests(200, 3, image_share=0.25, text={"steps": 1}, images={"n": 1}) for _ in range(2)
-    )
+    mix = Mix(0.25, 0.25, 0.5, max_tokens=40, text_steps=3, image_steps=5, score_samples=7)
+    first, again = (mixed_requests(400, 3, mix) for _ in range(2))
     assert first == again
-    assert 25 < sum(request.kind == "images" for request in first) < 75
-    assert [request.body["seed"] for request in first] == list(range(200))
-    assert all(("n" in request.body) == (request.kind == "images") for request in first)
+    assert mixed_requests(400, 4, mix) != first
+    assert [request.body["seed"] for request in first] == list(range(400))
+    kinds = Counter(request.kind for request in first)
+    assert 60 < kinds["images"] < 140 and 60 < kinds["scores"] < 140
+    bodies = {kind: [request.body for request in first if request.kind == kind] for kind in kinds}
+    assert {body["steps"] for body in bodies["text"]} == {3}
+    assert {body["steps"] for body in bodies["images"]} == {5}
+    assert {body["num_samples"] for body in bodies["scores"]} == {7}
+    lengths = {body["max_tokens"] for body in bodies["text"]}
+    assert (min(lengths), max(lengths)) == (10, 40) and len(lengths) > 25
+    assert 30 < sum("stream" in body for body in bodies["images"]) < 70
+    assert not any("stream" in body for body in bodies["scores"])
+    only_text = Mix(0, 0, 0, max_tokens=1, text_steps=1, image_steps=1, score_samples=1)
+    assert {request.kind for request in mixed_requests(50, 0, only_text)} == {"text"}
+
+
+def test_every_kind_of_answer_is_read() -> None:
+    mix = Mix(0.3, 0.3, 0.5, max_tokens=8, text_steps=2, image_steps=2, score_samples=2)
+    requests = mixed_requests(24, 0, mix)
+    with own_server(["--num-threads", "1"]) as url:
+        answers, _ = closed_loop(url, requests, num_clients=4, limit_s=60, timeout_s=60)
+    assert [answer.status for answer in answers] == [200] * 24
+    figures = summarise(answers, 1.0)
+    streams = Counter(request.kind for request in requests if "stream" in request.body)
+    assert streams["text"] and streams["images"]
+    kinds = Counter(request.kind for request in requests)
+    assert (figures["images_per_s"], figures["scores_per_s"]) == (kinds["images"], kinds["scores"])
+    asked = sum(request.body.get("max_tokens", 0) for request in requests)
+    assert 0 < figures["text_tokens_per_s"] <= asked
 
 
 def test_server_figures_are_differences() -> None:
@@ -124,8 +150,8 @@ def test_server_figures_are_differences() -> None:
         ("prime_denoiser_calls_total", ""): 20.0,
         ("prime_row_steps_total", ""): 70.0,
         ("prime_row_steps_skipped_total", ""): 10.0,
-        ("prime_batch_padding_ratio_count", ""): 10.0,
-        ("prime_batch_padding_ratio_sum", ""): 2.5,
+        ("prime_call_tokens_total", ""): 300.0,
+        ("prime_call_filling_tokens_total", ""): 100.0,
         ("prime_rejected_total", "queue_full"): 3.0,
     }
     figures = server_figures(before, after)
