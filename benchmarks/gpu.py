@@ -133,11 +133,11 @@ def parts(options: argparse.Namespace, missing: dict[str, str]) -> list[Part]:
         tiny = ("--model", "tiny", "--vocab-size", "300", "--target-length", "2", "--length", "16")
         return [
             Part("tests", _pytest("tests/kernels/test_backend.py", missing=missing), 60, writes=False),
-            bench("kernels", "kernels", 60, "--scale", "smoke", "--repeats", "1", "--threads", "1"),
+            bench("kernels", "kernels", 60, "--scale", "smoke", "--repeats", "1", "--num-threads", "1"),
             sampler("text-gpu", 60),
-            bench("train", "train", 60, *tiny, "--batch", "2", "--repeats", "1", "--peak-memory",
+            bench("train", "train", 60, *tiny, "--batch-size", "2", "--repeats", "1", "--peak-memory",
                   "skip"),
-            bench("memory", "memory", 60, *tiny, "--batch", "2", "--task", "nelbo"),
+            bench("memory", "memory", 60, *tiny, "--batch-size", "2", "--task", "nelbo"),
             bench("server", "server", 60, "--requests", "4", "--max-tokens", "4", "--text-steps", "4",
                   "--image-steps", "2", "--clients", "2"),
         ]  # fmt: skip
@@ -145,7 +145,7 @@ def parts(options: argparse.Namespace, missing: dict[str, str]) -> list[Part]:
         Part("tests", _pytest("tests/kernels", missing=missing), 150, writes=False),
         sampler("text-gpu", 150),
         bench("kernels", "kernels", 60),
-        bench("train", "train", 45, "--length", "1024", "--batch", "16", "--repeats", "5"),
+        bench("train", "train", 45, "--length", "1024", "--batch-size", "16", "--repeats", "5"),
         bench("memory", "memory", 40),
         bench("server", "server", 45, "--requests", "256", "--clients", "32", "--limit-s", "10"),
         sampler("images-gpu", 50),

@@ -48,7 +48,7 @@ def run_comparison(settings: SamplerSettings, log: Log) -> dict[str, Any]:
         UsageError: if the file of workloads cannot be used.
     """
     many = None if settings.workloads is None else read_workloads(settings, settings.workloads)
-    with computing_threads(settings.threads):
+    with computing_threads(settings.num_threads):
         document = document_head("sampler", settings)
         rates = measure_ceilings(settings.torch_device)
         document["rates"] = rates

@@ -83,8 +83,8 @@ def run_server_load(settings: ServerSettings, log: Log) -> dict[str, Any]:
     """
     document = document_head("server", settings)
     flags = ["--device", settings.device, "--max-batch-rows", str(settings.max_batch_rows)]
-    if settings.threads is not None:
-        flags += ["--num-threads", str(settings.threads)]
+    if settings.num_threads is not None:
+        flags += ["--num-threads", str(settings.num_threads)]
     log("starting a server" if settings.url is None else f"using {settings.url}")
     server = own_server(flags) if settings.url is None else nullcontext(settings.url)
     with server as url:

@@ -41,7 +41,7 @@ class TrainSettings(MemorySettings):
     vocab_size: int = Field(default=50257, ge=257, le=2**20, description="tokens V; the data are bytes")
     target_length: int = Field(default=4, ge=1, le=24, description="digits a token S")
     length: int = Field(default=128, ge=1, le=1024, description="tokens a row L")
-    batch: int = Field(default=8, ge=1, le=4096, description="rows of a step B")
+    batch_size: int = Field(default=8, ge=1, le=4096, description="rows of a step B")
     chunk_rows: int = Field(default=4096, ge=1, description="trainer: tokens whose logits exist at a time")
     precision: Literal["float32", "bfloat16"] = Field(
         default="bfloat16", description="of matrix products (autocast); weights are float32"
@@ -80,8 +80,8 @@ class TrainSettings(MemorySettings):
                     "tokenizer_folder": _CONFIGS,
                     "cache": folder / "shards",
                 },
-                "batch_size": self.batch,
-                "micro_batch_size": self.batch,
+                "batch_size": self.batch_size,
+                "micro_batch_size": self.batch_size,
                 "chunk_rows": self.chunk_rows,
                 "precision": self.precision,
                 "seed": self.seed,
@@ -103,7 +103,7 @@ def run_training(settings: TrainSettings, log: Log) -> dict[str, Any]:
     device = settings.torch_device
     seconds: dict[LoopName, list[float]] = {name: [] for name in LOOPS}
     peaks: dict[LoopName, int | None] = dict.fromkeys(LOOPS)
-    with computing_threads(settings.threads), tempfile.TemporaryDirectory() as folder:
+    with computing_threads(settings.num_threads), tempfile.TemporaryDirectory() as folder:
         document = document_head("train", settings)
         rates = measure_ceilings(device)
         steps = build_loops(settings, Path(folder))
@@ -142,7 +142,7 @@ def build_loops(settings: TrainSettings, folder: Path) -> dict[LoopName, Callabl
     generator = torch.Generator().manual_seed(settings.seed)
 
     def plain_step() -> float:
-        rows = torch.randint(trainer.data.train.num_rows, (settings.batch,), generator=generator)
+        rows = torch.randint(trainer.data.train.num_rows, (settings.batch_size,), generator=generator)
         return plain.train_step(stack_rows(trainer.data.train, rows.tolist()), generator)
 
     return {"trainer": lambda: trainer.train_step()["loss"], "plain": plain_step}
@@ -151,7 +151,7 @@ def build_loops(settings: TrainSettings, folder: Path) -> dict[LoopName, Callabl
 def _entry(
     name: LoopName, seconds: list[float], peak: int | None, settings: TrainSettings, rates: dict[str, Any]
 ) -> dict[str, Any]:
-    num_tokens, median_s = settings.batch * settings.length, statistics.median(seconds)
+    num_tokens, median_s = settings.batch_size * settings.length, statistics.median(seconds)
     # Forward, and twice as much backward, with the head at every position: what the plain loop multiplies.
     trunk = trunk_flops(settings.network, num_tokens, settings.length)
     flops = 3 * (trunk + head_flops(settings.network, num_tokens, settings.vocab_size))

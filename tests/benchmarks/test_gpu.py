@@ -43,7 +43,10 @@ def test_smoke_part_writes_its_result_and_a_picture(
     assert "commit abc123" in printed
     _CHECKS[document["benchmark"]](document, printed)
     shown = headlines(document)
-    assert len(shown) == {"kernels": 8, "sampler": 15, "train": 1, "memory": 1, "server": 2}[document["benchmark"]]
+    assert (
+        len(shown)
+        == {"kernels": 8, "sampler": 15, "train": 1, "memory": 1, "server": 2}[document["benchmark"]]
+    )
     assert any("; the baseline is extrapolated from 2 of 6 steps" in line for line in shown) == (
         document["benchmark"] == "sampler"
     )
