@@ -5,8 +5,6 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -16,7 +14,7 @@ from pydantic import Field, model_validator
 import training
 from benchmarks.costs import head_flops, trunk_flops
 from benchmarks.document import document_head
-from benchmarks.machine import peak_memory, reset_peak_memory
+from benchmarks.machine import in_own_process, peak_growth
 from benchmarks.plain_training import PlainLoop
 from benchmarks.rates import measure_ceilings, timed
 from benchmarks.settings import Log, MemorySettings, computing_threads
@@ -112,18 +110,17 @@ def run_training(settings: TrainSettings, log: Log) -> dict[str, Any]:
             step()
         for repeat in range(settings.repeats):
             for name, step in steps.items():
-                before = _start_gpu_peak(device)
-                with timed(device) as elapsed:
+                with peak_growth(device) as growth, timed(device) as elapsed:
                     step()
                 seconds[name].append(elapsed.seconds)
                 if device.type == "cuda" and settings.peak_memory == "measure":
-                    peaks[name] = torch.cuda.max_memory_allocated(device) - before
+                    peaks[name] = growth.num_bytes
                 log(f"repeat {repeat + 1} of {settings.repeats}: {name} {elapsed.seconds:.2f} s")
         steps.clear()
         if device.type == "cpu" and settings.peak_memory == "measure":
             for name in LOOPS:
                 log(f"peak memory of {name}")
-                peaks[name] = _peak_memory(name, settings, torch.get_num_threads())
+                peaks[name] = in_own_process(_memory_of_one_step, name, settings)
     runs = [_entry(name, seconds[name], peaks[name], settings, rates) for name in LOOPS]
     ratio = runs[1]["median_s"] / runs[0]["median_s"]
     return document | {"rates": rates, "runs": runs, "ratio": ratio}
@@ -166,27 +163,11 @@ def _entry(
     }
 
 
-def _start_gpu_peak(device: torch.device) -> int:
-    if device.type == "cpu":
-        return 0
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-    return torch.cuda.memory_allocated(device)
-
-
-def _peak_memory(name: LoopName, settings: TrainSettings, num_threads: int) -> int | None:
-    """Return what a step adds to weights, moments and average on a CPU, in a process of its own; None off Linux."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_memory_of_one_step, name, settings, num_threads).result()
-
-
-def _memory_of_one_step(name: LoopName, settings: TrainSettings, num_threads: int) -> int | None:
-    torch.set_num_threads(num_threads)
+def _memory_of_one_step(name: LoopName, settings: TrainSettings) -> int | None:
+    """Return what a step adds to weights, moments and average on a CPU; None off Linux."""
     with tempfile.TemporaryDirectory() as folder:
         step = build_loops(settings, Path(folder))[name]
         step()  # makes the optimiser's moments
-        before = reset_peak_memory()
-        if before is None:
-            return None
-        step()
-        return peak_memory() - before
+        with peak_growth(torch.device("cpu")) as growth:
+            step()
+    return growth.num_bytes
