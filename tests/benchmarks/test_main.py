@@ -111,6 +111,20 @@ def test_flag_beats_environment_beats_file(
     assert "--steps" not in capsys.readouterr().err
 
 
+def test_file_may_be_named_in_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "bench.toml"
+    config.write_text('steps = 0\nagainst = "dense_published"\n')
+    monkeypatch.setenv("PRIME_BENCH_CONFIG", str(config))
+    assert main(["sampler"]) == 2
+    assert "--steps" in capsys.readouterr().err
+    other = tmp_path / "other.toml"
+    other.write_text("batch_size = 0\n")
+    assert main(["sampler", "--config", str(other), "--against", "dense_published"]) == 2
+    assert "--batch-size" in capsys.readouterr().err
+
+
 def test_unknown_variables_are_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
