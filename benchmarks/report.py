@@ -12,7 +12,8 @@ def machine_line(document: dict[str, Any]) -> str:
     """Return what computed: device, threads, torch and commit."""
     machine = document["machine"]
     gpu = machine["gpu"]
-    name = f"{machine['cpu']}, {machine['num_threads']} threads" if gpu is None else gpu["name"]
+    threads = "" if machine["num_threads"] is None else f", {machine['num_threads']} threads"
+    name = f"{machine['cpu']}{threads}" if gpu is None else gpu["name"]
     return f"{name}, torch {document['versions']['torch']}, commit {document['commit'] or 'unknown'}"
 
 
