@@ -50,13 +50,15 @@ def load_settings(
     Args:
         settings_type: which.
         flags: those that were given.
-        config: a TOML file.
+        config: a TOML file; None takes that of PRIME_BENCH_CONFIG, if there is one.
         known_types: the settings of all benchmarks, which share the variables PRIME_BENCH_....
 
     Raises:
         UsageError: if a setting is unknown or out of range, also in the environment, or the file cannot be read.
     """
-    _check_environment({name for known in known_types for name in known.model_fields})
+    _check_environment({"config", *(name for known in known_types for name in known.model_fields)})
+    if config is None and (named := os.environ.get(f"{ENV_PREFIX}CONFIG")):
+        config = Path(named)
     try:
         return (settings_type if config is None else _with_file(settings_type, config))(**flags)
     except ValidationError as error:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +13,7 @@ from torch import Tensor, nn
 from benchmarks.dense_images import DenseImages
 from benchmarks.dense_published import DensePublished
 from benchmarks.extrapolation import Extrapolation, extrapolate
-from benchmarks.machine import peak_memory, reset_peak_memory
+from benchmarks.machine import in_own_process, peak_growth
 from benchmarks.workloads import Workload
 from prime_core.checkpoint import Checkpoint
 from prime_core.config import UNetConfig
@@ -24,8 +21,6 @@ from prime_core.models.build import build_denoiser
 from prime_core.models.dit import ScaleNorm
 from prime_core.models.unet import UNet
 from prime_core.sample import sample
-
-__all__ = ["DTYPES", "DTypeName", "Outcome", "SamplerName", "Workload", "build_checkpoint", "build_sampler"]
 
 SamplerName = Literal["planned", "dense_published"]
 DTypeName = Literal["float32", "bfloat16"]
@@ -155,9 +150,7 @@ def _dense(checkpoint: Checkpoint, workload: Workload, dense_steps: int) -> Call
     return run
 
 
-def measure_peak_memory(
-    name: SamplerName, workload: Workload, dtype: DTypeName, num_threads: int
-) -> int | None:
+def measure_peak_memory(name: SamplerName, workload: Workload, dtype: DTypeName) -> int | None:
     """Return the peak memory in bytes that a sampler adds to the weights on a CPU, in a process of its own.
 
     Resident memory of the process: what torch allocates and what the product library keeps beside it. The
@@ -166,22 +159,15 @@ def measure_peak_memory(
     Returns:
         None where the operating system does not say (only Linux does).
     """
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_memory_of_one_run, name, workload, dtype, num_threads).result()
+    return in_own_process(_memory_of_one_run, name, workload, dtype)
 
 
-def _memory_of_one_run(
-    name: SamplerName, workload: Workload, dtype: DTypeName, num_threads: int
-) -> int | None:
-    torch.set_num_threads(num_threads)
+def _memory_of_one_run(name: SamplerName, workload: Workload, dtype: DTypeName) -> int | None:
     checkpoint = build_checkpoint(workload, dtype)
-    gc.collect()
-    before = reset_peak_memory()
-    if before is None:
-        return None
-    if name == "dense_published":
-        generator = torch.Generator().manual_seed(workload.seed)
-        build_dense(checkpoint, workload).sample(min(2, workload.num_steps), generator)
-    else:
-        build_sampler(name, checkpoint, workload)()
-    return peak_memory() - before
+    with peak_growth(torch.device("cpu")) as growth:
+        if name == "dense_published":
+            generator = torch.Generator().manual_seed(workload.seed)
+            build_dense(checkpoint, workload).sample(min(2, workload.num_steps), generator)
+        else:
+            build_sampler(name, checkpoint, workload)()
+    return growth.num_bytes

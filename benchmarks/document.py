@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe_machine, describe_versions, git_commit
+from benchmarks.commit import git_commit
+from benchmarks.machine import describe_machine, describe_versions
 from benchmarks.settings import BenchSettings
 
 SCHEMA_VERSION = 2

@@ -28,9 +28,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import headlines  # needs nothing but the standard library
+# These need nothing but the standard library.
+from benchmarks.commit import ROOT, git_commit
+from benchmarks.report import headlines
 
-ROOT = Path(__file__).resolve().parent.parent
 BUDGET_S = 530.0
 SMOKE_BUDGET_S = 85.0
 # With less time left a part is not started.
@@ -78,19 +79,22 @@ class Part:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run all parts; 0 if every one succeeded, 1 otherwise."""
-    options = _parser().parse_args(argv)
+    """Run the parts; 0 if every one succeeded, 1 otherwise."""
+    parser = _parser()
+    options = parser.parse_args(argv)
     options.output = options.output.resolve()
+    missing = missing_packages(options.packages)
+    try:
+        chosen = choose_parts(parts(options, missing), options.only)
+    except ValueError as error:
+        parser.error(f"--only: {error}")
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / LOG_NAME).unlink(missing_ok=True)
-    missing = missing_packages(options.packages)
     for name, what in missing.items():
         print(f"missing: {name}, needed for {what}", flush=True)
     budget_s = SMOKE_BUDGET_S if options.smoke else BUDGET_S
     started, results = time.monotonic(), []
-    for part in parts(options, missing):
-        if options.only and part.name not in options.only:
-            continue
+    for part in chosen:
         left_s = budget_s - (time.monotonic() - started)
         results.append(run_part(part, options, min(part.limit_s, left_s)))
         print(_line(results[-1]), flush=True)
@@ -111,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in _headlines(options.output / f"{result['name']}.json", result):
             print(f"{result['name']}: {line}")
     print(f"{summary['seconds']} s on {summary['device']}; files in {options.output}")
-    return 0 if results and all(result["status"] == "ok" for result in results) else 1
+    return 0 if all(result["status"] == "ok" for result in results) else 1
 
 
 def parts(options: argparse.Namespace, missing: dict[str, str]) -> list[Part]:
@@ -133,11 +137,11 @@ def parts(options: argparse.Namespace, missing: dict[str, str]) -> list[Part]:
         tiny = ("--model", "tiny", "--vocab-size", "300", "--target-length", "2", "--length", "16")
         return [
             Part("tests", _pytest("tests/kernels/test_backend.py", missing=missing), 60, writes=False),
-            bench("kernels", "kernels", 60, "--scale", "smoke", "--repeats", "1", "--threads", "1"),
+            bench("kernels", "kernels", 60, "--scale", "smoke", "--repeats", "1", "--num-threads", "1"),
             sampler("text-gpu", 60),
-            bench("train", "train", 60, *tiny, "--batch", "2", "--repeats", "1", "--peak-memory",
+            bench("train", "train", 60, *tiny, "--batch-size", "2", "--repeats", "1", "--peak-memory",
                   "skip"),
-            bench("memory", "memory", 60, *tiny, "--batch", "2", "--task", "nelbo"),
+            bench("memory", "memory", 60, *tiny, "--batch-size", "2", "--task", "nelbo"),
             bench("server", "server", 60, "--requests", "4", "--max-tokens", "4", "--text-steps", "4",
                   "--image-steps", "2", "--clients", "2"),
         ]  # fmt: skip
@@ -145,12 +149,25 @@ def parts(options: argparse.Namespace, missing: dict[str, str]) -> list[Part]:
         Part("tests", _pytest("tests/kernels", missing=missing), 150, writes=False),
         sampler("text-gpu", 150),
         bench("kernels", "kernels", 60),
-        bench("train", "train", 45, "--length", "1024", "--batch", "16", "--repeats", "5"),
+        bench("train", "train", 45, "--length", "1024", "--batch-size", "16", "--repeats", "5"),
         bench("memory", "memory", 40),
         bench("server", "server", 45, "--requests", "256", "--clients", "32", "--limit-s", "10"),
         sampler("images-gpu", 50),
         Part("tests-sampling", _pytest(*_SAMPLING_TESTS, missing=missing), 60, writes=False),
     ]
+
+
+def choose_parts(planned: Sequence[Part], names: Sequence[str] | None) -> list[Part]:
+    """Return the parts with these names in their order; all for None.
+
+    Raises:
+        ValueError: if there is no part of a name.
+    """
+    known = [part.name for part in planned]
+    for name in names or ():
+        if name not in known:
+            raise ValueError(f"there is no part {name!r}; the parts are {', '.join(known)}")
+    return [part for part in planned if names is None or part.name in names]
 
 
 _SAMPLING_TESTS = (
@@ -257,23 +274,16 @@ def _headlines(path: Path, result: dict[str, Any]) -> list[str]:
     return headlines(json.loads(path.read_text("utf-8")))
 
 
-def _git_commit() -> str | None:
-    command = ["git", "-C", str(ROOT), "rev-parse", "--verify", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description=(__doc__ or "").split("\n")[0]
     )
-    folder = os.environ.get("OUT") or ROOT / "benchmarks" / "results"
-    parser.add_argument("--output", type=Path, default=Path(folder), help="folder of the results (OUT)")
-    parser.add_argument("--commit", default=_git_commit(), help="of this checkout, where git cannot tell")
+    results = ROOT / "benchmarks" / "results"
+    parser.add_argument("--output", type=Path, default=results, help="folder of the results")
+    # Once for all parts: results that earlier ones write are no changes.
+    parser.add_argument("--commit", default=git_commit(), help="of this checkout, where git cannot tell")
     parser.add_argument("--packages", type=Path, help="folder of unpacked packages that this Python lacks")
-    parser.add_argument("--only", nargs="*", help="names of parts; default: all")
+    parser.add_argument("--only", nargs="+", metavar="PART", help="names of parts; default: all")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes on a CPU")
     return parser
 

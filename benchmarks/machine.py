@@ -1,15 +1,21 @@
-"""The machine a result belongs to: processor and GPU, versions, commit, and the memory that a process takes."""
+"""The machine a result belongs to: processor and GPU, versions, and the memory that a measurement takes."""
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
-import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from importlib import metadata
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+Result = TypeVar("Result")
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
@@ -35,33 +41,57 @@ def describe_versions() -> dict[str, str]:
     }
 
 
-def git_commit() -> str | None:
-    """Return the commit of this source tree, with "+changes" if files differ; None outside a repository."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    try:
-        commit = _git(root, "rev-parse", "--verify", "HEAD")
-        return commit + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
+class PeakGrowth:
+    """The result of `peak_growth`; ``num_bytes`` is there once the block has ended, None where nobody tells."""
+
+    num_bytes: int | None = None
 
 
-def reset_peak_memory() -> int | None:
-    """Start a new peak of this process's resident memory and return the present one in bytes.
+@contextmanager
+def peak_growth(device: torch.device) -> Iterator[PeakGrowth]:
+    """Measure how far the memory of a block rises above what is in use when it begins.
 
-    Linux only; None where the kernel does not offer it.
+    Args:
+        device: of a GPU it is what torch allocates there; of a CPU the resident memory of this process, of which only
+            Linux tells the peak.
     """
+    growth = PeakGrowth()
+    gc.collect()
+    before = _start_gpu_peak(device) if device.type == "cuda" else _start_process_peak()
+    yield growth
+    if before is not None:
+        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status_bytes("VmHWM")
+        growth.num_bytes = peak - before
+
+
+def in_own_process(call: Callable[..., Result], *arguments: Any) -> Result:
+    """Return what a function returns in a new process that has as many threads as this one and none of its memory.
+
+    Args:
+        call: the function; the process must be able to import it.
+        arguments: for it; they are pickled.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_with_threads, torch.get_num_threads(), call, *arguments).result()
+
+
+def _with_threads(num_threads: int, call: Callable[..., Result], *arguments: Any) -> Result:
+    torch.set_num_threads(num_threads)
+    return call(*arguments)
+
+
+def _start_gpu_peak(device: torch.device) -> int:
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
+def _start_process_peak() -> int | None:
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return None
     return _status_bytes("VmRSS")
-
-
-def peak_memory() -> int:
-    """Return the largest resident memory in bytes since `reset_peak_memory`."""
-    return _status_bytes("VmHWM")
 
 
 def _status_bytes(field: str) -> int:
@@ -95,10 +125,3 @@ def _version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10
-    )
-    return done.stdout.strip()

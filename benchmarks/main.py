@@ -125,8 +125,8 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(
             name,
             help=benchmark.summary,
-            description=f"Measure {benchmark.summary}. Each flag is also an environment variable (--seed: "
-            "PRIME_BENCH_SEED) and a key of the TOML file.",
+            description=f"Measure {benchmark.summary}. Each setting is also an environment variable (--seed: "
+            "PRIME_BENCH_SEED) and a key of the TOML file; --json and --output are flags alone.",
             allow_abbrev=False,
         )
         add_settings(command, benchmark.settings)

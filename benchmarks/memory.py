@@ -6,10 +6,7 @@ tensor that any operation gives, and the peak of the process's memory above weig
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from typing import Any, Literal, NamedTuple, Self, get_args
 
 import torch
@@ -19,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.contenders import build_checkpoint
 from benchmarks.document import document_head
-from benchmarks.machine import peak_memory, reset_peak_memory
-from benchmarks.settings import BenchSettings, Log
+from benchmarks.machine import in_own_process, peak_growth
+from benchmarks.settings import BenchSettings, Log, computing_threads
 from benchmarks.workloads import MODELS, Workload
 from prime_core.checkpoint import Checkpoint
 from prime_core.config import DiTConfig
@@ -41,7 +38,7 @@ class MemoryBenchSettings(BenchSettings):
     vocab_size: int = Field(default=50257, ge=2, le=2**20, description="tokens V")
     target_length: int = Field(default=4, ge=1, le=24, description="digits a token S")
     length: int = Field(default=1024, ge=1, le=1024, description="tokens a row L")
-    batch: int = Field(default=8, ge=1, le=1024, description="rows B")
+    batch_size: int = Field(default=8, ge=1, le=1024, description="rows B")
     steps: int = Field(default=4, ge=1, le=65536, description="steps of the grid, of sampling and grid_nelbo")
     dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="weights of inference")
 
@@ -64,13 +61,19 @@ class MemoryBenchSettings(BenchSettings):
     def workload(self) -> Workload:
         """The sizes as the samplers' benchmark has them."""
         return Workload(
-            self.model, self.vocab_size, self.target_length, self.length, self.batch, self.steps, self.seed
+            self.model,
+            self.vocab_size,
+            self.target_length,
+            self.length,
+            self.batch_size,
+            self.steps,
+            self.seed,
         )
 
     @property
     def logits_bytes(self) -> int:
         """Bytes of a float32 tensor (B, L, V)."""
-        return self.batch * self.length * self.vocab_size * _FLOAT32_BYTES
+        return self.batch_size * self.length * self.vocab_size * _FLOAT32_BYTES
 
 
 class Need(NamedTuple):
@@ -98,12 +101,12 @@ def run_memory(settings: MemoryBenchSettings, log: Log) -> dict[str, Any]:
         The JSON document described in benchmarks/README.md, without ``command``.
     """
     entries = []
-    for task in TASKS if settings.task == "all" else (settings.task,):
-        log(f"{task}: {settings.batch} rows of {settings.length} tokens")
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            need = pool.submit(measure, task, settings).result()
-        entries.append({"task": task} | need._asdict())
-    return document_head("memory", settings) | {"logits_bytes": settings.logits_bytes, "tasks": entries}
+    with computing_threads(settings.num_threads):
+        document = document_head("memory", settings)
+        for task in TASKS if settings.task == "all" else (settings.task,):
+            log(f"{task}: {settings.batch_size} rows of {settings.length} tokens")
+            entries.append({"task": task} | in_own_process(measure, task, settings)._asdict())
+    return document | {"logits_bytes": settings.logits_bytes, "tasks": entries}
 
 
 def measure(task: Task, settings: MemoryBenchSettings) -> Need:
@@ -113,16 +116,13 @@ def measure(task: Task, settings: MemoryBenchSettings) -> Need:
         task: what to run.
         settings: sizes.
     """
-    torch.set_num_threads(torch.get_num_threads() if settings.threads is None else settings.threads)
     device = settings.torch_device
     run = _TASKS[task](build_checkpoint(settings.workload, _dtype_of(task, settings), device), settings)
     with LargestTensor() as seen:
         run()
-    gc.collect()
-    before = _start_peak(device)
-    run()
-    peak = None if before is None else _peak(device) - before
-    return Need(seen.num_bytes, seen.shape, peak)
+    with peak_growth(device) as growth:
+        run()
+    return Need(seen.num_bytes, seen.shape, growth.num_bytes)
 
 
 class LargestTensor(TorchDispatchMode):
@@ -159,18 +159,18 @@ def _dtype_of(task: Task, settings: MemoryBenchSettings) -> Literal["float32", "
 def _sampling(checkpoint: Checkpoint, settings: MemoryBenchSettings) -> Callable[[], object]:
     return lambda: sample(
         checkpoint,
-        n=settings.batch,
+        n=settings.batch_size,
         steps=settings.steps,
         seed=settings.seed,
         max_tokens=settings.length,
-        max_rows=settings.batch,
+        max_rows=settings.batch_size,
     )
 
 
 def _loss(objective: Literal["coded", "nelbo"]) -> Callable[..., Callable[[], object]]:
     def task(checkpoint: Checkpoint, settings: MemoryBenchSettings) -> Callable[[], object]:
         network, codec = checkpoint.denoiser.train().requires_grad_(True), checkpoint.codec
-        x_0, t = _clean_tokens(settings), torch.linspace(0.05, 0.95, settings.batch)
+        x_0, t = _clean_tokens(settings), torch.linspace(0.05, 0.95, settings.batch_size)
         generator = torch.Generator().manual_seed(settings.seed)
         uniforms = torch.rand(*x_0.shape, codec.target_length, generator=generator)
         device = settings.torch_device
@@ -214,16 +214,4 @@ _TASKS: dict[Task, Callable[..., Callable[[], object]]] = {
 
 def _clean_tokens(settings: MemoryBenchSettings) -> Tensor:
     generator = torch.Generator().manual_seed(settings.seed)
-    return torch.randint(settings.vocab_size, (settings.batch, settings.length), generator=generator)
-
-
-def _start_peak(device: torch.device) -> int | None:
-    if device.type == "cpu":
-        return reset_peak_memory()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-    return torch.cuda.memory_allocated(device)
-
-
-def _peak(device: torch.device) -> int:
-    return peak_memory() if device.type == "cpu" else torch.cuda.max_memory_allocated(device)
+    return torch.randint(settings.vocab_size, (settings.batch_size, settings.length), generator=generator)

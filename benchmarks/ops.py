@@ -55,7 +55,7 @@ def run_ops(settings: OpsSettings, log: Log) -> dict[str, Any]:
         The JSON document described in benchmarks/README.md, without `command`.
     """
     device = settings.torch_device
-    with computing_threads(settings.threads):
+    with computing_threads(settings.num_threads):
         document = document_head("kernels", settings)
         rates = measure_ceilings(device)
         results: list[dict[str, Any]] = []

@@ -12,7 +12,8 @@ def machine_line(document: dict[str, Any]) -> str:
     """Return what computed: device, threads, torch and commit."""
     machine = document["machine"]
     gpu = machine["gpu"]
-    name = f"{machine['cpu']}, {machine['num_threads']} threads" if gpu is None else gpu["name"]
+    threads = "" if machine["num_threads"] is None else f", {machine['num_threads']} threads"
+    name = f"{machine['cpu']}{threads}" if gpu is None else gpu["name"]
     return f"{name}, torch {document['versions']['torch']}, commit {document['commit'] or 'unknown'}"
 
 
@@ -49,7 +50,7 @@ def memory_table(document: dict[str, Any]) -> str:
     lines = [
         machine_line(document),
         f"{settings['model']} model, V={settings['vocab_size']}, S={settings['target_length']}, "
-        f"L={settings['length']}, B={settings['batch']}; all logits (B, L, V) would be "
+        f"L={settings['length']}, B={settings['batch_size']}; all logits (B, L, V) would be "
         f"{_megabytes(document['logits_bytes'])} MB",
         "",
         *columns(rows),
@@ -74,7 +75,7 @@ def train_table(document: dict[str, Any]) -> str:
         machine_line(document),
         *_ceiling_lines(document["rates"]),
         f"{settings['model']} model, V={settings['vocab_size']}, S={settings['target_length']}, "
-        f"L={settings['length']}, B={settings['batch']}, {settings['precision']}",
+        f"L={settings['length']}, B={settings['batch_size']}, {settings['precision']}",
         "",
         *columns(rows),
         f"the trainer is {document['ratio']:.2f} times as fast",

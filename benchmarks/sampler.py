@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import statistics
-import time
 from typing import Any
 
 import torch
@@ -21,7 +19,8 @@ from benchmarks.costs import Cost, dense_cost, planned_cost, reveal_probabilitie
 from benchmarks.dense_published import PUBLISHED_EPS
 from benchmarks.document import document_head
 from benchmarks.extrapolation import expected_calls
-from benchmarks.rates import measure_ceilings, median_seconds, synchronise
+from benchmarks.machine import peak_growth
+from benchmarks.rates import measure_ceilings, median_seconds, timed
 from benchmarks.sampler_settings import SamplerSettings, read_workloads
 from benchmarks.settings import Log, computing_threads
 from benchmarks.workloads import Workload
@@ -48,7 +47,7 @@ def run_comparison(settings: SamplerSettings, log: Log) -> dict[str, Any]:
         UsageError: if the file of workloads cannot be used.
     """
     many = None if settings.workloads is None else read_workloads(settings, settings.workloads)
-    with computing_threads(settings.threads):
+    with computing_threads(settings.num_threads):
         document = document_head("sampler", settings)
         rates = measure_ceilings(settings.torch_device)
         document["rates"] = rates
@@ -77,7 +76,7 @@ def _compare(settings: SamplerSettings, rates: dict[str, Any], log: Log) -> dict
         if device.type == "cpu" and settings.peak_memory == "measure":
             log(f"peak memory of {run['sampler']} {run['dtype']}")
             run["peak_memory_above_weights_bytes"] = measure_peak_memory(
-                run["sampler"], workload, run["dtype"], torch.get_num_threads()
+                run["sampler"], workload, run["dtype"]
             )
         run["predicted_s"] = predicted[run["sampler"], run["dtype"]]
     measured = {(run["sampler"], run["dtype"]): run["median_s"] for run in runs}
@@ -143,15 +142,12 @@ def _measure(
             samplers["planned", dtype]()  # Triton compiles its kernels at their first call
     for repeat in range(settings.repeats):
         for pair in pairs:
-            before = _start_peak(device)
-            started = time.perf_counter()
-            outcomes[pair] = samplers[pair]()
-            synchronise(device)
-            elapsed = time.perf_counter() - started
+            with peak_growth(device) as growth, timed(device) as elapsed:
+                outcomes[pair] = samplers[pair]()
             extrapolation = outcomes[pair].extrapolation
-            seconds[pair].append(elapsed if extrapolation is None else extrapolation.seconds)
+            seconds[pair].append(elapsed.seconds if extrapolation is None else extrapolation.seconds)
             if device.type == "cuda" and settings.peak_memory == "measure":
-                peaks[pair] = torch.cuda.max_memory_allocated(device) - before
+                peaks[pair] = growth.num_bytes
             log(
                 f"repeat {repeat + 1} of {settings.repeats}: {pair[0]} {pair[1]} {seconds[pair][-1]:.2f} s"
                 + ("" if extrapolation is None else f", {extrapolation.label}")
@@ -174,16 +170,6 @@ def _run_entry(
         "extrapolated": None if extrapolation is None else extrapolation.as_dict(),
         "peak_memory_above_weights_bytes": peak_bytes,
     }
-
-
-def _start_peak(device: torch.device) -> int:
-    """Start a new peak of a GPU's memory and return what is allocated; 0 on a CPU, where processes tell."""
-    if device.type == "cpu":
-        return 0
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-    return torch.cuda.memory_allocated(device)
 
 
 def _full_call(checkpoint: Checkpoint, workload: Workload) -> Any:

@@ -19,7 +19,7 @@ from prime_core.config import DiTConfig
 _MODEL_NAMES = ", ".join(get_args(ModelName))
 # What a workload of a file may set; lists are swept.
 WORKLOAD_FIELDS = (
-    "model", "vocab_size", "target_length", "length", "batch", "steps", "dtype", "repeats", "dense_steps",
+    "model", "vocab_size", "target_length", "length", "batch_size", "steps", "dtype", "repeats", "dense_steps",
 )  # fmt: skip
 
 
@@ -35,7 +35,7 @@ class SamplerSettings(MemorySettings):
     length: int = Field(
         default=0, ge=0, le=2**20, description="tokens a row L; 0: 128 for text, the whole picture for images"
     )
-    batch: int = Field(default=4, ge=1, le=1024, description="rows B")
+    batch_size: int = Field(default=4, ge=1, le=1024, description="rows B")
     steps: int = Field(default=32, ge=1, le=65536, description="steps of the grid N")
     dtype: Literal["float32", "bfloat16", "both"] = Field(
         default="both", description="weights: float32, bfloat16 or both"
@@ -101,7 +101,7 @@ class SamplerSettings(MemorySettings):
             self.vocab_size_or_default,
             self.target_length,
             self.length_or_default,
-            self.batch,
+            self.batch_size,
             self.steps,
             self.seed,
         )

@@ -6,19 +6,23 @@ import json
 from contextlib import nullcontext
 from typing import Any, Literal, Self
 
+import torch
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import Field, field_validator, model_validator
 
 from benchmarks.document import document_head
 from benchmarks.load_client import Answer, LoadRequest, Mix, closed_loop, get, mixed_requests, open_loop
+from benchmarks.machine import describe_machine
 from benchmarks.server_process import check_loopback, own_server
-from benchmarks.settings import BenchSettings, Log
+from benchmarks.settings import BenchSettings, Log, computing_threads
 
 # Bounds of the histogram's cells in seconds, two to an octave; the last cell is open.
 LATENCY_BOUNDS_S = tuple(round(0.001 * 2 ** (k / 2), 6) for k in range(34))
 PERCENTILES = (50, 90, 95, 99)
 # The open loop's rate where none is given, as a share of what the closed loop reached.
 OPEN_LOAD = 0.7
+# Settings that a server which runs already has chosen for itself.
+OF_OWN_SERVER = frozenset({"device", "num_threads", "max_batch_rows"})
 
 
 class ServerSettings(BenchSettings):
@@ -32,11 +36,11 @@ class ServerSettings(BenchSettings):
     limit_s: float = Field(default=60, gt=0, le=3600, description="seconds after which a loop sends no more")
     timeout_s: float = Field(default=60, gt=0, le=3600, description="seconds to wait for an answer")
     clients: int = Field(default=8, ge=1, le=256, description="clients of the closed loop")
-    rate: float = Field(
-        default=0,
-        ge=0,
+    rate: float | None = Field(
+        default=None,
+        gt=0,
         le=10_000,
-        description="arrivals a second of the open loop; 0: 0.7 of the closed loop's answers a second",
+        description=f"arrivals a second of the open loop; default: {OPEN_LOAD} of the closed loop's answers a second",
     )
     image_share: float = Field(default=0.2, ge=0, le=1, description="share of requests that are for images")
     score_share: float = Field(default=0.1, ge=0, le=1, description="share of requests that are for scores")
@@ -67,6 +71,15 @@ class ServerSettings(BenchSettings):
     def _check_url(cls, value: str | None) -> str | None:
         return None if value is None else check_loopback(value)
 
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.loop == "open" and self.rate is None:
+            raise ValueError("--loop open needs a --rate: there is no closed loop to take it from")
+        if self.url is not None and (given := sorted(OF_OWN_SERVER & self.model_fields_set)):
+            flag = given[0].replace("_", "-")
+            raise ValueError(f"--{flag} is for a server of the benchmark's own; with --url leave it out")
+        return self
+
 
 def run_server_load(settings: ServerSettings, log: Log) -> dict[str, Any]:
     """Load a server and read what it says of itself.
@@ -81,21 +94,25 @@ def run_server_load(settings: ServerSettings, log: Log) -> dict[str, Any]:
     Raises:
         RuntimeError: if the server does not start, is not ready, or answered no request of a loop.
     """
-    document = document_head("server", settings)
+    with computing_threads(settings.num_threads):  # as the server will
+        document = document_head("server", settings)
     flags = ["--device", settings.device, "--max-batch-rows", str(settings.max_batch_rows)]
-    if settings.threads is not None:
-        flags += ["--num-threads", str(settings.threads)]
+    if settings.num_threads is not None:
+        flags += ["--num-threads", str(settings.num_threads)]
     log("starting a server" if settings.url is None else f"using {settings.url}")
     server = own_server(flags) if settings.url is None else nullcontext(settings.url)
     with server as url:
         get(url, "/ready")
         info = json.loads(get(url, "/info"))
+        if settings.url is not None:
+            device = torch.device(info["models"][0]["device"])
+            document["machine"] = describe_machine(device) | {"num_threads": None}  # it does not tell
         loops: list[dict[str, Any]] = []
         if settings.loop in ("closed", "both"):
             loops.append(_closed(settings, url, log))
         if settings.loop in ("open", "both"):
-            reached = loops[0]["requests_per_s"] if loops else None
-            loops.append(_open(settings, url, reached, log))
+            rate = OPEN_LOAD * loops[0]["requests_per_s"] if settings.rate is None else settings.rate
+            loops.append(_open(settings, url, rate, log))
     models = [{key: model[key] for key in ("name", "kind", "num_parameters", "dtype", "device")}
               for model in info["models"]]  # fmt: skip
     return document | {"models": models, "server_limits": info["limits"], "loops": loops}
@@ -115,10 +132,7 @@ def _closed(settings: ServerSettings, url: str, log: Log) -> dict[str, Any]:
     return head | summarise(answers, seconds) | server_figures(before, read_metrics(url))
 
 
-def _open(settings: ServerSettings, url: str, reached_per_s: float | None, log: Log) -> dict[str, Any]:
-    rate = settings.rate or OPEN_LOAD * (reached_per_s or 0)
-    if rate <= 0:
-        raise RuntimeError("the open loop alone needs a --rate")
+def _open(settings: ServerSettings, url: str, rate: float, log: Log) -> dict[str, Any]:
     log(f"open loop: {settings.requests} requests, {rate:.2f} a second")
     before = read_metrics(url)
     answers, seconds = open_loop(

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from prime_core.device import choose_device
+from prime_core.device import DEVICE_PATTERN, choose_device
 
 ENV_PREFIX = "PRIME_BENCH_"
 
@@ -25,10 +25,8 @@ class BenchSettings(BaseSettings):
         env_prefix=ENV_PREFIX, env_ignore_empty=True, frozen=True, extra="forbid", allow_inf_nan=False
     )
 
-    device: str = Field(
-        default="auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$", description="auto, cpu, cuda or cuda:N"
-    )
-    threads: int | None = Field(
+    device: str = Field(default="auto", pattern=DEVICE_PATTERN, description="auto, cpu, cuda or cuda:N")
+    num_threads: int | None = Field(
         default=None, ge=1, le=1024, description="CPU threads; default: torch's choice"
     )
     seed: int = Field(default=0, ge=0, lt=2**63, description="seed of weights, inputs and noise")

@@ -5,7 +5,6 @@ Colours are plain CSS with a second set for dark pages (prefers-color-scheme), s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
@@ -48,14 +47,12 @@ class Chart:
         note: what the reader must know: machine, unit, what is extrapolated.
         legend: name of each series that occurs.
         bars: from top to bottom.
-        logarithmic: lengths are logarithms; for values of several orders of magnitude.
     """
 
     title: str
     note: str
     legend: tuple[str, ...]
     bars: tuple[Bar, ...]
-    logarithmic: bool = False
 
 
 def draw(charts: Sequence[Chart]) -> str:
@@ -98,17 +95,11 @@ def _chart(chart: Chart, top: float) -> tuple[list[str], float]:
 
 
 def _lengths(chart: Chart) -> list[float]:
-    """Return the lengths of the bars; on a logarithmic axis the shortest one keeps a tenth."""
+    """Return the lengths of the bars, of which the longest fills the room."""
     room = WIDTH - LABEL - VALUE
     values = [bar.value for bar in chart.bars]
     largest = max(values, default=0.0)
-    if largest <= 0:
-        return [0.0] * len(values)
-    if not chart.logarithmic:
-        return [room * value / largest for value in values]
-    floor = math.log(min(value for value in values if value > 0))
-    span = (math.log(largest) - floor) or 1.0
-    return [room * (0.1 + 0.9 * (math.log(value) - floor) / span) if value > 0 else 0.0 for value in values]
+    return [room * value / largest if largest > 0 else 0.0 for value in values]
 
 
 def _text(x: float, y: float, text: str, style: str = "", anchor: str = "start") -> str:

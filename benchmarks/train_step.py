@@ -5,8 +5,6 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -16,7 +14,7 @@ from pydantic import Field, model_validator
 import training
 from benchmarks.costs import head_flops, trunk_flops
 from benchmarks.document import document_head
-from benchmarks.machine import peak_memory, reset_peak_memory
+from benchmarks.machine import in_own_process, peak_growth
 from benchmarks.plain_training import PlainLoop
 from benchmarks.rates import measure_ceilings, timed
 from benchmarks.settings import Log, MemorySettings, computing_threads
@@ -41,7 +39,7 @@ class TrainSettings(MemorySettings):
     vocab_size: int = Field(default=50257, ge=257, le=2**20, description="tokens V; the data are bytes")
     target_length: int = Field(default=4, ge=1, le=24, description="digits a token S")
     length: int = Field(default=128, ge=1, le=1024, description="tokens a row L")
-    batch: int = Field(default=8, ge=1, le=4096, description="rows of a step B")
+    batch_size: int = Field(default=8, ge=1, le=4096, description="rows of a step B")
     chunk_rows: int = Field(default=4096, ge=1, description="trainer: tokens whose logits exist at a time")
     precision: Literal["float32", "bfloat16"] = Field(
         default="bfloat16", description="of matrix products (autocast); weights are float32"
@@ -80,8 +78,8 @@ class TrainSettings(MemorySettings):
                     "tokenizer_folder": _CONFIGS,
                     "cache": folder / "shards",
                 },
-                "batch_size": self.batch,
-                "micro_batch_size": self.batch,
+                "batch_size": self.batch_size,
+                "micro_batch_size": self.batch_size,
                 "chunk_rows": self.chunk_rows,
                 "precision": self.precision,
                 "seed": self.seed,
@@ -103,7 +101,7 @@ def run_training(settings: TrainSettings, log: Log) -> dict[str, Any]:
     device = settings.torch_device
     seconds: dict[LoopName, list[float]] = {name: [] for name in LOOPS}
     peaks: dict[LoopName, int | None] = dict.fromkeys(LOOPS)
-    with computing_threads(settings.threads), tempfile.TemporaryDirectory() as folder:
+    with computing_threads(settings.num_threads), tempfile.TemporaryDirectory() as folder:
         document = document_head("train", settings)
         rates = measure_ceilings(device)
         steps = build_loops(settings, Path(folder))
@@ -112,18 +110,17 @@ def run_training(settings: TrainSettings, log: Log) -> dict[str, Any]:
             step()
         for repeat in range(settings.repeats):
             for name, step in steps.items():
-                before = _start_gpu_peak(device)
-                with timed(device) as elapsed:
+                with peak_growth(device) as growth, timed(device) as elapsed:
                     step()
                 seconds[name].append(elapsed.seconds)
                 if device.type == "cuda" and settings.peak_memory == "measure":
-                    peaks[name] = torch.cuda.max_memory_allocated(device) - before
+                    peaks[name] = growth.num_bytes
                 log(f"repeat {repeat + 1} of {settings.repeats}: {name} {elapsed.seconds:.2f} s")
         steps.clear()
         if device.type == "cpu" and settings.peak_memory == "measure":
             for name in LOOPS:
                 log(f"peak memory of {name}")
-                peaks[name] = _peak_memory(name, settings, torch.get_num_threads())
+                peaks[name] = in_own_process(_memory_of_one_step, name, settings)
     runs = [_entry(name, seconds[name], peaks[name], settings, rates) for name in LOOPS]
     ratio = runs[1]["median_s"] / runs[0]["median_s"]
     return document | {"rates": rates, "runs": runs, "ratio": ratio}
@@ -142,7 +139,7 @@ def build_loops(settings: TrainSettings, folder: Path) -> dict[LoopName, Callabl
     generator = torch.Generator().manual_seed(settings.seed)
 
     def plain_step() -> float:
-        rows = torch.randint(trainer.data.train.num_rows, (settings.batch,), generator=generator)
+        rows = torch.randint(trainer.data.train.num_rows, (settings.batch_size,), generator=generator)
         return plain.train_step(stack_rows(trainer.data.train, rows.tolist()), generator)
 
     return {"trainer": lambda: trainer.train_step()["loss"], "plain": plain_step}
@@ -151,7 +148,7 @@ def build_loops(settings: TrainSettings, folder: Path) -> dict[LoopName, Callabl
 def _entry(
     name: LoopName, seconds: list[float], peak: int | None, settings: TrainSettings, rates: dict[str, Any]
 ) -> dict[str, Any]:
-    num_tokens, median_s = settings.batch * settings.length, statistics.median(seconds)
+    num_tokens, median_s = settings.batch_size * settings.length, statistics.median(seconds)
     # Forward, and twice as much backward, with the head at every position: what the plain loop multiplies.
     trunk = trunk_flops(settings.network, num_tokens, settings.length)
     flops = 3 * (trunk + head_flops(settings.network, num_tokens, settings.vocab_size))
@@ -166,27 +163,11 @@ def _entry(
     }
 
 
-def _start_gpu_peak(device: torch.device) -> int:
-    if device.type == "cpu":
-        return 0
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-    return torch.cuda.memory_allocated(device)
-
-
-def _peak_memory(name: LoopName, settings: TrainSettings, num_threads: int) -> int | None:
-    """Return what a step adds to weights, moments and average on a CPU, in a process of its own; None off Linux."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_memory_of_one_step, name, settings, num_threads).result()
-
-
-def _memory_of_one_step(name: LoopName, settings: TrainSettings, num_threads: int) -> int | None:
-    torch.set_num_threads(num_threads)
+def _memory_of_one_step(name: LoopName, settings: TrainSettings) -> int | None:
+    """Return what a step adds to weights, moments and average on a CPU; None off Linux."""
     with tempfile.TemporaryDirectory() as folder:
         step = build_loops(settings, Path(folder))[name]
         step()  # makes the optimiser's moments
-        before = reset_peak_memory()
-        if before is None:
-            return None
-        step()
-        return peak_memory() - before
+        with peak_growth(torch.device("cpu")) as growth:
+            step()
+    return growth.num_bytes

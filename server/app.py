@@ -9,16 +9,16 @@ from fastapi import FastAPI
 
 from prime_core.checkpoint import Checkpoint
 from prime_core.tokenizer import Tokenizer
-from server.access import RequestId
-from server.docs_page import docs_router
-from server.engine import Engine
-from server.errors import install_error_handlers
-from server.keys import KeyRing
+from server.engine.engine import Engine
+from server.http.access import RequestId
+from server.http.errors import install_error_handlers
+from server.http.keys import KeyRing
+from server.http.route_table import route_table
+from server.http.security import RequireKey
 from server.request import Service
-from server.route_table import route_table
 from server.routes import completions, generations, images, models, native, operations, playground, score
+from server.routes.docs_page import docs_router
 from server.schemas.base import Limits
-from server.security import RequireKey
 from server.settings import Settings
 
 # Tokenization and plans are short and mostly one-threaded; more threads would only compete with the engine.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.feed import Changes, RowChange
+from server.engine.feed import Changes, RowChange
 
 
 def denoise_fields(changes: Changes, row: RowChange, mask_index: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from server.model_queue import LoadedModel
+from server.engine.model_queue import LoadedModel
 
 logger = logging.getLogger("prime.server")
 

@@ -22,14 +22,14 @@ import uvicorn
 
 from prime_core.checkpoint import load_checkpoint
 from prime_core.device import choose_device
-from server.access import MAX_HEADER_BYTES
 from server.app import create_app
-from server.engine import Engine
+from server.engine.engine import Engine
+from server.engine.model_queue import LoadedModel, ModelQueue
 from server.fault_seam import add_faults
-from server.keys import KeyRing, take_environment_keys
+from server.http.access import MAX_HEADER_BYTES
+from server.http.keys import KeyRing, take_environment_keys
+from server.http.protocol import DeadlineProtocol
 from server.logs import configure_logs
-from server.model_queue import LoadedModel, ModelQueue
-from server.protocol import DeadlineProtocol
 from server.reload import Reloader
 from server.settings import Settings, SettingsError, load_settings
 

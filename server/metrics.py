@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from server.http_metrics import HttpMetrics
+from server.http.http_metrics import HttpMetrics
 
 Rejection = Literal["invalid", "queue_full", "deadline", "draining", "unavailable", "model_failed"]
 Failure = Literal[

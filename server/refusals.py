@@ -5,10 +5,16 @@ from __future__ import annotations
 from typing import Literal
 
 from prime_core.prepare import NonFiniteError
-from server.batcher import Job
-from server.engine import Engine
-from server.errors import ApiError
-from server.failures import DeadlineError, MemoryFullError, ModelFailedError, QueueFullError, UnavailableError
+from server.engine.batcher import Job
+from server.engine.engine import Engine
+from server.engine.failures import (
+    DeadlineError,
+    MemoryFullError,
+    ModelFailedError,
+    QueueFullError,
+    UnavailableError,
+)
+from server.http.errors import ApiError
 from server.metrics import Rejection
 
 

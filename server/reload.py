@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from prime_core.checkpoint import Checkpoint
-from server.engine import Engine
-from server.keys import KeyRing
-from server.model_queue import LoadedModel, try_model
+from server.engine.engine import Engine
+from server.engine.model_queue import LoadedModel, try_model
+from server.http.keys import KeyRing
 
 logger = logging.getLogger("prime.server")
 

@@ -21,18 +21,18 @@ from prime_core.canvas import CanvasError
 from prime_core.prepare import NonFiniteError
 from prime_core.row import Row
 from prime_core.stepper import AnyRow
-from server.batcher import Job
-from server.deadline import deadline_of
-from server.engine import Engine
-from server.errors import ApiError
-from server.failures import (
+from server.engine.batcher import Job
+from server.engine.engine import Engine
+from server.engine.failures import (
     DeadlineError,
     EngineError,
     MemoryFullError,
     UnavailableError,
 )
-from server.feed import Changes, Feed
-from server.model_queue import ModelQueue
+from server.engine.feed import Changes, Feed
+from server.engine.model_queue import ModelQueue
+from server.http.deadline import deadline_of
+from server.http.errors import ApiError
 from server.refusals import check_deadline, failure_of, reserve
 from server.schemas.base import Limits, Timings
 

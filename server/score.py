@@ -20,10 +20,10 @@ from prime_core.score import (
     rows_per_input,
 )
 from prime_core.scored import PerToken, Score
-from server.batcher import Job
-from server.given_picture import read_picture
-from server.known import KnownShape
-from server.model_queue import ModelQueue
+from server.engine.batcher import Job
+from server.engine.model_queue import ModelQueue
+from server.images.given_picture import read_picture
+from server.images.known import KnownShape
 from server.request import Service, run_request, timings_of
 from server.schemas.base import Limits
 from server.schemas.score import (

@@ -24,7 +24,7 @@ from pydantic_settings import (
 
 from prime_core.device import DEVICE_PATTERN
 from server.fault_seam import VARIABLE as FAULTS_VARIABLE
-from server.keys import KEY_VARIABLES
+from server.http.keys import KEY_VARIABLES
 from server.logs import LogFormat
 from server.model_sources import MAX_NAME_CHARS, ModelSource, demo_models, parse_models
 

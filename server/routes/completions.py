@@ -6,17 +6,17 @@ from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
-from server.body import read_json
-from server.checking import check_keys, checked_request, choose_model, require_object
-from server.completion_stream import completion_frames
-from server.completions import completion_of, origin_of, start_completion, text_answers
+from server.http.body import read_json
+from server.http.checking import check_keys, checked_request, choose_model, require_object
+from server.http.sampling_headers import SAMPLING_HEADERS, sampling_headers
+from server.http.sse import streamed
 from server.request import Service, answered
 from server.routes.openapi import ERRORS, STREAM, body_schema, models_of
-from server.sampling_headers import SAMPLING_HEADERS, sampling_headers
 from server.schemas.completions import Completion, CompletionRequest, completion_request
 from server.schemas.openai import without_nulls
-from server.sse import streamed
-from server.text import count
+from server.text.completion_stream import completion_frames
+from server.text.completions import completion_of, origin_of, start_completion, text_answers
+from server.text.generate import count
 
 
 def router(service: Service) -> APIRouter:

@@ -8,19 +8,19 @@ from functools import partial
 from fastapi import APIRouter, Request, Response
 
 from prime_core.config import UNetConfig
-from server.body import read_json
-from server.checking import check_keys, checked_request, choose_model, require_object
-from server.generation_stream import generation_frames
-from server.generations import generation_of, image_answers, size_of, start_generation
-from server.images import count
-from server.model_queue import ModelQueue
+from server.engine.model_queue import ModelQueue
+from server.http.body import read_json
+from server.http.checking import check_keys, checked_request, choose_model, require_object
+from server.http.sampling_headers import SAMPLING_HEADERS, sampling_headers
+from server.http.sse import streamed
+from server.images.generation_stream import generation_frames
+from server.images.generations import generation_of, image_answers, size_of, start_generation
+from server.images.images import count
 from server.request import Service, answered
 from server.routes.openapi import ERRORS, STREAM, body_schema, models_of
-from server.sampling_headers import SAMPLING_HEADERS, sampling_headers
 from server.schemas.base import Limits
 from server.schemas.generations import Generation, GenerationRequest, generation_request
 from server.schemas.openai import without_nulls
-from server.sse import streamed
 
 
 def router(service: Service) -> APIRouter:

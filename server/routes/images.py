@@ -9,22 +9,22 @@ from fastapi import APIRouter, Request, Response
 
 from prime_core.config import UNetConfig
 from prime_core.labels import parse_label
-from server.accept import preferred
-from server.body import read_json
-from server.checking import check_keys, checked_request, choose_model, require_object
-from server.errors import ApiError
-from server.image_stream import stream_images
-from server.images import make_images
-from server.known import KnownShape
-from server.model_queue import ModelQueue
-from server.query import read_query
+from server.engine.model_queue import ModelQueue
+from server.http.accept import preferred
+from server.http.body import read_json
+from server.http.checking import check_keys, checked_request, choose_model, require_object
+from server.http.errors import ApiError
+from server.http.query import read_query
+from server.http.sampling_headers import SAMPLING_HEADERS
+from server.http.sse import streamed
+from server.images.image_stream import stream_images
+from server.images.images import make_images
+from server.images.known import KnownShape
 from server.request import Service, answered
 from server.routes.openapi import ERRORS, STREAM, body_schema, models_of, query_schema
-from server.sampling_headers import SAMPLING_HEADERS
 from server.schemas.base import Limits
 from server.schemas.image_query import QUERY_FIELDS, image_query
 from server.schemas.images import ImagesRequest, ImagesResponse, ResponseFormat, image_request
-from server.sse import streamed
 
 _TEXT_FIELDS = ("model", "preset", "label")
 

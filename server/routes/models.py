@@ -7,8 +7,8 @@ import time
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from server.engine import Engine
-from server.errors import ApiError
+from server.engine.engine import Engine
+from server.http.errors import ApiError
 from server.schemas.base import ErrorBody
 from server.schemas.models import Model, ModelList
 

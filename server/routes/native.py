@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from server.body import read_json
-from server.checking import check_keys, checked_request, choose_model, require_object
+from server.http.body import read_json
+from server.http.checking import check_keys, checked_request, choose_model, require_object
+from server.http.sse import streamed
 from server.request import Service, answered
 from server.routes.openapi import ERRORS, STREAM, body_schema, models_of
 from server.schemas.text import GenerateRequest, GenerateResponse, text_request
-from server.sse import streamed
-from server.text import generate
-from server.text_stream import stream_text
+from server.text.generate import generate
+from server.text.text_stream import stream_text
 
 
 def router(service: Service) -> APIRouter:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from server.engine import Engine
-from server.model_queue import Kind
+from server.engine.engine import Engine
+from server.engine.model_queue import Kind
+from server.http.sse import MEDIA_TYPE
 from server.schemas.base import ErrorBody, ModelRequest, inlined_schema
-from server.sse import MEDIA_TYPE
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504)

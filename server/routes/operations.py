@@ -16,8 +16,8 @@ from prime_core.correctors import MAX_CORRECTOR_SCALE
 from prime_core.curves import MAX_POWER, MAX_TEMPERATURE
 from prime_core.pixels import PixelCodec
 from prime_core.presets import PRESETS
-from server.engine import Engine
-from server.model_queue import ModelQueue
+from server.engine.engine import Engine
+from server.engine.model_queue import ModelQueue
 from server.schemas.base import Limits, Status
 from server.schemas.text import MAX_STOP_CHARS, MAX_STOPS, MAX_TEMPLATE_PARTS
 

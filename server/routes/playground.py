@@ -12,7 +12,7 @@ from typing import NamedTuple
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from server.errors import ApiError
+from server.http.errors import ApiError
 
 FOLDER = Path(__file__).resolve().parent.parent / "playground"
 PAGE = "index.html"

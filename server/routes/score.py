@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from fastapi import APIRouter, Request, Response
 
 from prime_core.config import UNetConfig
-from server.body import read_json
-from server.checking import check_keys, checked_request, choose_model, require_object
-from server.known import KnownShape
-from server.model_queue import Kind, ModelQueue
+from server.engine.model_queue import Kind, ModelQueue
+from server.http.body import read_json
+from server.http.checking import check_keys, checked_request, choose_model, require_object
+from server.images.known import KnownShape
 from server.request import Service, answered
 from server.routes.openapi import ERRORS, body_schema
 from server.schemas.base import Limits

@@ -11,7 +11,7 @@ from prime_core.correctors import MAX_CORRECTOR_SCALE, CorrectorKind
 from prime_core.curves import MAX_POWER, MAX_TEMPERATURE, MAX_WARP_SCALE
 from prime_core.presets import PRESETS
 from prime_core.settings import ImageSampler
-from server.known import KnownShape
+from server.images.known import KnownShape
 from server.schemas.base import STREAM_RULE, Asked, Limits, Rule, Strict, Timings, bounded, shared_rules
 
 MAX_SHOWN_NAMES = 20

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from benchmarks.contenders import SamplerName, Workload, build_checkpoint, build_sampler
+from benchmarks.contenders import SamplerName, build_checkpoint, build_sampler
+from benchmarks.workloads import Workload
 
 WORKLOAD = Workload("tiny", vocab_size=300, target_length=2, length=6, num_rows=3, num_steps=5, seed=7)
 

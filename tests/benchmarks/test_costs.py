@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.contenders import Workload, build_checkpoint
+from benchmarks.contenders import build_checkpoint
 from benchmarks.costs import (
     Cost,
     dense_cost,
@@ -14,7 +14,7 @@ from benchmarks.costs import (
     trunk_flops,
 )
 from benchmarks.unet_costs import unet_head_flops, unet_trunk_flops
-from benchmarks.workloads import MODELS, ModelName
+from benchmarks.workloads import MODELS, ModelName, Workload
 from prime_core.config import CodecConfig, DiTConfig, UNetConfig
 from prime_core.models.unet import UNet
 from prime_core.plan import draw_plan

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.contenders import Workload, build_checkpoint, build_dense, build_sampler
+from benchmarks.contenders import build_checkpoint, build_dense, build_sampler
 from benchmarks.dense_images import DenseImages
+from benchmarks.workloads import Workload
 from prime_core.canvas import digits_canvas
 from prime_core.codec import SubtokenCodec
 from prime_core.exact import TokenLaw, dense_ancestral_law

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from benchmarks.contenders import Workload, build_checkpoint, build_dense, build_sampler
+from benchmarks.contenders import build_checkpoint, build_dense, build_sampler
 from benchmarks.dense_published import PUBLISHED_EPS, DensePublished
 from benchmarks.extrapolation import Extrapolation, count_calls, expected_calls, extrapolate
+from benchmarks.workloads import Workload
 from prime_core.codec import SubtokenCodec
 from prime_core.schedule import LinearSchedule
 from tests.stubs import TableDenoiser

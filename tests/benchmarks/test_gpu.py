@@ -43,7 +43,10 @@ def test_smoke_part_writes_its_result_and_a_picture(
     assert "commit abc123" in printed
     _CHECKS[document["benchmark"]](document, printed)
     shown = headlines(document)
-    assert len(shown) == {"kernels": 8, "sampler": 15, "train": 1, "memory": 1, "server": 2}[document["benchmark"]]
+    assert (
+        len(shown)
+        == {"kernels": 8, "sampler": 15, "train": 1, "memory": 1, "server": 2}[document["benchmark"]]
+    )
     assert any("; the baseline is extrapolated from 2 of 6 steps" in line for line in shown) == (
         document["benchmark"] == "sampler"
     )
@@ -137,6 +140,30 @@ def test_script_reports_its_parts_and_what_is_missing(
     assert "No module named no_such_module" in printed
     log = (tmp_path / "new" / "gpu.log").read_text()
     assert log.index("=== good") < log.index("Zen of Python") < log.index("=== bad")
+
+
+def test_parts_are_chosen_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    planned = gpu.parts(options(tmp_path), {})
+    assert gpu.choose_parts(planned, None) == planned
+    assert [part.name for part in gpu.choose_parts(planned, ["train", "kernels"])] == ["kernels", "train"]
+    folder = tmp_path / "results"
+    with pytest.raises(SystemExit) as end:
+        gpu.main(["--only", "kernles", "--output", str(folder)])
+    assert end.value.code == 2 and not folder.exists()
+    assert (
+        "there is no part 'kernles'; the parts are tests, sampler-text-gpu, kernels"
+        in capsys.readouterr().err
+    )
+
+
+def test_results_of_a_changed_tree_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every part is told the same commit, that of the tree as it is; the folder of results is a flag alone."""
+    monkeypatch.setattr(gpu, "git_commit", lambda: "abc123+changes")
+    monkeypatch.setenv("OUT", str(tmp_path))
+    chosen = gpu._parser().parse_args([])
+    assert chosen.commit == "abc123+changes" and chosen.output != tmp_path
+    commands = [part.arguments for part in gpu.parts(chosen, {}) if part.writes]
+    assert {command[command.index("--commit") + 1] for command in commands} == {"abc123+changes"}
 
 
 def test_script_needs_nothing_but_the_standard_library() -> None:

@@ -22,13 +22,13 @@ ARGUMENTS = [
     "8",
     "--steps",
     "4",
-    "--batch",
+    "--batch-size",
     "2",
     "--repeats",
     "2",
     "--seed",
     "3",
-    "--threads",
+    "--num-threads",
     "1",
 ]
 
@@ -65,7 +65,7 @@ def test_json_document(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
     ("arguments", "message"),
     [
         (["--steps", "0"], "--steps"),
-        (["--batch", "two"], "--batch"),
+        (["--batch-size", "two"], "--batch-size"),
         (["--against", "sparse"], "--against"),
         (["--dtype", "float16"], "--dtype"),
         (["--target-length", "5"], "must divide the network's width"),
@@ -103,12 +103,26 @@ def test_flag_beats_environment_beats_file(
     assert main(["sampler", "--config", str(config)]) == 2
     assert "--steps" in capsys.readouterr().err
     monkeypatch.setenv("PRIME_BENCH_STEPS", "5")
-    assert main(["sampler", "--config", str(config), "--batch", "0"]) == 2
+    assert main(["sampler", "--config", str(config), "--batch-size", "0"]) == 2
     printed = capsys.readouterr().err
-    assert "--batch" in printed and "--steps" not in printed
+    assert "--batch-size" in printed and "--steps" not in printed
     monkeypatch.setenv("PRIME_BENCH_STEPS", "0")
-    assert main(["sampler", "--config", str(config), "--batch", "0", "--steps", "6"]) == 2
+    assert main(["sampler", "--config", str(config), "--batch-size", "0", "--steps", "6"]) == 2
     assert "--steps" not in capsys.readouterr().err
+
+
+def test_file_may_be_named_in_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "bench.toml"
+    config.write_text('steps = 0\nagainst = "dense_published"\n')
+    monkeypatch.setenv("PRIME_BENCH_CONFIG", str(config))
+    assert main(["sampler"]) == 2
+    assert "--steps" in capsys.readouterr().err
+    other = tmp_path / "other.toml"
+    other.write_text("batch_size = 0\n")
+    assert main(["sampler", "--config", str(other), "--against", "dense_published"]) == 2
+    assert "--batch-size" in capsys.readouterr().err
 
 
 def test_unknown_variables_are_refused(

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from benchmarks.memory import TASKS, LargestTensor, MemoryBenchSettings, measure, run_memory
 from benchmarks.report import memory_table
 
-SETTINGS = MemoryBenchSettings(model="tiny", vocab_size=3000, length=32, batch=48, steps=2, device="cpu")
+SETTINGS = MemoryBenchSettings(model="tiny", vocab_size=3000, length=32, batch_size=48, steps=2, device="cpu")
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -27,7 +27,7 @@ def test_a_large_tensor_is_noticed_and_an_expanded_one_counts_what_it_holds() ->
 
 
 def test_document_and_table() -> None:
-    settings = SETTINGS.model_copy(update={"batch": 2, "length": 8, "task": "nelbo"})
+    settings = SETTINGS.model_copy(update={"batch_size": 2, "length": 8, "task": "nelbo"})
     document = run_memory(settings, lambda line: None)
     assert document["logits_bytes"] == 2 * 8 * 3000 * 4
     (entry,) = document["tasks"]

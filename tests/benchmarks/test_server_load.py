@@ -10,9 +10,20 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+import torch
 
+from benchmarks import server_load
 from benchmarks.load_client import Answer, LoadRequest, Mix, closed_loop, mixed_requests, open_loop
-from benchmarks.server_load import ServerSettings, latency_figures, server_figures, summarise
+from benchmarks.main import main
+from benchmarks.report import machine_line
+from benchmarks.server_load import (
+    OPEN_LOAD,
+    ServerSettings,
+    latency_figures,
+    run_server_load,
+    server_figures,
+    summarise,
+)
 from benchmarks.server_process import check_loopback, own_server
 
 TEXT = LoadRequest("text", {"max_tokens": 2})
@@ -173,6 +184,41 @@ def test_loopback_is_taken(url: str) -> None:
 def test_other_machines_are_left_alone(url: str) -> None:
     with pytest.raises(ValueError, match="loopback"):
         ServerSettings(url=url)
+
+
+@pytest.mark.parametrize("name", ["device", "num_threads", "max_batch_rows"])
+def test_a_server_that_runs_already_has_its_own_settings(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = "cpu" if name == "device" else "1"
+    flag = f"--{name.replace('_', '-')}"
+    assert main(["server", "--url", "http://127.0.0.1:9", flag, value]) == 2
+    assert f"{flag} is for a server of the benchmark's own" in capsys.readouterr().err
+    monkeypatch.setenv(f"PRIME_BENCH_{name.upper()}", value)
+    assert main(["server", "--url", "http://127.0.0.1:9"]) == 2
+    assert f"{flag} is for a server of the benchmark's own" in capsys.readouterr().err
+
+
+def test_the_open_loop_alone_needs_a_rate(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["server", "--loop", "open"]) == 2
+    assert "needs a --rate" in capsys.readouterr().err
+    assert main(["server", "--loop", "open", "--rate", "0"]) == 2
+    assert "--rate" in capsys.readouterr().err
+    assert ServerSettings(loop="open", rate=2.5).rate == 2.5
+    assert str(OPEN_LOAD) in str(ServerSettings.model_fields["rate"].description)
+
+
+def test_the_machine_of_another_server_is_what_that_server_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device is that of its models, and how many threads it has it does not tell."""
+    model = {"name": "a", "kind": "text", "num_parameters": 1, "dtype": "float32", "device": "cpu"}
+    pages = {"/ready": b"", "/info": json.dumps({"models": [model], "limits": {}}).encode(), "/metrics": b""}
+    monkeypatch.setattr(server_load, "get", lambda url, path: pages[path])
+    monkeypatch.setattr(server_load, "closed_loop", lambda *_, **__: ([Answer("text", 200, 0.5, 4)], 1.0))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    document = run_server_load(ServerSettings(url="http://127.0.0.1:9", loop="closed"), lambda line: None)
+    assert document["machine"]["device"] == "cpu" and document["machine"]["num_threads"] is None
+    assert "threads" not in machine_line(document)
+    assert document["loops"][0]["num_answered"] == 1
 
 
 def test_a_server_that_does_not_start_says_why() -> None:

@@ -12,7 +12,7 @@ from prime_core.objectives import training_loss
 from prime_core.schedule import LinearSchedule
 
 SETTINGS = TrainSettings(
-    model="tiny", vocab_size=300, target_length=2, length=8, batch=3, precision="float32", device="cpu"
+    model="tiny", vocab_size=300, target_length=2, length=8, batch_size=3, precision="float32", device="cpu"
 )
 
 

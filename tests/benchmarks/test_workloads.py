@@ -19,7 +19,8 @@ def read(text: str, folder: Path) -> list[SamplerSettings]:
 
 def test_lists_are_swept_and_the_rest_is_kept(tmp_path: Path) -> None:
     found = read(
-        "[[workloads]]\nlength = [4, 8]\nbatch = [1, 2]\nsteps = 3\n[[workloads]]\nlength = 6\n", tmp_path
+        "[[workloads]]\nlength = [4, 8]\nbatch_size = [1, 2]\nsteps = 3\n[[workloads]]\nlength = 6\n",
+        tmp_path,
     )
     shapes = [(w.workload.length, w.workload.num_rows, w.workload.num_steps) for w in found]
     assert shapes == [(4, 1, 3), (4, 2, 3), (8, 1, 3), (8, 2, 3), (6, 4, 32)]
@@ -32,7 +33,7 @@ def test_lists_are_swept_and_the_rest_is_kept(tmp_path: Path) -> None:
         ("", "must hold a list"),
         ("x = 1\n[[workloads]]\n", "must hold a list"),
         ("[[workloads]]\nlengths = 4\n", "lengths of workload 1 is unknown"),
-        ("[[workloads]]\nlength = 4\n[[workloads]]\nbatch = 0\n", "workload 2: --batch"),
+        ("[[workloads]]\nlength = 4\n[[workloads]]\nbatch_size = 0\n", "workload 2: --batch-size"),
         ("[[workloads]]\nlength = [4, 4000]\n", "workload 1: length must be at most the network's 1024"),
         ("[[", "is not TOML"),
     ],
@@ -56,13 +57,13 @@ def test_bundled_files_are_valid(path: Path) -> None:
 def test_the_workloads_that_must_be_measured_are_bundled() -> None:
     base = SamplerSettings(against="dense_published")
     cpu = {
-        (w.workload.length, w.steps, w.batch, w.target_length)
+        (w.workload.length, w.steps, w.batch_size, w.target_length)
         for w in read_workloads(base, FOLDER / "text-cpu.toml")
         if w.workload.vocab_size == 50257 and w.model == "small"
     }
     assert cpu >= {(128, 32, 4, 1), (128, 32, 4, 2), (128, 32, 4, 4), (128, 1024, 8, 1), (32, 128, 8, 4)}
     gpu = {
-        (w.workload.length, w.steps, w.batch, w.target_length)
+        (w.workload.length, w.steps, w.batch_size, w.target_length)
         for w in read_workloads(base, FOLDER / "text-gpu.toml")
     }
     assert gpu >= {(1024, 512, 8, 4), (1024, 512, 64, 4)}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from server.keys import KEY_VARIABLES
+from server.http.keys import KEY_VARIABLES
 from server.metrics import Metrics
 from server.settings import Settings
 

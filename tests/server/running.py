@@ -23,11 +23,11 @@ from prime_core.models.dit import DiT
 from prime_core.prepare import prepare_rows
 from prime_core.rank_files import write_rank_file
 from prime_core.tokenizer import TokenizerSpec
-from server.batcher import Job
-from server.engine import Engine
-from server.keys import KeyRing
+from server.engine.batcher import Job
+from server.engine.engine import Engine
+from server.engine.model_queue import LoadedModel
+from server.http.keys import KeyRing
 from server.main import http_config
-from server.model_queue import LoadedModel
 from server.model_sources import ModelSource
 from server.settings import Settings
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.accept import preferred
+from server.http.accept import preferred
 
 CHROME = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,image/apng,*/*;q=0.8"
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from server.access import MAX_HEADER_BYTES, HalfAnswerError, RequestId
+from server.http.access import MAX_HEADER_BYTES, HalfAnswerError, RequestId
 from server.metrics import Metrics
 from tests.server.running import Running, assert_error, wait_until
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from server.batcher import Batcher, Job
+from server.engine.batcher import Batcher, Job
 
 
 def make_job(*rows: tuple[int, int]) -> Job:

@@ -9,9 +9,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-import server.stopwatch as stopwatch
-from server.deadline import HEADER
-from server.failures import DeadlineError
+import server.engine.stopwatch as stopwatch
+from server.engine.failures import DeadlineError
+from server.http.deadline import HEADER
 from server.settings import Settings
 from tests.server.running import NAME, Gate, Running, assert_error, make_engine, serving, submit, wait_until
 from tests.server.test_engine import Background

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from server.docs_page import render_page
+from server.routes.docs_page import render_page
 from tests.server.running import Running, assert_error
 
 VOID = {"meta", "br"}

@@ -12,12 +12,12 @@ from typing import Any
 import httpx
 import pytest
 
-import server.engine as engine_module
-import server.stopwatch as stopwatch
+import server.engine.engine as engine_module
+import server.engine.stopwatch as stopwatch
 from prime_core.prepare import prepare_rows
-from server.batcher import Job
-from server.failures import EngineError, UnavailableError
-from server.model_queue import WARM_UP_TOKENS
+from server.engine.batcher import Job
+from server.engine.failures import EngineError, UnavailableError
+from server.engine.model_queue import WARM_UP_TOKENS
 from server.settings import Settings
 from tests.server.running import NAME, Gate, Running, assert_error, make_engine, serving, submit, wait_until
 

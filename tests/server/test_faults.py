@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.batcher import Job
+from server.engine.batcher import Job
 from tests.server.running import CONTEXT, Running, assert_error, serving, wait_until
 
 pytestmark = pytest.mark.skipif(

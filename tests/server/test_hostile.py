@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.body import DISCARD_BYTES, parse_json
+from server.http.body import DISCARD_BYTES, parse_json
 from tests.server.running import Running, assert_error, serving
 
 JSON = {"content-type": "application/json"}

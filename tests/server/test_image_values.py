@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
-from server.checking import checked_request
-from server.errors import ApiError
-from server.known import KnownShape
+from server.http.checking import checked_request
+from server.http.errors import ApiError
+from server.images.known import KnownShape
 from server.schemas.base import Limits
 from server.schemas.image_query import QUERY_FIELDS
 from server.schemas.images import ImagesRequest, image_request

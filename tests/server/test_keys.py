@@ -12,8 +12,15 @@ import httpx
 import pytest
 
 from server.app import create_app
-from server.keys import KEY_VARIABLES, MAX_KEY_CHARS, KeyRing, KeysError, read_keys, take_environment_keys
-from server.route_table import route_table
+from server.http.keys import (
+    KEY_VARIABLES,
+    MAX_KEY_CHARS,
+    KeyRing,
+    KeysError,
+    read_keys,
+    take_environment_keys,
+)
+from server.http.route_table import route_table
 from server.settings import SettingsError, load_settings
 from tests.server.running import Running, assert_error, serving
 
@@ -146,7 +153,7 @@ def test_only_digests_are_kept_and_all_are_compared(monkeypatch: pytest.MonkeyPa
     assert environment == {}
     assert len(ring) == 3
     assert KEY not in repr(vars(ring))
-    monkeypatch.setattr("server.keys.hmac.compare_digest", compare)
+    monkeypatch.setattr("server.http.keys.hmac.compare_digest", compare)
     assert ring.name_of(b"first-key-of-three-keys") == "environment-1"
     assert ring.name_of(OTHER.encode()) == "ops"
     assert ring.name_of(b"no") is None

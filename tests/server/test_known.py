@@ -9,7 +9,7 @@ import torch
 
 from prime_core.canvas import CanvasError
 from prime_core.config import CodecConfig, UNetConfig
-from server.known import KnownShape, parse_known
+from server.images.known import KnownShape, parse_known
 
 SHAPE = KnownShape(picture=(2, 3, 3), planes=2, digits=2, base=4, top_pixel=15)
 

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.keys import KeyRing, take_environment_keys
+from server.http.keys import KeyRing, take_environment_keys
 from server.logs import MAX_LINE_BYTES, JsonFormatter, TextFormatter
 from tests.server.processes import Served
 from tests.server.running import Running, assert_error, serving, wait_until
@@ -136,7 +136,8 @@ def test_nothing_of_a_client_but_a_plain_id_is_logged(
     locked.client.post("/generate", json={"model": PROMPT, "prompt": PROMPT}, headers=key)
     locked.client.post("/generate", json={"prompt": PROMPT, "seed": PROMPT}, headers=key)
     locked.client.post("/generate", json={"prompt": PROMPT * 40}, headers=key)
-    monkeypatch.setattr("server.text.prepare", lambda *_: {}[PROMPT])  # an exception whose text is the prompt
+    # An exception whose text is the prompt.
+    monkeypatch.setattr("server.text.generate.prepare", lambda *_: {}[PROMPT])
     reply = locked.client.post("/generate", json={"prompt": PROMPT}, headers=key)
     assert_error(reply, 500, "internal_error")
     wait_until(

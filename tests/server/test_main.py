@@ -20,7 +20,7 @@ import pytest
 
 from prime_core.checkpoint import load_checkpoint
 from prime_core.sample import sample
-from server.engine import Engine
+from server.engine.engine import Engine
 from server.main import Server, _serve, http_config, main
 from server.settings import Settings
 from tests.server.running import make_engine, wait_until
@@ -35,7 +35,7 @@ READY = re.compile(
 HELD = """
 import os, sys, time
 from server import main
-from server.engine import Engine
+from server.engine.engine import Engine
 
 hold = sys.argv.pop(1)
 step = Engine.step
@@ -138,7 +138,7 @@ def test_a_second_signal_ends_at_once(process: Process) -> None:
 CRASHING = """
 import sys
 from server import main
-from server.engine import Engine
+from server.engine.engine import Engine
 
 step = Engine.step
 def crash_on_rows(engine):

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-import server.memory as memory
-from server.memory import RowCap, is_out_of_memory
+import server.engine.memory as memory
+from server.engine.memory import RowCap, is_out_of_memory
 from tests.server.running import NAME, Running, assert_error, serving, wait_until
 
 BODY: dict[str, Any] = {"max_tokens": 12, "steps": 8, "seed": 4, "n": 8}

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-import server.engine as engine_module
-from server.model_queue import WARM_UP_TOKENS
+import server.engine.engine as engine_module
+from server.engine.model_queue import WARM_UP_TOKENS
 from server.model_sources import ModelSource
 from server.settings import Settings
 from tests.server.image_model import LABELS, SIDE

@@ -18,9 +18,9 @@ from prime_core.codec import SubtokenCodec
 from prime_core.row import new_row
 from prime_core.schedule import LinearSchedule
 from prime_core.settings import SamplingSettings
-from server.batcher import Job
-from server.engine import Engine
-from server.model_queue import LoadedModel
+from server.engine.batcher import Job
+from server.engine.engine import Engine
+from server.engine.model_queue import LoadedModel
 
 NAME, LENGTH, CALL_S = "stub", 64, 0.005
 LIMIT_S = (

@@ -10,8 +10,8 @@ import pytest
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.engine import Engine
-from server.errors import ApiError
+from server.engine.engine import Engine
+from server.http.errors import ApiError
 from server.main import http_config
 from server.settings import Settings
 from tests.server import running as running_module

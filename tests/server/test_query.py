@@ -7,8 +7,8 @@ from urllib.parse import quote
 
 import pytest
 
-from server.errors import ApiError
-from server.query import MAX_FIELDS, read_query
+from server.http.errors import ApiError
+from server.http.query import MAX_FIELDS, read_query
 
 NAMES = ("n", "seed", "label", "model")
 

@@ -17,7 +17,7 @@ from prime_core.checkpoint import load_checkpoint, save_checkpoint
 from prime_core.config import CodecConfig
 from prime_core.models.build import build_denoiser
 from prime_core.sample import sample
-from server.model_queue import LoadedModel
+from server.engine.model_queue import LoadedModel
 from server.reload import reload_model
 from tests.server.processes import Served
 from tests.server.running import NAME, Gate, Running, hooked, serving, wait_until

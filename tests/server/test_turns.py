@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from prime_core.prepare import prepare_rows
-from server.batcher import Job
-from server.engine import Engine
+from server.engine.batcher import Job
+from server.engine.engine import Engine
+from server.engine.turns import Turns
 from server.settings import Settings
-from server.turns import Turns
 from tests.server.image_model import NAME as IMAGES
 from tests.server.running import NAME as TEXT
 from tests.server.running import Hooked, make_engine, wait_until

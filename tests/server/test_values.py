@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from prime_core.tokenizer import Tokenizer
-from server.checking import checked_request
-from server.errors import ApiError
+from server.http.checking import checked_request
+from server.http.errors import ApiError
 from server.schemas.base import STREAM_RULE, Limits
 from server.schemas.text import text_request
 from tests.server.running import CONTEXT, Running, assert_error, serving

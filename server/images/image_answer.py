@@ -11,9 +11,9 @@ import numpy as np
 from prime_core.canvas import CanvasError
 from prime_core.pictures import PNG_MODES, to_grid, to_npy, to_png
 from prime_core.prepare import ImageSample, PreparedRows, finish_row
-from server.batcher import Job
-from server.known import KnownShape
-from server.model_queue import ModelQueue
+from server.engine.batcher import Job
+from server.engine.model_queue import ModelQueue
+from server.images.known import KnownShape
 from server.request import timings_of
 from server.schemas.base import Timings
 from server.schemas.images import ImageOutput, ImagesResponse, ImagesUsage, ResponseFormat

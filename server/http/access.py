@@ -10,8 +10,8 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import ApiError, internal_error, new_request_id
-from server.http_metrics import METHODS, OTHER, HttpMetrics
+from server.http.errors import ApiError, internal_error, new_request_id
+from server.http.http_metrics import METHODS, OTHER, HttpMetrics
 
 access_log = logging.getLogger("prime.access")
 

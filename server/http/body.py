@@ -14,7 +14,7 @@ from typing import Any, Never
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from server.errors import ApiError
+from server.http.errors import ApiError
 
 # A client that is cut off while it still sends often never sees the answer: its unread bytes make the kernel
 # reset the connection. So a body over the limit is read on and thrown away, up to this many bytes.

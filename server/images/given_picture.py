@@ -18,7 +18,7 @@ from torch import Tensor
 
 from prime_core.canvas import CanvasError
 from prime_core.pictures import PNG_MODES
-from server.known import KnownShape, read_numbers
+from server.images.known import KnownShape, read_numbers
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEAD = struct.Struct(">I4sIIBB")  # length and kind of the first chunk, width, height, bits, colour type

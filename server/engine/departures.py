@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple
 
-from server.batcher import Job
+from server.engine.batcher import Job
 
 
 class Leaving(NamedTuple):

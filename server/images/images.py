@@ -12,12 +12,12 @@ from prime_core.checkpoint import Checkpoint
 from prime_core.config import UNetConfig
 from prime_core.prepare import PreparedRows, prepare_rows
 from prime_core.request import PRESET_FIELDS
-from server.image_answer import ImagesAnswer, check_format, images_answer
-from server.image_request import image_request_of
-from server.image_work import check_grid, check_work
-from server.known import KnownShape, parse_known
+from server.engine.model_queue import ModelQueue
+from server.images.image_answer import ImagesAnswer, check_format, images_answer
+from server.images.image_request import image_request_of
+from server.images.image_work import check_grid, check_work
+from server.images.known import KnownShape, parse_known
 from server.metrics import Metrics
-from server.model_queue import ModelQueue
 from server.request import Service, run_request
 from server.schemas.base import Limits, Timings
 from server.schemas.images import ImagesRequest, ResponseFormat

@@ -15,14 +15,14 @@ from prime_core.pixels import PixelCodec
 from prime_core.prepare import PreparedRows
 from prime_core.provisional import provisional_pixels
 from server.denoise import denoise_fields
-from server.feed import Changes, RowChange
-from server.image_answer import images_response
-from server.images import count, prepare
-from server.model_queue import ModelQueue
+from server.engine.feed import Changes, RowChange
+from server.engine.model_queue import ModelQueue
+from server.http.sse import frame
+from server.images.image_answer import images_response
+from server.images.images import count, prepare
 from server.request import Running, Service, start_request
 from server.schemas.denoise import ImageFrame
 from server.schemas.images import ImagesRequest
-from server.sse import frame
 
 
 async def stream_images(

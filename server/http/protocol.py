@@ -13,7 +13,7 @@ from typing import ClassVar, Self
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from server.errors import ApiError, new_request_id
+from server.http.errors import ApiError, new_request_id
 
 # The kernel tells of room in its send buffer only when about a third is free, and on a fast network the buffer
 # grows to megabytes: a client that reads slowly would seem not to read at all. It also is memory held for it.

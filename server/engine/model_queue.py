@@ -14,13 +14,13 @@ from typing import Any, Literal, NamedTuple
 from prime_core.checkpoint import Checkpoint
 from prime_core.prepare import NonFiniteError, prepare_rows
 from prime_core.stepper import AnyRow, Stepper, StepResult
-from server.batcher import Batcher, Entry, Job
-from server.departures import Departures
-from server.failures import DeadlineError, EngineError, MemoryFullError
-from server.memory import free_cached_memory, is_out_of_memory
+from server.engine.batcher import Batcher, Entry, Job
+from server.engine.departures import Departures
+from server.engine.failures import DeadlineError, EngineError, MemoryFullError
+from server.engine.memory import free_cached_memory, is_out_of_memory
+from server.engine.room import Room
+from server.engine.stopwatch import CallStopwatch
 from server.metrics import Metrics
-from server.room import Room
-from server.stopwatch import CallStopwatch
 
 logger = logging.getLogger("prime.engine")
 

@@ -12,8 +12,8 @@ from itertools import chain, islice
 from typing import NamedTuple
 
 from prime_core.stepper import AnyRow
-from server.feed import Feed
-from server.memory import RowCap
+from server.engine.feed import Feed
+from server.engine.memory import RowCap
 
 
 @dataclass(eq=False, slots=True)

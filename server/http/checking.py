@@ -8,8 +8,8 @@ from typing import TypeVar
 from fastapi import Request
 from pydantic import ValidationError
 
-from server.errors import ApiError
-from server.model_queue import Kind, ModelQueue
+from server.engine.model_queue import Kind, ModelQueue
+from server.http.errors import ApiError
 from server.schemas.base import ModelRequest, find_unknown_key
 
 _ROUTES: dict[Kind, str] = {

@@ -12,11 +12,11 @@ from prime_core.config import UNetConfig
 from prime_core.labels import parse_label
 from prime_core.pixels import PixelCodec
 from prime_core.prepare import PreparedRows
-from server.batcher import Job
-from server.errors import ApiError
-from server.image_answer import images_response
-from server.images import prepare
-from server.model_queue import ModelQueue
+from server.engine.batcher import Job
+from server.engine.model_queue import ModelQueue
+from server.http.errors import ApiError
+from server.images.image_answer import images_response
+from server.images.images import prepare
 from server.request import Running, Service, start_request
 from server.schemas.base import Limits
 from server.schemas.generations import (

@@ -10,7 +10,7 @@ import time
 
 from fastapi import Request
 
-from server.errors import ApiError
+from server.http.errors import ApiError
 
 HEADER = "X-Request-Timeout"
 _SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")

@@ -12,13 +12,13 @@ from prime_core.pictures import to_png
 from prime_core.pixels import PixelCodec
 from prime_core.prepare import PreparedRows
 from prime_core.provisional import provisional_pixels
-from server.feed import RowChange
-from server.generations import image_answers, size_of, usage_of
-from server.images import count
-from server.model_queue import ModelQueue
+from server.engine.feed import RowChange
+from server.engine.model_queue import ModelQueue
+from server.http.sse import frame
+from server.images.generations import image_answers, size_of, usage_of
+from server.images.images import count
 from server.request import Running
 from server.schemas.generations import CompletedImageEvent, PartialImageEvent
-from server.sse import frame
 
 
 async def generation_frames(

@@ -13,7 +13,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
-from server.errors import ApiError
+from server.http.errors import ApiError
 
 MEDIA_TYPE = "text/event-stream"
 DONE = b"data: [DONE]\n\n"

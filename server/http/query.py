@@ -6,8 +6,8 @@ import re
 from collections.abc import Collection
 from urllib.parse import parse_qsl
 
-from server.body import parse_json
-from server.errors import ApiError
+from server.http.body import parse_json
+from server.http.errors import ApiError
 from server.schemas.base import find_unknown_key
 
 MAX_FIELDS = 64

@@ -9,7 +9,7 @@ from prime_core.canvas import CanvasError
 from prime_core.correctors import Corrector
 from prime_core.curves import TemperatureCurve, TimeWarp
 from prime_core.request import ImageRequest, fill_in_preset
-from server.known import Known
+from server.images.known import Known
 from server.schemas.images import Curve, ImagesRequest
 
 _FIELDS = (

@@ -6,15 +6,9 @@ from collections.abc import AsyncIterator, Sequence
 from functools import partial
 
 from prime_core.settled import known_ids, settled_text
-from server.completions import (
-    Origin,
-    PreparedPrompts,
-    completion_of,
-    echoed,
-    text_answers,
-)
-from server.feed import RowChange
-from server.model_queue import ModelQueue
+from server.engine.feed import RowChange
+from server.engine.model_queue import ModelQueue
+from server.http.sse import frame
 from server.request import Running
 from server.schemas.completions import (
     CompletionChoice,
@@ -23,8 +17,14 @@ from server.schemas.completions import (
     CompletionRequest,
     CompletionUsage,
 )
-from server.sse import frame
-from server.text import count
+from server.text.completions import (
+    Origin,
+    PreparedPrompts,
+    completion_of,
+    echoed,
+    text_answers,
+)
+from server.text.generate import count
 
 
 async def completion_frames(

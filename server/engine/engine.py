@@ -17,13 +17,13 @@ from types import MappingProxyType
 from typing import Literal
 
 from prime_core.prepare import NonFiniteError
-from server.batcher import Batcher, Job
-from server.failures import EngineError, ModelFailedError, QueueFullError, UnavailableError
+from server.engine.batcher import Batcher, Job
+from server.engine.failures import EngineError, ModelFailedError, QueueFullError, UnavailableError
+from server.engine.model_queue import LoadedModel, ModelQueue
+from server.engine.room import Room
+from server.engine.stopwatch import Pulse
+from server.engine.turns import Turns
 from server.metrics import Metrics
-from server.model_queue import LoadedModel, ModelQueue
-from server.room import Room
-from server.stopwatch import Pulse
-from server.turns import Turns
 
 logger = logging.getLogger("prime.engine")
 

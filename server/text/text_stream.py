@@ -11,13 +11,13 @@ from prime_core.checkpoint import Checkpoint
 from prime_core.prepare import PreparedRows
 from prime_core.provisional import ProvisionalText, provisional_text
 from server.denoise import denoise_fields
-from server.feed import Changes
-from server.model_queue import ModelQueue
+from server.engine.feed import Changes
+from server.engine.model_queue import ModelQueue
+from server.http.sse import frame
 from server.request import Running, Service, start_request
 from server.schemas.denoise import TextFrame
 from server.schemas.text import GenerateRequest
-from server.sse import frame
-from server.text import count, prepare, text_answer
+from server.text.generate import count, prepare, text_answer
 
 
 async def stream_text(

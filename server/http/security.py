@@ -12,8 +12,8 @@ import binascii
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.errors import ApiError
-from server.keys import MAX_KEY_CHARS, KeyRing
+from server.http.errors import ApiError
+from server.http.keys import MAX_KEY_CHARS, KeyRing
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
 # Browsers read one challenge of a header field, so each has a field of its own.

@@ -15,14 +15,14 @@ from kernels.noise import row_seed
 from prime_core.checkpoint import Checkpoint
 from prime_core.prepare import PreparedRows
 from prime_core.row import Row
-from server.batcher import Job
-from server.errors import ApiError
-from server.model_queue import ModelQueue
+from server.engine.batcher import Job
+from server.engine.model_queue import ModelQueue
+from server.http.errors import ApiError
 from server.request import Running, Service, start_request
 from server.schemas.base import Limits
 from server.schemas.completions import Completion, CompletionChoice, CompletionRequest, CompletionUsage
 from server.schemas.text import GenerateRequest, GenerateResponse, Usage
-from server.text import prepare_together, text_answer
+from server.text.generate import prepare_together, text_answer
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -12,9 +12,9 @@ from fastapi import Request
 from prime_core.canvas import CanvasError, text_canvas
 from prime_core.checkpoint import Checkpoint
 from prime_core.prepare import PreparedRows, Sample, finish_row, prepare_rows
-from server.batcher import Job
+from server.engine.batcher import Job
+from server.engine.model_queue import ModelQueue
 from server.metrics import Metrics
-from server.model_queue import ModelQueue
 from server.request import Service, run_request, timings_of
 from server.schemas.base import Limits
 from server.schemas.text import Gap, GenerateRequest, GenerateResponse, Output, Usage

@@ -1,0 +1,45 @@
+"""What memory a block adds at its peak, a process of its own, and the commit of a tree."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import commit
+from benchmarks.machine import in_own_process, peak_growth
+from benchmarks.settings import computing_threads
+
+
+def test_peak_of_a_block_is_what_it_adds_though_it_is_gone_at_its_end() -> None:
+    with peak_growth(torch.device("cpu")) as growth:
+        assert growth.num_bytes is None
+        torch.full((2**26,), 1, dtype=torch.uint8)
+    assert growth.num_bytes is not None
+    assert 0.9 * 2**26 < growth.num_bytes < 1.5 * 2**26
+
+
+def test_own_process_has_as_many_threads() -> None:
+    threads = torch.get_num_threads() + 1
+    with computing_threads(threads):
+        assert in_own_process(torch.get_num_threads) == threads
+
+
+def test_commit_says_whether_files_differ_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commit, "ROOT", tmp_path)
+    assert commit.git_commit() is None
+
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        command = ["git", "-C", str(tmp_path), *identity, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    git("init", "--quiet")
+    (tmp_path / "file").write_text("one")
+    git("add", "file")
+    git("commit", "--quiet", "--message", "first")
+    assert commit.git_commit() == git("rev-parse", "HEAD")
+    (tmp_path / "other").write_text("untracked")
+    assert commit.git_commit() == git("rev-parse", "HEAD")
+    (tmp_path / "file").write_text("two")
+    assert commit.git_commit() == git("rev-parse", "HEAD") + "+changes"
