@@ -13,6 +13,7 @@ from server.engine.engine import Engine
 from server.http.access import RequestId
 from server.http.errors import install_error_handlers
 from server.http.keys import KeyRing
+from server.http.leaving import CancelUnfinished
 from server.http.route_table import route_table
 from server.http.security import RequireKey
 from server.request import Service
@@ -55,6 +56,7 @@ def create_app(engine: Engine, settings: Settings, keys: KeyRing | None = None) 
     app.include_router(docs_router(app.openapi))
     app.include_router(playground.router())
     install_error_handlers(app)
+    app.add_middleware(CancelUnfinished, metrics=engine.metrics)
     app.add_middleware(RequireKey, keys=KeyRing() if keys is None else keys)
     routes = {path for _, path in route_table(app)}
     # Outermost: a refusal has an id and a line in the log too.

@@ -8,9 +8,10 @@ What is prepared and what is made of finished rows is in `server.text`, `server.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -145,7 +146,8 @@ async def start_request(
         check_deadline(engine, job)
         engine.submit(job)
         submitted = True
-        request.state.jobs = [*getattr(request.state, "jobs", []), job]  # for its line in the log
+        # Its line in the log tells of them, and those that are not finished when it ends are cancelled.
+        request.state.jobs = [*getattr(request.state, "jobs", []), job]
         return Running(service, request, prepared, job)
     except CanvasError as error:
         raise ApiError(422, "invalid_value", str(error), param=error.param) from None
@@ -164,7 +166,7 @@ def _feed_of(rows: Sequence[AnyRow], queue: ModelQueue) -> Feed:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Running(Generic[_Prepared]):
-    """A request in the engine. Whoever holds it awaits its answer, or cancels its job."""
+    """A request in the engine."""
 
     service: Service
     request: Request
@@ -181,10 +183,11 @@ class Running(Generic[_Prepared]):
         engine, model = self.service.engine, self.job.model
         try:
             await _wait(self.job, self.request)
-            return await self.in_thread(finish, self.prepared, self.job)
         except (NonFiniteError, MemoryFullError, DeadlineError, EngineError, UnavailableError) as error:
             raise failure_of(engine, model, error) from None
-        except (ClientDisconnect, asyncio.CancelledError):
+        try:
+            return await self.in_thread(finish, self.prepared, self.job)
+        except asyncio.CancelledError:
             engine.metrics.fail(model, "cancelled")
             raise
 
@@ -196,10 +199,8 @@ class Running(Generic[_Prepared]):
         Raises:
             ClientDisconnect: if the client went away; its rows are free within a step.
         """
-        feed, loop = self.job.feed, asyncio.get_running_loop()
+        feed, finished = self.job.feed, _finished(self.job)
         assert feed is not None, "the request was started to be followed"
-        finished = asyncio.Event()
-        self.job.done.add_done_callback(lambda _: loop.call_soon_threadsafe(finished.set))
         gone = asyncio.ensure_future(_disconnected(self.request))
         try:
             ended = False
@@ -213,10 +214,6 @@ class Running(Generic[_Prepared]):
                 if changes.rows:
                     yield changes
                 await _first_of(finished.wait(), asyncio.sleep(MIN_INTERVAL_S))
-        except (ClientDisconnect, asyncio.CancelledError):
-            self.job.done.cancel()
-            self.service.engine.metrics.fail(self.job.model, "cancelled")
-            raise
         finally:
             gone.cancel()
 
@@ -241,18 +238,29 @@ async def _wait(job: Job, request: Request) -> None:
 
     The engine gives up what is late between its steps; the limit here also holds while a step hangs.
     """
-    done = asyncio.wrap_future(job.done)
+    finished = _finished(job)
     gone = asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait({done, gone}, timeout=job.seconds_left, return_when=asyncio.FIRST_COMPLETED)
+        await _first_of(finished.wait(), gone, timeout_s=job.seconds_left)
         if gone.done() and not job.done.done():
             raise ClientDisconnect
-        if not job.done.done():
+        if job.done.cancel():  # it was not finished
             raise DeadlineError("the deadline has passed")
         job.done.result()
     finally:
         gone.cancel()
-        done.cancel()  # a job that is not finished frees its rows; a finished one takes no notice
+
+
+def _finished(job: Job) -> asyncio.Event:
+    """Return what is set in this event loop when the engine has finished the job."""
+    finished, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def tell(done: Future[None]) -> None:
+        with contextlib.suppress(RuntimeError):  # a loop that has closed
+            loop.call_soon_threadsafe(finished.set)
+
+    job.done.add_done_callback(tell)
+    return finished
 
 
 async def _first_of(*awaitables: Awaitable[object], timeout_s: float | None = None) -> None:
