@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI
@@ -21,9 +20,7 @@ from server.routes import completions, generations, images, models, native, oper
 from server.routes.docs_page import docs_router
 from server.schemas.base import Limits
 from server.settings import Settings
-
-# Tokenization and plans are short and mostly one-threaded; more threads would only compete with the engine.
-PREPARE_THREADS = 2
+from server.workers import Workers
 
 
 def create_app(engine: Engine, settings: Settings, keys: KeyRing | None = None) -> FastAPI:
@@ -42,9 +39,13 @@ def create_app(engine: Engine, settings: Settings, keys: KeyRing | None = None) 
         redirect_slashes=False,  # a redirect is no answer in our shape, and loses a body
     )
     limits = {name: limits_of(queue.checkpoint, settings) for name, queue in engine.queues.items()}
-    pool = ThreadPoolExecutor(PREPARE_THREADS, thread_name_prefix="prime-prepare")
     service = Service(
-        engine, limits, pool, settings.receive_timeout_s, settings.max_body_bytes, settings.max_request_s
+        engine,
+        limits,
+        Workers(engine.queues),
+        settings.receive_timeout_s,
+        settings.max_body_bytes,
+        settings.max_request_s,
     )
     app.include_router(native.router(service))
     app.include_router(images.router(service))
