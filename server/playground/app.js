@@ -3,9 +3,10 @@
 import { getJson, readiness } from "./api.js";
 import { announce, el } from "./dom.js";
 import { imageTab } from "./image_tab.js";
+import { scoreTab } from "./score_tab.js";
 import { textTab } from "./text_tab.js";
 
-const TABS = [textTab, imageTab];
+const TABS = [textTab, imageTab, scoreTab];
 const POLL_MS = 10_000;
 const POLL_LOST_MS = 2_000;
 const WORDS = {

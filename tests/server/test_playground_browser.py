@@ -108,6 +108,7 @@ def test_keys_alone_are_enough(page: Browser) -> None:
     assert page.js("[...document.querySelectorAll('[role=tabpanel]')].map((each) => each.hidden)") == [
         True,
         False,
+        True,
     ]
     page.press(LEFT)
     unnamed = page.js(
