@@ -45,6 +45,17 @@ class ScoreTab {
     return this.chosen.tokenizer === "none";
   }
 
+  /** Take a text over from another tab, and score it. */
+  async take({ text, model }) {
+    await this.run.halt();
+    this.model.input.value = model;
+    this.#arrange();
+    this.text.input.value = text;
+    this.other.input.value = "";
+    this.run.button.focus();
+    this.run.start();
+  }
+
   #arrange() {
     this.text.hint.hidden = !this.wordless;
     this.text.hint.textContent = "This model has no tokenizer: give token ids, with spaces between.";

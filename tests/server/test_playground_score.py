@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from tests.server.browser import RIGHT, Browser
-from tests.server.playground_page import SCORE, field, run
+from tests.server.playground_page import SCORE, TEXT, done, field, run, texts
 from tests.server.running import CONTEXT, Running
 
 BIG_SEED = 2**64 - 1
@@ -111,6 +111,23 @@ def test_what_is_wrong_with_one_of_two_texts_is_said_there(page: Browser, both: 
     run(page, SCORE)
     expected = score(both, inputs=["ab", "ba"], num_samples=4, seed=3)
     assert shown(page) == [figures(each) for each in expected]
+
+
+def test_an_output_is_handed_over_to_be_scored(page: Browser, both: Running) -> None:
+    put(page, "inputs", "of earlier")
+    page.fill(field(TEXT, "max_tokens"), "6")
+    page.fill(field(TEXT, "seed", "input"), "11")
+    run(page, TEXT)
+    (text,) = texts(page)
+    page.js("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
+    page.click(f"{TEXT} .output .quiet")
+    done(page, SCORE)
+    assert page.js("document.querySelector('#tab-score').getAttribute('aria-selected')") == "true"
+    seed = page.js("document.querySelector('.score .link').textContent")
+    assert shown(page) == [figures(each) for each in score(both, text=text, num_samples=64, seed=int(seed))]
+    page.click(f"{SCORE} .buttons .quiet")
+    body = json.loads(page.wait("window.copied").split("-d '")[1].removesuffix("'"))
+    assert body == {"model": "tiny", "text": text, "num_samples": 64, "per_token": True}
 
 
 def test_a_model_without_a_tokenizer_is_given_token_ids(page: Browser) -> None:
