@@ -63,6 +63,7 @@ def test_a_text_is_scored_as_the_python_door_does(both: Running) -> None:
         "note": "coded_loss is not a bound for more than one digit",
     }
     assert found["per_token"]["token_ids"] == list("héllo".encode())
+    assert found["per_token"]["pieces"] == ["h", "", "é", "l", "l", "o"]
     assert found["per_token"]["nelbo"] == pytest.approx(expected.per_token.nelbo, abs=1e-6)
     assert found["per_token"]["coded_loss"] == pytest.approx(expected.per_token.coded_loss, abs=1e-6)
     assert (found["num_tokens"], found["num_bytes"], found["seed"], found["nfe"]) == (6, 6, 2**64 - 1, 6)
@@ -101,6 +102,7 @@ def test_images_are_scored_from_lists_and_files(both: Running) -> None:
     assert found["nelbo"]["ppl"] is found["nelbo"]["bits_per_byte"] is found["num_bytes"] is None
     assert (found["label"], found["num_dimensions"]) == (1, SIDE * SIDE)
     assert found["per_token"]["token_ids"] == PICTURE.flatten().tolist()
+    assert found["per_token"]["pieces"] is None
     (other,) = scores(post(both, pixels=LISTS, **fields | {"label": 0}))
     assert other["nelbo"] != found["nelbo"]
 
