@@ -9,7 +9,6 @@ from fastapi import APIRouter, Request, Response
 
 from prime_core.config import UNetConfig
 from server.engine.model_queue import ModelQueue
-from server.http.body import read_json
 from server.http.checking import check_keys, checked_request, choose_model, require_object
 from server.http.sampling_headers import SAMPLING_HEADERS, sampling_headers
 from server.http.sse import streamed
@@ -49,7 +48,7 @@ def router(service: Service) -> APIRouter:
 
     async def answer_of(request: Request) -> Response:
         created = int(time.time())
-        body = await read_json(request, service.max_body_bytes, service.receive_timeout_s)
+        body = await service.bodies.read_json(request)
         fields = require_object(body)
         check_keys(GenerationRequest, fields)
         queue = choose_model(service.engine.queues, "images", fields, request)

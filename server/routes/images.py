@@ -11,7 +11,6 @@ from prime_core.config import UNetConfig
 from prime_core.labels import parse_label
 from server.engine.model_queue import ModelQueue
 from server.http.accept import preferred
-from server.http.body import read_json
 from server.http.checking import check_keys, checked_request, choose_model, require_object
 from server.http.errors import ApiError
 from server.http.query import read_query
@@ -73,7 +72,7 @@ def router(service: Service) -> APIRouter:
         return await answered(service, request, answer_to_query(request))
 
     async def answer_to_body(request: Request) -> Response:
-        body = await read_json(request, service.max_body_bytes, service.receive_timeout_s)
+        body = await service.bodies.read_json(request)
         fields = require_object(body)
         check_keys(ImagesRequest, fields)
         picture = preferred(request.headers.get("accept")) == "image"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from server.http.body import read_json
 from server.http.checking import check_keys, checked_request, choose_model, require_object
 from server.http.sse import streamed
 from server.request import Service, answered
@@ -35,7 +34,7 @@ def router(service: Service) -> APIRouter:
         return await answered(service, request, answer_of(request))
 
     async def answer_of(request: Request) -> Response:
-        body = await read_json(request, service.max_body_bytes, service.receive_timeout_s)
+        body = await service.bodies.read_json(request)
         fields = require_object(body)
         check_keys(GenerateRequest, fields)
         queue = choose_model(service.engine.queues, "text", fields, request)

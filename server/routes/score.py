@@ -8,7 +8,6 @@ from fastapi import APIRouter, Request, Response
 
 from prime_core.config import UNetConfig
 from server.engine.model_queue import Kind, ModelQueue
-from server.http.body import read_json
 from server.http.checking import check_keys, checked_request, choose_model, require_object
 from server.images.known import KnownShape
 from server.request import Service, answered
@@ -48,7 +47,7 @@ def router(service: Service) -> APIRouter:
         return await answered(service, request, answer_of(request))
 
     async def answer_of(request: Request) -> Response:
-        body = await read_json(request, service.max_body_bytes, service.receive_timeout_s)
+        body = await service.bodies.read_json(request)
         fields = require_object(body)
         queue = choose_model(queues, _kind_asked(queues, fields), fields, request)
         check_keys(kinds[queue.name], fields)
