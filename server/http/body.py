@@ -12,7 +12,6 @@ import math
 from typing import Any, Never
 
 from fastapi import Request
-from starlette.requests import ClientDisconnect
 
 from server.http.errors import ApiError
 
@@ -144,6 +143,3 @@ def _number(text: str) -> float:
     value = float(text) if len(text) <= _LONGEST_NUMBER else math.nan
     minus_zero = value == 0 and text.startswith("-")
     return math.nan if math.isinf(value) or minus_zero else value
-
-
-__all__ = ["ClientDisconnect", "read_json", "parse_json", "DISCARD_BYTES"]
