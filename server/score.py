@@ -9,7 +9,6 @@ from fastapi import Request
 
 from prime_core.canvas import CanvasError
 from prime_core.checkpoint import Checkpoint
-from prime_core.config import UNetConfig
 from prime_core.score import (
     Content,
     PreparedScores,
@@ -93,10 +92,8 @@ def prepare(
             per_token=asked.per_token,
         )
     else:
-        config = checkpoint.config
-        assert isinstance(config.model, UNetConfig), "an image model"
         score_request = ScoreRequest(
-            pixels=read_picture(asked.pixels, asked.png, KnownShape.of(config.model, config.codec)),
+            pixels=read_picture(asked.pixels, asked.png, KnownShape.of(checkpoint.config)),
             label=asked.label,
             num_samples=asked.num_samples,
             seed=asked.seed,

@@ -8,7 +8,6 @@ from fastapi import Request
 
 from prime_core.canvas import CanvasError
 from prime_core.checkpoint import Checkpoint
-from prime_core.config import UNetConfig
 from prime_core.labels import parse_label
 from prime_core.pixels import PixelCodec
 from prime_core.prepare import PreparedRows
@@ -88,8 +87,7 @@ def prepare_generation(checkpoint: Checkpoint, asked: GenerationRequest, limits:
 
 def size_of(checkpoint: Checkpoint) -> str:
     """Return the size of an image model's pictures, as in "32x32": width, then height."""
-    assert isinstance(checkpoint.config.model, UNetConfig), "an image model"
-    height, width, _ = PixelCodec(checkpoint.config.model).picture_shape
+    height, width, _ = PixelCodec(checkpoint.config.image_model).picture_shape
     return f"{width}x{height}"
 
 
@@ -128,7 +126,6 @@ def usage_of(checkpoint: Checkpoint, num_images: int) -> GenerationUsage:
 
 
 def _label_of(checkpoint: Checkpoint, image: ImageOutput) -> str | None:
-    assert isinstance(checkpoint.config.model, UNetConfig), "an image model"
-    if checkpoint.config.model.labels != "class":
+    if not checkpoint.config.image_model.num_choosable_labels:
         return None  # drawn for the network, but of no meaning
     return str(image.label) if image.label_name is None else image.label_name

@@ -9,7 +9,6 @@ from functools import partial
 from fastapi import Request
 
 from prime_core.checkpoint import Checkpoint
-from prime_core.config import UNetConfig
 from prime_core.pictures import to_png
 from prime_core.pixels import PixelCodec
 from prime_core.prepare import PreparedRows
@@ -68,9 +67,8 @@ class Pictures:
             num_images: images of the request.
             every: denoiser calls of an image between two pictures, 0 for none.
         """
-        assert isinstance(checkpoint.config.model, UNetConfig), "an image model"
         self._codec = checkpoint.codec
-        self._pixels = PixelCodec(checkpoint.config.model)
+        self._pixels = PixelCodec(checkpoint.config.image_model)
         self._every = every
         self._shown_at = [0] * num_images  # calls of each image at its last picture
 

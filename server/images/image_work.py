@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from prime_core.canvas import CanvasError
 from prime_core.checkpoint import Checkpoint
-from prime_core.config import UNetConfig
 from prime_core.image_canvas import image_canvas
 from prime_core.request import ImageRequest
 from server.schemas.base import Limits
@@ -28,7 +27,7 @@ def check_grid(request: ImageRequest, limits: Limits) -> None:
         )
 
 
-def check_work(checkpoint: Checkpoint, config: UNetConfig, request: ImageRequest, limits: Limits) -> None:
+def check_work(checkpoint: Checkpoint, request: ImageRequest, limits: Limits) -> None:
     """Refuse a request whose n * tokens * denoiser calls is over the limit.
 
     Raises:
@@ -37,7 +36,7 @@ def check_work(checkpoint: Checkpoint, config: UNetConfig, request: ImageRequest
     num_digits = limits.context * checkpoint.codec.target_length
     if _work(request, limits.context, num_digits) <= limits.max_work:
         return  # whatever is known
-    canvas = image_canvas(config, checkpoint.codec, request.known, request.y)
+    canvas = image_canvas(checkpoint.config.image_model, checkpoint.codec, request.known, request.y)
     num_free = int(canvas.free.sum())
     if _work(request, limits.context, num_free) > limits.max_work:
         raise CanvasError(

@@ -9,7 +9,6 @@ from fastapi import Request
 
 from prime_core.canvas import CanvasError
 from prime_core.checkpoint import Checkpoint
-from prime_core.config import UNetConfig
 from prime_core.prepare import PreparedRows, prepare_rows
 from prime_core.request import PRESET_FIELDS
 from server.engine.model_queue import ModelQueue
@@ -70,13 +69,12 @@ def prepare(
         CanvasError: if the request does not fit the model or the limit of work.
     """
     config = checkpoint.config
-    assert isinstance(config.model, UNetConfig), "this route is for image models"
-    shape = KnownShape.of(config.model, config.codec)
+    shape = KnownShape.of(config)
     check_format(shape, asked.n, response_format)
     request = image_request_of(asked, parse_known(asked.known, shape))
     try:
         check_grid(request, limits)
-        check_work(checkpoint, config.model, request, limits)
+        check_work(checkpoint, request, limits)
         return prepare_rows(checkpoint, request)
     except CanvasError as error:
         raise _as_asked(error, asked) from None

@@ -7,7 +7,6 @@ from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
-from prime_core.config import UNetConfig
 from server.engine.model_queue import ModelQueue
 from server.http.body import read_json
 from server.http.checking import check_keys, checked_request, choose_model, require_object
@@ -69,6 +68,5 @@ def router(service: Service) -> APIRouter:
 
 def _request_kind(queue: ModelQueue, limits: Limits) -> type[GenerationRequest]:
     config = queue.checkpoint.config
-    assert isinstance(config.model, UNetConfig), "an image model"
-    num_labels = config.model.num_labels if config.model.labels == "class" else 0
+    num_labels = config.image_model.num_choosable_labels
     return generation_request(limits, size_of(queue.checkpoint), num_labels, config.label_names)

@@ -7,7 +7,6 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from prime_core.config import UNetConfig
 from prime_core.labels import parse_label
 from server.engine.model_queue import ModelQueue
 from server.http.accept import preferred
@@ -109,16 +108,13 @@ def router(service: Service) -> APIRouter:
 
 
 def _request_kind(queue: ModelQueue, limits: Limits) -> type[ImagesRequest]:
-    config = queue.checkpoint.config
-    assert isinstance(config.model, UNetConfig), "an image model"
-    return image_request(limits, KnownShape.of(config.model, config.codec), *_labels_of(queue))
+    return image_request(limits, KnownShape.of(queue.checkpoint.config), *_labels_of(queue))
 
 
 def _labels_of(queue: ModelQueue) -> tuple[int, tuple[str, ...]]:
     """Return how many labels of a model can be chosen, and their names."""
     config = queue.checkpoint.config
-    assert isinstance(config.model, UNetConfig), "an image model"
-    return config.model.num_labels if config.model.labels == "class" else 0, config.label_names
+    return config.image_model.num_choosable_labels, config.label_names
 
 
 def _format_of(asked: ImagesRequest, picture: bool) -> ResponseFormat:

@@ -72,5 +72,4 @@ def _request_kind(queue: ModelQueue, limits: Limits) -> type[TextScoreRequest] |
     config = queue.checkpoint.config
     if not isinstance(config.model, UNetConfig):
         return text_score_request(limits)
-    num_labels = config.model.num_labels if config.model.labels == "class" else 0
-    return image_score_request(KnownShape.of(config.model, config.codec), num_labels, config.label_names)
+    return image_score_request(KnownShape.of(config), config.model.num_choosable_labels, config.label_names)
