@@ -84,9 +84,9 @@ def checked_request(model: type[_Request], fields: Mapping[str, object]) -> _Req
     Raises:
         ApiError: 422 if a value breaks a rule; the message holds the rule.
     """
-    odd = model.odd_field(fields)
-    if odd is not None:
-        raise _invalid_value(model, odd)
+    malformed = model.find_malformed_field(fields)
+    if malformed is not None:
+        raise _invalid_value(model, malformed)
     try:
         return model.model_validate(fields)
     except ValidationError as error:

@@ -25,22 +25,22 @@ from server.schemas.images import ImagesRequest
 
 
 async def stream_images(
-    service: Service, queue: ModelQueue, asked: ImagesRequest, request: Request
+    service: Service, queue: ModelQueue, body: ImagesRequest, request: Request
 ) -> AsyncIterator[bytes]:
     """Begin to answer a checked request, and return the frames of its stream.
 
     Args:
         service: the engine and the threads.
         queue: the model.
-        asked: the body, checked against the schema of the model.
+        body: of the request, checked against the schema of the model.
         request: the HTTP request; its body has been read.
 
     Raises:
         ApiError: see `start_request`. What fails later is raised by the frames.
     """
-    work = partial(prepare, queue.checkpoint, asked, "b64_json", service.limits[queue.name])
-    running = await start_request(service, request, queue.name, asked.n, work, followed=True)
-    return _frames(running, queue, Pictures(queue.checkpoint, asked.n, asked.preview_every))
+    work = partial(prepare, queue.checkpoint, body, "b64_json", service.limits[queue.name])
+    running = await start_request(service, request, queue.name, body.n, work, followed=True)
+    return _frames(running, queue, Pictures(queue.checkpoint, body.n, body.preview_every))
 
 
 async def _frames(

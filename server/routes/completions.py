@@ -43,19 +43,18 @@ def router(service: Service) -> APIRouter:
         return await answered(service, request, answer_of(request))
 
     async def answer_of(request: Request) -> Response:
-        body = await read_json(request, service.max_body_bytes, service.receive_timeout_s)
-        fields = require_object(body)
+        fields = require_object(await read_json(request, service.max_body_bytes, service.receive_timeout_s))
         check_keys(CompletionRequest, fields)
         queue = choose_model(service.engine.queues, "text", fields, request)
-        asked = checked_request(kinds[queue.name], without_nulls(fields))
+        body = checked_request(kinds[queue.name], without_nulls(fields))
         origin = origin_of(request, queue)
-        running = await start_completion(service, queue, asked, request)
+        running = await start_completion(service, queue, body, request)
         headers = sampling_headers(running.prepared.rows)
-        if asked.stream:
-            return streamed(completion_frames(running, queue, asked, origin), headers)
+        if body.stream:
+            return streamed(completion_frames(running, queue, body, origin), headers)
         answer = await running.answer(partial(text_answers, queue))
         count(service.engine.metrics, answer)
-        completion = completion_of(origin, queue, asked, running.prepared, answer)
+        completion = completion_of(origin, queue, body, running.prepared, answer)
         return Response(completion.model_dump_json(), headers=headers, media_type="application/json")
 
     return routes

@@ -35,14 +35,13 @@ def router(service: Service) -> APIRouter:
         return await answered(service, request, answer_of(request))
 
     async def answer_of(request: Request) -> Response:
-        body = await read_json(request, service.max_body_bytes, service.receive_timeout_s)
-        fields = require_object(body)
+        fields = require_object(await read_json(request, service.max_body_bytes, service.receive_timeout_s))
         check_keys(GenerateRequest, fields)
         queue = choose_model(service.engine.queues, "text", fields, request)
-        asked = checked_request(kinds[queue.name], fields)
-        if asked.stream:
-            return streamed(await stream_text(service, queue, asked, request))
-        answer = await generate(service, queue, asked, request)
+        body = checked_request(kinds[queue.name], fields)
+        if body.stream:
+            return streamed(await stream_text(service, queue, body, request))
+        answer = await generate(service, queue, body, request)
         return Response(answer.model_dump_json(), media_type="application/json")
 
     return routes

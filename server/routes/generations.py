@@ -48,15 +48,14 @@ def router(service: Service) -> APIRouter:
 
     async def answer_of(request: Request) -> Response:
         created = int(time.time())
-        body = await read_json(request, service.max_body_bytes, service.receive_timeout_s)
-        fields = require_object(body)
+        fields = require_object(await read_json(request, service.max_body_bytes, service.receive_timeout_s))
         check_keys(GenerationRequest, fields)
         queue = choose_model(service.engine.queues, "images", fields, request)
-        asked = checked_request(kinds[queue.name], without_nulls(fields))
-        running = await start_generation(service, queue, asked, request)
+        body = checked_request(kinds[queue.name], without_nulls(fields))
+        running = await start_generation(service, queue, body, request)
         headers = sampling_headers(running.prepared.rows)
-        if asked.stream:
-            return streamed(generation_frames(running, queue, asked.partial_images, created), headers)
+        if body.stream:
+            return streamed(generation_frames(running, queue, body.partial_images, created), headers)
         answer = await running.answer(partial(image_answers, queue))
         rows = [(image.nfe, image.steps_skipped) for image in answer.images]
         count(service.engine.metrics, queue.name, answer.timings, rows)

@@ -72,8 +72,7 @@ def router(service: Service) -> APIRouter:
         return await answered(service, request, answer_to_query(request))
 
     async def answer_to_body(request: Request) -> Response:
-        body = await read_json(request, service.max_body_bytes, service.receive_timeout_s)
-        fields = require_object(body)
+        fields = require_object(await read_json(request, service.max_body_bytes, service.receive_timeout_s))
         check_keys(ImagesRequest, fields)
         picture = preferred(request.headers.get("accept")) == "image"
         return await answer_to(kinds, fields, picture, request)
@@ -94,13 +93,13 @@ def router(service: Service) -> APIRouter:
         request: Request,
     ) -> Response:
         queue = choose_model(service.engine.queues, "images", fields, request)
-        asked = checked_request(of_model[queue.name], fields)
-        if asked.stream:
-            if asked.response_format not in (None, "b64_json"):
+        body = checked_request(of_model[queue.name], fields)
+        if body.stream:
+            if body.response_format not in (None, "b64_json"):
                 message = "response_format must be b64_json or null in a stream, which ends in JSON"
                 raise ApiError(422, "invalid_value", message, param="response_format")
-            return streamed(await stream_images(service, queue, asked, request))
-        answer = await make_images(service, queue, asked, _format_of(asked, picture), request)
+            return streamed(await stream_images(service, queue, body, request))
+        answer = await make_images(service, queue, body, _format_of(body, picture), request)
         headers = {**answer.headers, "Vary": "Accept", "Cache-Control": "no-store"}
         return Response(answer.content, 200, headers, answer.media_type)
 
@@ -117,12 +116,12 @@ def _labels_of(queue: ModelQueue) -> tuple[int, tuple[str, ...]]:
     return config.image_model.num_choosable_labels, config.label_names
 
 
-def _format_of(asked: ImagesRequest, picture: bool) -> ResponseFormat:
-    if asked.response_format is not None:
-        return asked.response_format
+def _format_of(body: ImagesRequest, picture: bool) -> ResponseFormat:
+    if body.response_format is not None:
+        return body.response_format
     if not picture:
         return "b64_json"
-    return "png" if asked.n == 1 else "grid"
+    return "png" if body.n == 1 else "grid"
 
 
 def _answers(*media_types: str, **others: Any) -> dict[str, Any]:

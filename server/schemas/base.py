@@ -59,12 +59,12 @@ class ModelRequest(Strict):
     seed: int | None = None
 
     @classmethod
-    def odd_field(cls, body: Mapping[str, object]) -> str | None:
+    def find_malformed_field(cls, fields: Mapping[str, object]) -> str | None:
         """Return the name of a field whose value pydantic should not see: it would describe each part of it."""
         return None
 
 
-class Asked(ModelRequest):
+class SamplingRequest(ModelRequest):
     """What every request for samples has, before the bounds of a model."""
 
     n: int = 1

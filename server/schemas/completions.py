@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from server.schemas.base import Asked, Limits, Rule, Strict, bounded, shared_rules
+from server.schemas.base import Limits, Rule, SamplingRequest, Strict, bounded, shared_rules
 from server.schemas.openai import NO_USER, Nothing, Zero, or_null
 from server.schemas.text import MAX_STOP_CHARS, MAX_STOPS, StopString, drawing_rules, layout_rules
 
@@ -23,7 +23,7 @@ class StreamOptions(Strict):
     include_obfuscation: Literal[False] = False
 
 
-class CompletionRequest(Asked):
+class CompletionRequest(SamplingRequest):
     """Body of POST /v1/completions, before the bounds of `completion_request`; null fields are left out before."""
 
     prompt: Prompt | list[str] | list[list[int]] = ""
@@ -42,14 +42,14 @@ class CompletionRequest(Asked):
     user: None = None
 
     @classmethod
-    def odd_field(cls, body: Mapping[str, object]) -> str | None:
+    def find_malformed_field(cls, fields: Mapping[str, object]) -> str | None:
         """Return the name of a field with keys it may not have, or items of types it may not hold: they may be many."""
         objects: dict[str, type[Strict]] = {"stream_options": StreamOptions, "logit_bias": Nothing}
         for name, kind in objects.items():
-            value = body.get(name)
+            value = fields.get(name)
             if isinstance(value, dict) and not value.keys() <= kind.model_fields.keys():
                 return name
-        prompt, stop = body.get("prompt"), body.get("stop")
+        prompt, stop = fields.get("prompt"), fields.get("stop")
         if isinstance(prompt, list) and not _is_one_kind_of_prompt(prompt):
             return "prompt"
         return "stop" if isinstance(stop, list) and not set(map(type, stop)) <= {str} else None

@@ -12,7 +12,16 @@ from prime_core.curves import MAX_POWER, MAX_TEMPERATURE, MAX_WARP_SCALE
 from prime_core.presets import PRESETS
 from prime_core.settings import ImageSampler
 from server.images.known import KnownShape
-from server.schemas.base import STREAM_RULE, Asked, Limits, Rule, Strict, Timings, bounded, shared_rules
+from server.schemas.base import (
+    STREAM_RULE,
+    Limits,
+    Rule,
+    SamplingRequest,
+    Strict,
+    Timings,
+    bounded,
+    shared_rules,
+)
 
 MAX_SHOWN_NAMES = 20
 
@@ -44,7 +53,7 @@ class CorrectorFields(Strict):
     final_power: float | None = Field(default=None, ge=0, le=MAX_POWER)
 
 
-class ImagesRequest(Asked):
+class ImagesRequest(SamplingRequest):
     """Body of POST /images, before the bounds of `image_request`."""
 
     temperature: float | Curve = 1.0
@@ -59,11 +68,11 @@ class ImagesRequest(Asked):
     preview_every: int = 8
 
     @classmethod
-    def odd_field(cls, body: Mapping[str, object]) -> str | None:
+    def find_malformed_field(cls, fields: Mapping[str, object]) -> str | None:
         """Return the name of a field that is an object with other keys than it has, of which there may be many."""
         objects: dict[str, type[Strict]] = {"temperature": Curve, "corrector": CorrectorFields, "warp": Warp}
         for name, kind in objects.items():
-            value = body.get(name)
+            value = fields.get(name)
             if isinstance(value, dict) and not value.keys() <= kind.model_fields.keys():
                 return name
         return None
