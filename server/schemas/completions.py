@@ -24,7 +24,9 @@ class StreamOptions(Strict):
 
 
 class CompletionRequest(SamplingRequest):
-    """Body of POST /v1/completions, before the bounds of `completion_request`; null fields are left out before."""
+    """Body of POST /v1/completions, before the bounds of `completion_request`; null stands for the default."""
+
+    nulls_are_defaults = True
 
     prompt: Prompt | list[str] | list[list[int]] = ""
     suffix: str | None = None
@@ -45,9 +47,9 @@ class CompletionRequest(SamplingRequest):
     def find_malformed_field(cls, fields: Mapping[str, object]) -> str | None:
         """Return the name of a field with keys it may not have, or items of types it may not hold: they may be many."""
         objects: dict[str, type[Strict]] = {"stream_options": StreamOptions, "logit_bias": Nothing}
-        for name, kind in objects.items():
+        for name, schema in objects.items():
             value = fields.get(name)
-            if isinstance(value, dict) and not value.keys() <= kind.model_fields.keys():
+            if isinstance(value, dict) and not value.keys() <= schema.model_fields.keys():
                 return name
         prompt, stop = fields.get("prompt"), fields.get("stop")
         if isinstance(prompt, list) and not _is_one_kind_of_prompt(prompt):
@@ -115,9 +117,9 @@ def _prompt_rule(limits: Limits) -> Rule:
     token_id = Annotated[int, Field(ge=0, le=limits.vocab_size - 1)]
     tokens: Any = Annotated[list[token_id], Field(min_length=1, max_length=limits.context)]
     several = Field(min_length=1, max_length=limits.max_n)
-    kinds: Any = str | tokens | Annotated[list[str], several] | Annotated[list[tokens], several]
+    types: Any = str | tokens | Annotated[list[str], several] | Annotated[list[tokens], several]
     return (
-        kinds,
+        types,
         f"Unicode text, or a list of 1 to {limits.context} token ids from 0 to {limits.vocab_size - 1}, or a list of "
         f"1 to {limits.max_n} such texts or lists, or null for none",
         {},

@@ -15,7 +15,9 @@ MAX_PARTIAL_IMAGES = 3
 
 
 class GenerationRequest(SamplingRequest):
-    """Body of POST /v1/images/generations, before the bounds of `generation_request`; null fields are left out."""
+    """Body of POST /v1/images/generations, before the bounds of `generation_request`; null stands for the default."""
+
+    nulls_are_defaults = True
 
     prompt: str
     size: str = "auto"
