@@ -36,8 +36,8 @@ def image_request_of(body: ImagesRequest, known: Known) -> ImageRequest:
     return ImageRequest(**defaults | fill_in_preset(given), known=known.pixels, y=known.digits)
 
 
-def _built(param: str, kind: Callable[..., _Built], given: Any) -> _Built:
+def _built(param: str, build: Callable[..., _Built], given: Any) -> _Built:
     try:
-        return kind(**given.model_dump())
+        return build(**given.model_dump())
     except ValueError as error:
         raise CanvasError(param, str(error)) from None
