@@ -38,7 +38,9 @@ EngineState = Literal["warming up", "ready", "stalled", "draining", "stopped"]
 
 
 class Engine:
-    """Runs the rows of all requests. Every public member may be used from any thread, but `step` from its own only.
+    """Runs the rows of all requests.
+
+    Every public member may be used from any thread but `step`, which is for the engine's own.
 
     Attributes:
         queues: the loaded models by name, in the order they were given.

@@ -152,15 +152,15 @@ def _fields(
         field = _resolved(document, field)
         of_list = field.get("type") == "array"
         inner = _resolved(document, field["items"]) if of_list and "items" in field else field
-        rule = field.get("description", _kind(field))
+        rule = field.get("description", _types_of(field))
         yield f"{prefix}{name}", rule, json.dumps(field["default"]) if "default" in field else None
         if "properties" in inner:
             yield from _fields(document, inner, f"{prefix}{name}{'[]' if of_list else ''}.")
 
 
-def _kind(field: Mapping[str, Any]) -> str:
-    kinds = [str(option.get("type", "")) for option in field.get("anyOf", [field])]
-    return " or ".join(kind for kind in kinds if kind)
+def _types_of(field: Mapping[str, Any]) -> str:
+    types = [str(option.get("type", "")) for option in field.get("anyOf", [field])]
+    return " or ".join(each for each in types if each)
 
 
 def _json_schema(document: Mapping[str, Any], holder: Mapping[str, Any]) -> Mapping[str, Any]:
