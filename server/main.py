@@ -151,6 +151,7 @@ def build_engine(settings: Settings) -> Engine:
         max_batch_rows=settings.max_batch_rows,
         max_batch_tokens=settings.max_batch_tokens,
         max_queue_rows=settings.max_queue_rows,
+        max_queue_bytes=settings.max_queue_bytes,
     )
 
 

@@ -106,6 +106,7 @@ def describe_process(engine: Engine, limits: Limits) -> dict[str, Any]:
             "max_batch_rows": engine.max_batch_rows,
             "max_batch_tokens": engine.max_batch_tokens,
             "max_queue_rows": engine.max_queue_rows,
+            "max_queue_bytes": engine.max_queue_bytes,
         },
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
