@@ -197,9 +197,7 @@ def draw_plan(
         order = alpha.argsort(stable=True)
         step = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
         return gather_events(position, digit, step, free.shape, schedule.inverse(alpha[order]), len(order))
-    times = schedule.time_grid(steps, eps)
-    if warp is not None:
-        times = warp.apply(times)
+    times = _grid(schedule, steps, eps, warp)
     if corrector is not None:
         tables = step_tables(schedule, times, corrector)
         reveals, remasks = draw_histories(position, digit, free.shape[1], tables, seed)
@@ -209,6 +207,31 @@ def draw_plan(
     last = steps if times[-1] > 0 else steps - 1
     step = (torch.searchsorted(schedule.alpha_t(times), alpha, right=True) - 1).clamp(0, last)
     return gather_events(position, digit, step, free.shape, times, steps)
+
+
+def expected_changes(
+    schedule: Schedule, steps: Steps, *, warp: TimeWarp | None = None, corrector: Corrector | None = None
+) -> float:
+    """Return how often a sub-token that starts masked changes on average: the size of a plan before it is drawn.
+
+    Each change is a reveal or a remask. With v_k the share that is visible before step k, step k reveals (1 - v_k)
+    reveal_k and masks v_k remask_k; what is masked at the end of the grid is revealed there.
+
+    Args:
+        schedule: as for `draw_plan`, and so are ``steps``, ``warp`` and ``corrector``.
+        steps: see there.
+        warp: see there.
+        corrector: see there.
+    """
+    if steps == "exact" or corrector is None:
+        return 1.0
+    visible = changes = 0.0
+    tables = step_tables(schedule, _grid(schedule, steps, 0.0, warp), corrector)
+    for reveal, remask in zip(*(table.tolist() for table in tables), strict=True):
+        revealed, masked = (1 - visible) * reveal, visible * remask
+        changes += revealed + masked
+        visible += revealed - masked
+    return changes + (1 - visible)
 
 
 def draw_histories(
@@ -305,6 +328,11 @@ def _check_no_grid(eps: float, warp: TimeWarp | None, corrector: Corrector | Non
         raise ValueError("warp must be left out when steps is 'exact': there is no grid to warp")
     if corrector is not None:
         raise ValueError("corrector must be left out when steps is 'exact': it acts step by step of a grid")
+
+
+def _grid(schedule: Schedule, steps: int, eps: float, warp: TimeWarp | None) -> Tensor:
+    times = schedule.time_grid(steps, eps)
+    return times if warp is None else warp.apply(times)
 
 
 def _alpha_of_reveal(position: Tensor, digit: Tensor, schedule: Schedule, seed: int) -> Tensor:

@@ -157,7 +157,7 @@ class Stepper:
             y_t,
             [row.length for row in rows] + fill,
             torch.tensor(times, dtype=torch.float64, device=self.device),
-            positions.to(self.device),
+            positions,
             self._labels(rows, len(fill)),
         )
 

@@ -8,6 +8,7 @@ carries them as a `TokenizerSpec` and, for "tiktoken_file", a rank file in its f
 from __future__ import annotations
 
 import base64
+import codecs
 import hashlib
 import json
 import os
@@ -164,6 +165,18 @@ class Tokenizer:
             ValueError: an id is outside 0..vocab_size-1.
         """
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_pieces(self, ids: Sequence[int]) -> list[str]:
+        """Return the text of each of `ids`; joined they are what `decode` gives.
+
+        Where a character is spread over several ids, the one that completes it has it, and those before have less.
+
+        Raises:
+            ValueError: an id is outside 0..vocab_size-1.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        last = len(ids) - 1
+        return [decoder.decode(self.decode_bytes([item]), index == last) for index, item in enumerate(ids)]
 
     def _make_fingerprint(self, ranks: Sequence[bytes]) -> str:
         digest = hashlib.sha256(json.dumps([self._pattern, sorted(self._special_tokens.items())]).encode())

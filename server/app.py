@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI
@@ -13,6 +12,7 @@ from server.engine.engine import Engine
 from server.http.access import AccessMiddleware
 from server.http.errors import install_error_handlers
 from server.http.keys import KeyRing
+from server.http.leaving import CancelUnfinished
 from server.http.route_table import route_table
 from server.http.security import RequireKey
 from server.request import Service
@@ -20,9 +20,7 @@ from server.routes import completions, generate, generations, images, models, op
 from server.routes.docs_page import docs_router
 from server.schemas.base import Limits
 from server.settings import Settings
-
-# Tokenization and plans are short and mostly one-threaded; more threads would only compete with the engine.
-PREPARE_THREADS = 2
+from server.workers import Workers
 
 
 def create_app(engine: Engine, settings: Settings, keys: KeyRing | None = None) -> FastAPI:
@@ -41,9 +39,13 @@ def create_app(engine: Engine, settings: Settings, keys: KeyRing | None = None) 
         redirect_slashes=False,  # a redirect is no answer in our shape, and loses a body
     )
     limits = {name: limits_of(queue.checkpoint, settings) for name, queue in engine.queues.items()}
-    pool = ThreadPoolExecutor(PREPARE_THREADS, thread_name_prefix="prime-prepare")
     service = Service(
-        engine, limits, pool, settings.receive_timeout_s, settings.max_body_bytes, settings.max_request_s
+        engine,
+        limits,
+        Workers(engine.queues),
+        settings.receive_timeout_s,
+        settings.max_body_bytes,
+        settings.max_request_s,
     )
     app.include_router(generate.router(service))
     app.include_router(images.router(service))
@@ -55,6 +57,7 @@ def create_app(engine: Engine, settings: Settings, keys: KeyRing | None = None) 
     app.include_router(docs_router(app.openapi))
     app.include_router(playground.router())
     install_error_handlers(app)
+    app.add_middleware(CancelUnfinished, metrics=engine.metrics)
     app.add_middleware(RequireKey, keys=KeyRing() if keys is None else keys)
     routes = {path for _, path in route_table(app)}
     # Outermost: a refusal has an id and a line in the log too.

@@ -75,6 +75,9 @@ class Server(uvicorn.Server):
             await asyncio.sleep(CHECK_EVERY_S)
             if not self.engine.alive:
                 self._leave("the engine has stopped", status=1)
+            elif self._hangs():
+                self.engine.abandon()
+                self._leave("the engine hangs", status=1)
             elif drain_until_s is not None:
                 if self.engine.held_rows == 0:
                     self._leave("drained")
@@ -85,9 +88,6 @@ class Server(uvicorn.Server):
                 self.engine.drain()
                 logger.info("draining: %d rows are left", self.engine.held_rows)
                 drain_until_s = time.monotonic() + self.drain_timeout_s
-            elif self._hangs():
-                self.engine.abandon()
-                self._leave("the engine hangs", status=1)
             elif not announced and self.engine.state == "ready":
                 _announce(banner)
                 announced = True
@@ -95,7 +95,7 @@ class Server(uvicorn.Server):
     def _hangs(self) -> bool:
         """Whether the engine has been stalled for too long; nothing but a new process helps then."""
         now_s = time.monotonic()
-        if self.engine.state != "stalled":
+        if not self.engine.stalled:
             self._stalled_since_s = None
             return False
         if self._stalled_since_s is None:
@@ -147,7 +147,7 @@ def build_engine(settings: Settings) -> Engine:
         torch.set_num_threads(settings.num_threads)
     models = [load_model(settings, name) for name, _ in settings.models]
     return Engine(
-        add_faults(models, os.environ),
+        models,
         max_batch_rows=settings.max_batch_rows,
         max_batch_tokens=settings.max_batch_tokens,
         max_queue_rows=settings.max_queue_rows,
@@ -162,7 +162,9 @@ def load_model(settings: Settings, name: str) -> LoadedModel:
     """
     path = dict(settings.models)[name]
     device = choose_device(settings.device)
-    return LoadedModel(name, load_checkpoint(path, device=device, dtype=settings.dtype))
+    loaded = LoadedModel(name, load_checkpoint(path, device=device, dtype=settings.dtype))
+    (model,) = add_faults([loaded], os.environ)  # for tests; of models that are read again too
+    return model
 
 
 def _warn_if_open(settings: Settings, keys: KeyRing) -> None:

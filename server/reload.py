@@ -1,7 +1,7 @@
 """What a running server reads again: its API keys, when their file changes, and at SIGHUP keys and checkpoints.
 
 A new checkpoint is loaded, checked and tried beside the one that serves; only then it takes its place, between two
-calls, when the rows that began with the old weights are finished. One that is damaged, or is another model than the
+calls, and the rows that began with the old weights finish with these. One that is damaged, or is another model than the
 old one (only the weights may differ: requests were checked against everything else), changes nothing but the log.
 """
 
@@ -11,7 +11,9 @@ import asyncio
 import contextlib
 import logging
 import signal
+import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from prime_core.checkpoint import Checkpoint
@@ -56,13 +58,29 @@ class Reloader:
                 await asyncio.wait_for(self._asked.wait(), LOOK_EVERY_S)
             asked = self._asked.is_set()
             self._asked.clear()
-            await asyncio.to_thread(self._read_again, asked)
+            await _in_daemon_thread(partial(self._read_again, asked))
 
     def _read_again(self, asked: bool) -> None:
         self.keys.refresh(force=asked)
         if asked and self._engine is not None and self._load is not None:
             for name in self._engine.queues:
                 reload_model(self._engine, name, self._load)
+
+
+async def _in_daemon_thread(call: Callable[[], None]) -> None:
+    """Run something in a thread that the end of the process does not wait for, as it would for a pool's."""
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+    def run() -> None:
+        try:
+            call()
+        except Exception as error:
+            logger.error("what was to be read again could not be", exc_info=error)
+        with contextlib.suppress(RuntimeError):  # the loop has closed
+            loop.call_soon_threadsafe(done.set)
+
+    threading.Thread(target=run, name="prime-reload", daemon=True).start()
+    await done.wait()
 
 
 def reload_model(engine: Engine, name: str, load: LoadModel) -> bool:

@@ -8,10 +8,12 @@ What is prepared and what is made of finished rows is in `server.text`, `server.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from fastapi import Request, Response
@@ -35,6 +37,7 @@ from server.http.deadline import deadline_of
 from server.http.errors import ApiError
 from server.refusals import check_deadline, failure_of, reserve
 from server.schemas.base import Limits, Timings
+from server.workers import Workers, disconnected, in_time
 
 
 class Prepared(Protocol):
@@ -58,7 +61,7 @@ class Service:
     Attributes:
         engine: runs the rows.
         limits: largest values of a request, by the name of the model.
-        pool: threads for tokenization, plans and pictures, so that the event loop never waits for them.
+        workers: threads for whatever takes a while, so that the event loop never waits for it.
         receive_timeout_s: seconds in which a body must arrive.
         max_body_bytes: largest body.
         max_request_s: seconds in which a request must be answered once it was read.
@@ -66,7 +69,7 @@ class Service:
 
     engine: Engine
     limits: Mapping[str, Limits]
-    pool: Executor
+    workers: Workers
     receive_timeout_s: float
     max_body_bytes: int
     max_request_s: float
@@ -131,26 +134,32 @@ async def start_request(
         followed: whether `Running.changes` will be asked for.
 
     Raises:
-        ApiError: 422 if it does not fit the model, 429 or 503 if it cannot be taken, 504 if it would take too long.
+        ApiError: 422 if it does not fit the model, 429 or 503 if it cannot be taken, 504 if it would take too long,
+            or if it was not even prepared in time.
+        ClientDisconnect: if the client went away meanwhile.
     """
     engine = service.engine
     arrived_s, deadline_s = time.monotonic(), deadline_of(request, service.max_request_s)
     reserve(engine, model, num_rows)
     submitted = False
     try:
-        prepared = await asyncio.get_running_loop().run_in_executor(service.pool, prepare)
+        prepared = await in_time(prepare, service.workers.prepare(model), request, deadline_s)
         rows = list(prepared.rows)
         feed = _feed_of(rows, engine.queues[model]) if followed else None
         job = Job(model, rows, arrived_s, feed=feed, deadline_s=deadline_s)
         check_deadline(engine, job)
         engine.submit(job)
         submitted = True
-        request.state.jobs = [*getattr(request.state, "jobs", []), job]  # for its line in the log
+        # Its line in the log tells of them, and those that are not finished when it ends are cancelled.
+        request.state.jobs = [*getattr(request.state, "jobs", []), job]
         return Running(service, request, prepared, job)
     except CanvasError as error:
         raise ApiError(422, "invalid_value", str(error), param=error.param) from None
-    except UnavailableError as error:
+    except (DeadlineError, UnavailableError) as error:
         raise failure_of(engine, model, error) from None
+    except (ClientDisconnect, asyncio.CancelledError):
+        engine.metrics.fail(model, "cancelled")
+        raise
     finally:
         if not submitted:
             engine.release(num_rows)
@@ -164,7 +173,7 @@ def _feed_of(rows: Sequence[AnyRow], queue: ModelQueue) -> Feed:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Running(Generic[_Prepared]):
-    """A request in the engine. Whoever holds it awaits its answer, or cancels its job."""
+    """A request in the engine."""
 
     service: Service
     request: Request
@@ -181,11 +190,17 @@ class Running(Generic[_Prepared]):
         engine, model = self.service.engine, self.job.model
         try:
             await _wait(self.job, self.request)
-            return await self.in_thread(finish, self.prepared, self.job)
+            return await self._finish(finish)
         except (NonFiniteError, MemoryFullError, DeadlineError, EngineError, UnavailableError) as error:
             raise failure_of(engine, model, error) from None
+
+    async def _finish(self, finish: Callable[[_Prepared, Job], _Answer]) -> _Answer:
+        """Return the answer of a job that the engine has finished; a client that goes now counts here."""
+        work, threads = partial(finish, self.prepared, self.job), self.service.workers.answers
+        try:
+            return await in_time(work, threads, self.request, self.job.deadline_s)
         except (ClientDisconnect, asyncio.CancelledError):
-            engine.metrics.fail(model, "cancelled")
+            self.service.engine.metrics.fail(self.job.model, "cancelled")
             raise
 
     async def changes(self) -> AsyncIterator[Changes]:
@@ -196,11 +211,9 @@ class Running(Generic[_Prepared]):
         Raises:
             ClientDisconnect: if the client went away; its rows are free within a step.
         """
-        feed, loop = self.job.feed, asyncio.get_running_loop()
+        feed, finished = self.job.feed, _finished(self.job)
         assert feed is not None, "the request was started to be followed"
-        finished = asyncio.Event()
-        self.job.done.add_done_callback(lambda _: loop.call_soon_threadsafe(finished.set))
-        gone = asyncio.ensure_future(_disconnected(self.request))
+        gone = asyncio.ensure_future(disconnected(self.request))
         try:
             ended = False
             while not ended:
@@ -213,16 +226,13 @@ class Running(Generic[_Prepared]):
                 if changes.rows:
                     yield changes
                 await _first_of(finished.wait(), asyncio.sleep(MIN_INTERVAL_S))
-        except (ClientDisconnect, asyncio.CancelledError):
-            self.job.done.cancel()
-            self.service.engine.metrics.fail(self.job.model, "cancelled")
-            raise
         finally:
             gone.cancel()
 
     async def in_thread(self, call: Callable[..., _Answer], *arguments: Any) -> _Answer:
-        """Run something that takes a while in a thread, so that the event loop goes on."""
-        return await asyncio.get_running_loop().run_in_executor(self.service.pool, call, *arguments)
+        """Make a frame in a thread, so that the event loop goes on."""
+        threads = self.service.workers.frames
+        return await asyncio.get_running_loop().run_in_executor(threads, call, *arguments)
 
 
 def timings_of(job: Job) -> Timings:
@@ -241,18 +251,29 @@ async def _wait(job: Job, request: Request) -> None:
 
     The engine gives up what is late between its steps; the limit here also holds while a step hangs.
     """
-    done = asyncio.wrap_future(job.done)
-    gone = asyncio.ensure_future(_disconnected(request))
+    finished = _finished(job)
+    gone = asyncio.ensure_future(disconnected(request))
     try:
-        await asyncio.wait({done, gone}, timeout=job.seconds_left, return_when=asyncio.FIRST_COMPLETED)
+        await _first_of(finished.wait(), gone, timeout_s=job.seconds_left)
         if gone.done() and not job.done.done():
             raise ClientDisconnect
-        if not job.done.done():
+        if job.done.cancel():  # it was not finished
             raise DeadlineError("the deadline has passed")
         job.done.result()
     finally:
         gone.cancel()
-        done.cancel()  # a job that is not finished frees its rows; a finished one takes no notice
+
+
+def _finished(job: Job) -> asyncio.Event:
+    """Return what is set in this event loop when the engine has finished the job."""
+    finished, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def tell(done: Future[None]) -> None:
+        with contextlib.suppress(RuntimeError):  # a loop that has closed
+            loop.call_soon_threadsafe(finished.set)
+
+    job.done.add_done_callback(tell)
+    return finished
 
 
 async def _first_of(*awaitables: Awaitable[object], timeout_s: float | None = None) -> None:
@@ -263,8 +284,3 @@ async def _first_of(*awaitables: Awaitable[object], timeout_s: float | None = No
     finally:
         for task in waiting.difference(awaitables):
             task.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

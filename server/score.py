@@ -19,6 +19,7 @@ from prime_core.score import (
     rows_per_input,
 )
 from prime_core.scored import PerToken, Score
+from prime_core.tokenizer import Tokenizer
 from server.engine.batcher import Job
 from server.engine.model_queue import ModelQueue
 from server.images.given_picture import read_picture
@@ -133,11 +134,12 @@ def score_response(request_id: str, queue: ModelQueue, prepared: PreparedScores,
         NonFiniteError: if a row failed.
     """
     scores = finish_scores(prepared)
+    tokenizer = queue.checkpoint.tokenizer
     inputs = [each.content for each in prepared.inputs]
     return ScoreResponse(
         id=request_id,
         model=queue.name,
-        scores=[_input_score(*each) for each in zip(scores, inputs, strict=True)],
+        scores=[_input_score(*each, tokenizer) for each in zip(scores, inputs, strict=True)],
         usage=ScoreUsage(
             inputs=len(scores),
             total_tokens=sum(each.num_tokens for each in scores),
@@ -147,7 +149,7 @@ def score_response(request_id: str, queue: ModelQueue, prepared: PreparedScores,
     )
 
 
-def _input_score(score: Score, content: Content) -> InputScore:
+def _input_score(score: Score, content: Content, tokenizer: Tokenizer | None) -> InputScore:
     of_text = score.num_dimensions is None
     return InputScore(
         nelbo=Nelbo(
@@ -172,13 +174,15 @@ def _input_score(score: Score, content: Content) -> InputScore:
         label=score.label,
         seed=score.seed,
         nfe=score.nfe,
-        per_token=None if score.per_token is None else _token_costs(score.per_token, content),
+        per_token=None if score.per_token is None else _token_costs(score.per_token, content, tokenizer),
     )
 
 
-def _token_costs(costs: PerToken, content: Content) -> TokenCosts:
+def _token_costs(costs: PerToken, content: Content, tokenizer: Tokenizer | None) -> TokenCosts:
+    token_ids = content.x_0.tolist()
     return TokenCosts(
-        token_ids=content.x_0.tolist(),
+        token_ids=token_ids,
+        pieces=None if tokenizer is None else tokenizer.decode_pieces(token_ids),
         nelbo=[round(each, 6) for each in costs.nelbo],
         coded_loss=[round(each, 6) for each in costs.coded_loss],
     )

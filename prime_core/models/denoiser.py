@@ -51,7 +51,7 @@ class Denoiser(Protocol):
             y_t: (T, S) int64, the rows laid end to end.
             lengths: tokens of each row.
             t: (B,) noise time of each row; time-free networks ignore it.
-            positions: (R,) indices into T; None for all.
+            positions: (R,) indices into T, on any device; on the CPU they cost a GPU no synchronisation. None for all.
             labels: (B,) int64, the label of each row; None for networks without labels, which refuse them.
 
         Returns:

@@ -129,8 +129,9 @@ class Block(nn.Module):
         if positions is None:
             h = attend(q, k, v, lengths)
         else:
-            h = attend_at(positions, q[positions], k, v, lengths)
-            x, attention, mlp = x[positions], attention.at(positions), mlp.at(positions)
+            at = positions.to(x.device)
+            h = attend_at(positions, q[at], k, v, lengths)
+            x, attention, mlp = x[at], attention.at(at), mlp.at(at)
         branch = F.dropout(self.attn_out(h), self.dropout, self.training)
         inplace = not torch.is_grad_enabled()
         x, h = residual_norm_modulate(
@@ -204,7 +205,7 @@ class DiT(nn.Module):
             y_t: (T, S) integers in 0..b: the rows laid end to end.
             lengths: tokens of each row; they sum to T, each at most ``config.length``.
             t: (B,) noise time of each row in [0, 1]; needed by time-conditioned models, ignored by time-free ones.
-            positions: (R,) indices into T; None for all.
+            positions: (R,) indices into T, on any device; on the CPU they cost a GPU no synchronisation. None for all.
             labels: None: this network has none.
 
         Returns:
@@ -224,7 +225,8 @@ class DiT(nn.Module):
             x = block(x, modulation, lengths, rotation)
         x = self.blocks[-1](x, modulations[-1], lengths, rotation, positions)
         if positions is not None and len(shift) > 1:
-            shift, scale = shift[positions], scale[positions]
+            at = positions.to(x.device)
+            shift, scale = shift[at], scale[at]
         return self.output_layer(x, shift, scale)  # type: ignore[no-any-return]
 
     def prepare(self) -> None:

@@ -130,7 +130,7 @@ class UNet(nn.Module):
             y_t: (T, S) integers in 0..b: the images laid end to end.
             lengths: tokens of each image, all L.
             t: (B,) noise time of each image in [0, 1]; needed by time-conditioned models, ignored by time-free ones.
-            positions: (R,) indices into T; None for all.
+            positions: (R,) indices into T, on any device; None for all.
             labels: (B,) int64 in 0..num_labels-1; needed by models with labels, and by no other.
 
         Returns:

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from itertools import chain, islice
 from typing import NamedTuple
 
 from prime_core.stepper import AnyRow
@@ -80,6 +79,12 @@ class Batcher:
         self._waiting: dict[Job, list[Entry]] = {}  # the unfinished rows of every job, the oldest job first
         self._lengths: Counter[int] = Counter()  # of these rows
 
+    def emptied(self) -> Batcher:
+        """Return a batcher with the same caps and no rows; what it learns of memory, both know."""
+        other = Batcher(self.cap.most, self.max_tokens)
+        other.cap = self.cap
+        return other
+
     @property
     def max_rows(self) -> int:
         """Most rows of the next call: fewer than were set after memory ran out."""
@@ -136,20 +141,6 @@ class Batcher:
             self._waiting[job] = entries
         else:
             self._waiting.pop(job, None)
-
-    def calls_until_free(self, num_rows: int, arriving: Iterable[Job] = ()) -> int:
-        """Return about how many denoiser calls pass until the `num_rows` rows that are first in turn are finished.
-
-        Args:
-            num_rows: how many rows.
-            arriving: jobs that are not here yet and come after those that are, oldest first.
-        """
-        waiting = chain(self._waiting.values(), filter(None, map(_entries_of, arriving)))
-        first = [entry.row for entry in islice(_in_turn(waiting), num_rows)]
-        row_calls = sum(row.remaining for row in first)
-        token_calls = sum(row.remaining * row.length for row in first)
-        caps = math.ceil(row_calls / self.max_rows), math.ceil(token_calls / self.max_tokens)
-        return max(*caps, *(row.remaining for row in first))
 
 
 def _entries_of(job: Job) -> list[Entry]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -19,6 +20,7 @@ from typing import Literal
 from prime_core.prepare import NonFiniteError
 from server.engine.batcher import Batcher, Job
 from server.engine.failures import EngineError, ModelFailedError, QueueFullError, UnavailableError
+from server.engine.memory import is_out_of_memory
 from server.engine.model_queue import LoadedModel, ModelQueue
 from server.engine.room import Room
 from server.engine.stopwatch import Pulse
@@ -30,14 +32,13 @@ logger = logging.getLogger("prime.engine")
 MAX_CRASHES = 3  # turns of a model that raise outside its calls, in a row; then it is out of service
 MAX_FAULTS = 3  # calls of a model that raise, in a row; then the engine tries a request of its own
 MAX_RETRY_AFTER_S = 3600
+WARM_UP_LIMIT_S = 600.0  # compiling for a GPU takes minutes
 
 EngineState = Literal["warming up", "ready", "stalled", "draining", "stopped"]
 
 
 class Engine:
-    """Runs the rows of all requests.
-
-    Every public member may be used from any thread but `step`, which is for the engine's own.
+    """Runs the rows of all requests. Every public member may be used from any thread, but `step` from its own only.
 
     Attributes:
         queues: the loaded models by name, in the order they were given.
@@ -91,6 +92,7 @@ class Engine:
         self._stopping = False
         self._abandoned = False
         self._warm = False
+        self._started_s: float | None = None
         self._thread = threading.Thread(target=self._run, name="prime-engine", daemon=True)
 
     # --- the loop -----------------------------------------------------------------------------------------
@@ -100,7 +102,7 @@ class Engine:
         for queue in self.queues.values():
             with self._isolated(queue):
                 queue.admit()
-        turn = self._turns.choose(name for name, queue in self.queues.items() if len(queue.batcher))
+        turn = self._turns.choose(name for name, queue in self.queues.items() if queue.has_rows)
         if turn is None:
             return False
         queue = self.queues[turn]
@@ -137,7 +139,8 @@ class Engine:
             queue.warm_up()
         except Exception as error:
             logger.error("model %r fails on a request of our own", queue.name, exc_info=error)
-            self._give_up(queue)
+            if not is_out_of_memory(error):  # memory may come back
+                self._give_up(queue)
         queue.faults = 0
 
     def _give_up(self, queue: ModelQueue) -> None:
@@ -172,14 +175,17 @@ class Engine:
             self._room.take(num_rows)
 
     def _seconds_until_free(self, num_rows: int) -> float:
-        """Return about how long it takes until so many rows, of any models, are finished."""
+        """Return about how long it takes until so many rows, of any models, have come free."""
         busy = [queue for queue in self.queues.values() if queue.num_rows]
-        all_rows = sum(queue.seconds_until_free(queue.num_rows) for queue in busy)
+        of_all = sum(queue.seconds_until_free(queue.num_rows) for queue in busy)
+        # Rows that are reserved for requests still to be submitted come on top; of which model, nobody knows.
+        num_coming = self._room.held - sum(queue.num_rows for queue in busy)
+        per_row = sum(queue.seconds_per_row for queue in self.queues.values()) / len(self.queues)
         # As long as they all are busy, each model gets an equal share of the time.
         of_one_model = [
             len(busy) * queue.seconds_until_free(num_rows) for queue in busy if queue.num_rows >= num_rows
         ]
-        return min([all_rows, *of_one_model])
+        return min([of_all + num_coming * per_row, *of_one_model])
 
     def release(self, num_rows: int) -> None:
         """Give back reserved room that came to no submission."""
@@ -225,10 +231,14 @@ class Engine:
             return "draining"
         if not self._warm:
             return "warming up"
-        return "stalled" if self._stalled() else "ready"
+        return "stalled" if self.stalled else "ready"
 
-    def _stalled(self) -> bool:
-        """Whether a call takes far longer than calls of its model do, or the rest of a turn than any call."""
+    @property
+    def stalled(self) -> bool:
+        """Whether something takes far longer than it should: a call, the rest of a turn, or the warm-up."""
+        if not self._warm:
+            started_s = self._started_s
+            return started_s is not None and time.monotonic() - started_s > WARM_UP_LIMIT_S
         watches = [queue.stopwatch for queue in self.queues.values()]
         longest_s = max(watch.limit_s for watch in watches)
         return any(watch.stalled for watch in watches) or self._pulse.seconds > longest_s
@@ -237,6 +247,7 @@ class Engine:
 
     def start(self) -> None:
         """Start the thread; it warms up with one real denoiser call of each model."""
+        self._started_s = time.monotonic()
         self._thread.start()
 
     def stop(self, timeout_s: float = 5.0) -> None:
@@ -279,4 +290,6 @@ class Engine:
 
     def _wait(self) -> None:
         with self._wake:
-            self._wake.wait_for(lambda: self._stopping or any(queue.inbox for queue in self.queues.values()))
+            self._wake.wait_for(
+                lambda: self._stopping or any(queue.has_news for queue in self.queues.values())
+            )

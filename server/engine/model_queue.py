@@ -5,6 +5,7 @@ The engine's thread calls, in this order: `admit`, `choose`, `call`, `hand_out`.
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections import deque
@@ -17,6 +18,8 @@ from prime_core.stepper import AnyRow, Stepper, StepResult
 from server.engine.batcher import Batcher, Entry, Job
 from server.engine.departures import Departures
 from server.engine.failures import DeadlineError, EngineError, MemoryFullError
+from server.engine.forecast import Release, calls_until_free, releases
+from server.engine.generation import Generation, Generations
 from server.engine.memory import free_cached_memory, is_out_of_memory
 from server.engine.room import Room
 from server.engine.stopwatch import CallStopwatch
@@ -34,6 +37,18 @@ class LoadedModel(NamedTuple):
 
     name: str
     checkpoint: Checkpoint
+
+
+class Batch(NamedTuple):
+    """The rows of a call.
+
+    Attributes:
+        generation: whose weights they are for.
+        entries: the rows.
+    """
+
+    generation: Generation
+    entries: Sequence[Entry]
 
 
 def try_model(model: LoadedModel) -> None:
@@ -67,9 +82,7 @@ class ModelQueue:
 
     Attributes:
         name: in requests and answers.
-        checkpoint: what is served.
         kind: what it makes: "text" or "images".
-        batcher: picks the rows of a call; only the engine's thread changes it.
         inbox: jobs that were submitted and are not in the batcher yet.
         stopwatch: times the calls.
         faults: calls that raised, in a row.
@@ -89,7 +102,8 @@ class ModelQueue:
         Raises:
             ValueError: if a row as long as the context fits into no call.
         """
-        self.name, self.checkpoint = model
+        self.name, checkpoint = model
+        self._generations = Generations(checkpoint, batcher)
         context = self.checkpoint.config.model.length
         if batcher.max_tokens < context:
             raise ValueError(
@@ -97,16 +111,15 @@ class ModelQueue:
                 f"{self.name!r} ({context})"
             )
         self.kind: Kind = "images" if self.checkpoint.config.model.kind == "unet" else "text"
-        self.batcher = batcher
         self.inbox: deque[Job] = deque()
         self.stopwatch = CallStopwatch()
         self.faults = 0
         self.crashes = 0
         self.failed = False
         self._departures = Departures()
+        self._calls_per_row = 0.0  # running mean over the jobs that came
+        self._forecast: list[Release] | None = None
         self._room = room
-        self._stepper = Stepper(self.checkpoint.denoiser, self.checkpoint.codec)
-        self._next: Checkpoint | None = None
         self._metrics = metrics
         metrics.add_model(self.name, self.kind, self.dtype, self.device, self._num_jobs)
 
@@ -114,18 +127,18 @@ class ModelQueue:
         """Take a job on; whoever calls holds the room's lock."""
         self._departures.watch(job)
         self.inbox.append(job)
+        self._forecast = None
+        calls = sum(row.remaining for row in job.rows) / max(1, len(job.rows))
+        old = self._calls_per_row
+        self._calls_per_row = calls if old == 0 else 0.9 * old + 0.1 * calls
 
     # --- the turn of a model ------------------------------------------------------------------------------
 
     def admit(self) -> None:
-        """Move new jobs to the batcher, and forget those whose callers have gone or whose time is over.
-
-        While new weights wait for the rows that began with the old ones, new jobs wait too.
-        """
+        """Move new jobs to the batcher, and forget those whose callers have gone or whose time is over."""
         with self._room.lock:
-            if self._next is not None and not len(self.batcher):
-                self._take_next(self._next)
-            arrived = list(self.inbox) if self._next is None else []
+            self._generations.renew()
+            arrived = list(self.inbox)
             for job in arrived:
                 self.batcher.add(job)
                 self.inbox.popleft()  # only now: a job must always be somewhere, for `fail_all` to find it
@@ -134,53 +147,57 @@ class ModelQueue:
         self._finish(leaving.late, DeadlineError("the deadline has passed"))
         self._finish(job for job in arrived if all(row.done for row in job.rows))
 
-    def choose(self) -> list[Entry]:
+    def choose(self) -> Batch:
         """Return the rows of the next call."""
-        return self.batcher.choose()
+        generation = self._generations.choose()
+        return Batch(generation, generation.batcher.choose())
 
-    def call(self, batch: Sequence[Entry]) -> list[StepResult] | None:
+    def call(self, batch: Batch) -> list[StepResult] | None:
         """One denoiser call; if it raises, the result is None, and its callers fail at once.
 
         But one that runs out of memory is made again by the turns that follow, with half the rows.
         """
         now_s = time.monotonic()
-        for entry in batch:
+        generation, entries = batch
+        for entry in entries:
             if entry.job.started_s is None:
                 entry.job.started_s = now_s
         try:
-            results = self._step([entry.row for entry in batch])
+            results = self._step(generation, [entry.row for entry in entries])
         except Exception as error:  # whatever a network raises belongs to the callers of this call
             if is_out_of_memory(error):
-                self._out_of_memory(batch)
+                self._out_of_memory(entries)
                 return None
-            logger.error("a call of model %r over %d rows failed", self.name, len(batch), exc_info=error)
-            self._finish({entry.job for entry in batch}, EngineError("the denoiser failed"))
+            logger.error("a call of model %r over %d rows failed", self.name, len(entries), exc_info=error)
+            self._finish({entry.job for entry in entries}, EngineError("the denoiser failed"))
             self.faults += 1
             return None
         self.faults = 0
-        self.batcher.cap.succeeded(len(batch))
+        self.batcher.cap.succeeded(len(entries))
         return results
 
-    def _out_of_memory(self, batch: Sequence[Entry]) -> None:
+    def _out_of_memory(self, entries: Sequence[Entry]) -> None:
         """Halve the next calls; a row that was alone fails with its request."""
-        logger.warning("a call of model %r over %d rows ran out of memory", self.name, len(batch))
+        logger.warning("a call of model %r over %d rows ran out of memory", self.name, len(entries))
         self._metrics.out_of_memory.labels(self.name).inc()
-        self.batcher.cap.halve(len(batch))
+        self.batcher.cap.halve(len(entries))
         free_cached_memory()
-        if len(batch) == 1:
-            self._finish([batch[0].job], MemoryFullError("a row does not fit in memory"))
+        if len(entries) == 1:
+            self._finish([entries[0].job], MemoryFullError("a row does not fit in memory"))
 
-    def hand_out(self, batch: Sequence[Entry], results: Sequence[StepResult]) -> None:
+    def hand_out(self, batch: Batch, results: Sequence[StepResult]) -> None:
         """Tell who follows, resolve the jobs that are finished, fail those with a row without finite logits."""
-        for entry, result in zip(batch, results, strict=True):
+        generation, entries = batch
+        for entry, result in zip(entries, results, strict=True):
             if entry.job.feed is not None:
                 entry.job.feed.advanced(entry.output, result)
-        touched = {entry.job for entry in batch}
-        broken = {entry.job for entry, result in zip(batch, results, strict=True) if not result.ok}
+        touched = {entry.job for entry in entries}
+        broken = {entry.job for entry, result in zip(entries, results, strict=True) if not result.ok}
         self._finish(broken, NonFiniteError("the denoiser gave no finite logits"))
         self._finish(job for job in touched - broken if all(row.done for row in job.rows))
         with self._room.lock:
-            self.batcher.drop_finished(touched)
+            generation.batcher.drop_finished(touched)
+            self._forecast = None
         self.crashes = 0
 
     def warm_up(self) -> None:
@@ -189,28 +206,25 @@ class ModelQueue:
         Raises:
             NonFiniteError: if the logits are not finite.
         """
-        _check_finite(self.name, self._step(_trial_rows(self.checkpoint)))
+        generation = self._generations.current
+        _check_finite(self.name, self._step(generation, _trial_rows(generation.checkpoint)))
 
     def replace(self, checkpoint: Checkpoint) -> None:
-        """Serve other weights of the same model, as soon as no row that began with the old ones is left.
+        """Serve other weights of the same model from the next request on (`Generations`).
 
         Args:
             checkpoint: differs in its weights only, and was tried (`try_model`).
         """
         with self._room.lock:
-            self._next = checkpoint
+            self._generations.replace(checkpoint)
+            self._room.lock.notify_all()  # an idle engine lets go of the old ones at once
 
-    def _take_next(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint, self._next = checkpoint, None
-        self._stepper = Stepper(checkpoint.denoiser, checkpoint.codec)
-        free_cached_memory()
-
-    def _step(self, rows: Sequence[AnyRow]) -> list[StepResult]:
+    def _step(self, generation: Generation, rows: Sequence[AnyRow]) -> list[StepResult]:
         """The one way to the denoiser, under the stopwatch: a hang shows in `Engine.state` whoever made the call."""
-        with self.stopwatch.call():
-            results = self._stepper.step(rows)
         lengths = [row.length for row in rows]
-        num_filling = sum(self.checkpoint.denoiser.fill(lengths))
+        with self.stopwatch.call(sum(lengths)):
+            results = generation.stepper.step(rows)
+        num_filling = sum(generation.checkpoint.denoiser.fill(lengths))
         self._metrics.call_done(self.name, len(rows), sum(lengths), num_filling, self.stopwatch.last_s)
         return results
 
@@ -220,7 +234,9 @@ class ModelQueue:
         if not finished:
             return
         with self._room.lock:
-            self.batcher.drop(finished)
+            self._forecast = None
+            for generation in self._generations:
+                generation.batcher.drop(finished)
             for job in finished:
                 if job in self.inbox:
                     self.inbox.remove(job)
@@ -232,7 +248,7 @@ class ModelQueue:
             if error is None:
                 job.done.set_result(None)
             else:
-                job.done.set_exception(error)
+                job.done.set_exception(copy.copy(error))  # each caller adds its own traceback
 
     # --- what the engine asks -----------------------------------------------------------------------------
 
@@ -245,10 +261,18 @@ class ModelQueue:
         self._finish(jobs, error)
 
     def seconds_until_free(self, num_rows: int) -> float:
-        """Return about how long the model's calls alone take until `num_rows` of its rows are finished."""
+        """Return about how long the model's calls alone take until so many of its rows have come free."""
         with self._room.lock:
-            calls = self.batcher.calls_until_free(num_rows, self.inbox)
+            if self._forecast is None:  # as it is until the next call: refusals come by the thousand
+                rows = [job.rows for job in self._jobs()]
+                self._forecast = releases(rows, self.batcher.max_rows, self.batcher.max_tokens)
+            calls = calls_until_free(self._forecast, num_rows)
         return calls * self.stopwatch.seconds_per_call
+
+    @property
+    def seconds_per_row(self) -> float:
+        """About how long a row takes when its calls are full, by those that came before."""
+        return self._calls_per_row * self.stopwatch.seconds_per_call / self.batcher.max_rows
 
     def least_seconds(self, rows: Iterable[AnyRow]) -> float:
         """Return how long some rows take at least: their calls, alone, each as fast as the fastest there was."""
@@ -256,14 +280,34 @@ class ModelQueue:
 
     @property
     def num_rows(self) -> int:
-        """Rows that were submitted and are not finished."""
+        """Rows of the jobs that were submitted and are not finished: what they hold of the room."""
         with self._room.lock:
-            return len(self.batcher) + sum(len(job.rows) for job in self.inbox)
+            return sum(len(job.rows) for job in self._jobs())
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether there is something to call the denoiser for."""
+        return any(len(generation.batcher) for generation in self._generations)
+
+    @property
+    def has_news(self) -> bool:
+        """Whether `admit` has something to do."""
+        return bool(self.inbox) or self._generations.renewable
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """What is served to new requests."""
+        return self._generations.current.checkpoint
+
+    @property
+    def batcher(self) -> Batcher:
+        """Holds the rows of new requests."""
+        return self._generations.current.batcher
 
     @property
     def device(self) -> str:
         """Where the denoiser runs."""
-        return str(self._stepper.device)
+        return str(self._generations.current.stepper.device)
 
     @property
     def dtype(self) -> str:
@@ -271,7 +315,8 @@ class ModelQueue:
         return str(self.checkpoint.dtype).removeprefix("torch.")
 
     def _jobs(self) -> list[Job]:
-        return list(dict.fromkeys([*self.batcher.jobs(), *self.inbox]))
+        held = [job for generation in self._generations for job in generation.batcher.jobs()]
+        return list(dict.fromkeys([*held, *self.inbox]))
 
     def _num_jobs(self) -> tuple[int, int]:
         """Return the numbers of jobs that have run and that wait for their first call."""

@@ -19,19 +19,24 @@ class CallStopwatch:
         last_s: seconds of the last call that did not raise; 0 before the first.
         seconds_per_call: running mean over such calls; 0 before the first.
         fastest_s: seconds of the fastest of them; 0 before there were a few.
+        seconds_per_token: running mean too, in which large calls count for more; 0 before the first.
     """
 
     def __init__(self) -> None:
         self.last_s = 0.0
         self.seconds_per_call = 0.0
         self.fastest_s = 0.0
+        self.seconds_per_token = 0.0
+        self._tokens_per_call = 0.0
+        self._num_tokens = 0  # of the call that runs, or of the last one
         self._min_s = math.inf
         self._num_calls = 0
         self._started_s: float | None = None
 
     @contextmanager
-    def call(self) -> Iterator[None]:
-        """Time the block as one call; one that raises counts for nothing."""
+    def call(self, num_tokens: int) -> Iterator[None]:
+        """Time the block as one call over so many tokens; one that raises counts for nothing."""
+        self._num_tokens = num_tokens
         started_s = self._started_s = time.monotonic()
         try:
             yield
@@ -42,8 +47,10 @@ class CallStopwatch:
         self._min_s = min(self._min_s, self.last_s)
         if self._num_calls >= MIN_CALLS:
             self.fastest_s = self._min_s
-        old = self.seconds_per_call
-        self.seconds_per_call = self.last_s if old == 0 else 0.9 * old + 0.1 * self.last_s
+        weight = 0.1 if self._num_calls > 1 else 1.0
+        self.seconds_per_call += weight * (self.last_s - self.seconds_per_call)
+        self._tokens_per_call += weight * (num_tokens - self._tokens_per_call)
+        self.seconds_per_token = self.seconds_per_call / max(self._tokens_per_call, 1.0)
 
     @property
     def stalled(self) -> bool:
@@ -53,8 +60,12 @@ class CallStopwatch:
 
     @property
     def limit_s(self) -> float:
-        """Seconds after which a call is taken for a hang."""
-        return max(MIN_STALL_S, STALL_FACTOR * self.seconds_per_call)
+        """Seconds after which the call that runs, or another like the last one, is taken for a hang.
+
+        A call over more tokens than usual may take longer than usual, in proportion.
+        """
+        usual_s = max(self.seconds_per_call, self._num_tokens * self.seconds_per_token)
+        return max(MIN_STALL_S, STALL_FACTOR * usual_s)
 
 
 class Pulse:

@@ -1,15 +1,14 @@
 """A picture that a client sends: nested lists or a PNG file, read within bounds.
 
-The head of a PNG file is checked before anything is unpacked, so that no small file can become a large picture.
+The head of a PNG file is checked before anything is unpacked, and only its head and its pixels are, so that no small
+file can become a large picture.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import io
-import struct
-import zlib
+import logging
 
 import numpy as np
 import torch
@@ -17,11 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from prime_core.canvas import CanvasError
-from prime_core.pictures import PNG_MODES
+from prime_core.pictures import PNG_MODES, Pixels
 from server.images.known import KnownShape, read_numbers
+from server.images.png_chunks import NotPlainError, NotPngError, PngHead, plain_png
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_HEAD = struct.Struct(">I4sIIBB")  # length and kind of the first chunk, width, height, bits, colour type
+logger = logging.getLogger("prime.server")
+
 _COLOUR_TYPES = {1: 0, 3: 2}  # of PNG files without palette or alpha, by channels
 
 
@@ -51,36 +51,36 @@ def _read_png(png: str, shape: KnownShape) -> Tensor:
     height, width, channels = shape.picture
     if channels not in PNG_MODES:
         raise CanvasError("png", f"a PNG file cannot hold {channels} channels; give pixels")
+    mode = PNG_MODES[channels]
     try:
-        file = base64.b64decode(png, validate=True)
-    except (binascii.Error, ValueError):
+        head, file = plain_png(base64.b64decode(png, validate=True))
+    except NotPngError:  # before binascii's, which is a ValueError too
+        raise CanvasError("png", "png is not a PNG file, or a damaged one") from None
+    except NotPlainError:
+        raise CanvasError("png", f"png must be one picture of mode {mode} without transparency") from None
+    except ValueError:
         raise CanvasError("png", "png is not base64") from None
-    _check_head(file, shape)
-    try:
-        image = Image.open(io.BytesIO(file), formats=["PNG"])
-        image.load()
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error):
-        raise CanvasError("png", "png is damaged: its pixels cannot be read") from None
-    if image.mode != PNG_MODES[channels] or "transparency" in image.info or getattr(image, "n_frames", 1) > 1:
-        raise CanvasError(
-            "png", f"png must be one picture of mode {PNG_MODES[channels]} without transparency"
-        )
-    found = torch.from_numpy(np.array(image)).long().view(height, width, channels)
-    if int(found.max()) > shape.top_pixel:
-        raise CanvasError("png", f"png must hold values up to {shape.top_pixel}, as this model's pictures do")
-    return found
-
-
-def _check_head(file: bytes, shape: KnownShape) -> None:
-    """Refuse what is no PNG file of the right size and kind."""
-    height, width, channels = shape.picture
-    head = file[len(_SIGNATURE) : len(_SIGNATURE) + _HEAD.size]
-    if not file.startswith(_SIGNATURE) or len(head) < _HEAD.size or head[4:8] != b"IHDR":
-        raise CanvasError("png", "png is not a PNG file")
-    found = _HEAD.unpack(head)[2:]
-    if found != (width, height, 8, _COLOUR_TYPES[channels]):
+    if head != PngHead(width, height, 8, _COLOUR_TYPES[channels]):
         raise CanvasError(
             "png",
             f"png must be {width} x {height} pixels (width x height) with {channels} channels of 8 bits, without "
             "palette or alpha",
         )
+    found = torch.from_numpy(_unpacked(file, (width, height), mode)).long().view(height, width, channels)
+    if int(found.max()) > shape.top_pixel:
+        raise CanvasError("png", f"png must hold values up to {shape.top_pixel}, as this model's pictures do")
+    return found
+
+
+def _unpacked(file: bytes, size: tuple[int, int], mode: str) -> Pixels:
+    """Return the pixels of a file whose head was checked; that the library agrees is checked before it unpacks."""
+    try:
+        with Image.open(io.BytesIO(file), formats=["PNG"]) as image:
+            if (image.size, image.mode) != (size, mode):
+                raise ValueError(f"a {image.mode} picture of {image.size}, not what its head says")
+            image.load()
+            return np.array(image)
+    # Whatever a decoder of foreign bytes raises, the bytes are at fault.
+    except Exception as error:  # noqa: BLE001
+        logger.debug("a PNG file cannot be read: %s", type(error).__name__)
+        raise CanvasError("png", "png is damaged: its pixels cannot be read") from None

@@ -5,8 +5,13 @@ from __future__ import annotations
 from prime_core.canvas import CanvasError
 from prime_core.checkpoint import Checkpoint
 from prime_core.image_canvas import image_canvas
+from prime_core.plan import expected_changes
 from prime_core.request import ImageRequest
 from server.schemas.base import Limits
+
+# Plans are drawn on a CPU, in the time that a fast denoiser needs for so many tokens a change. With a corrector of
+# full strength a digit changes a hundred times.
+DRAWN_CHANGE_WORK = 8
 
 
 def check_grid(request: ImageRequest, limits: Limits) -> None:
@@ -28,32 +33,36 @@ def check_grid(request: ImageRequest, limits: Limits) -> None:
 
 
 def check_work(checkpoint: Checkpoint, request: ImageRequest, limits: Limits) -> None:
-    """Refuse a request whose n * tokens * denoiser calls is over the limit.
+    """Refuse a request whose n * tokens * denoiser calls is over the limit, or whose plans are too large for it.
 
     Raises:
         CanvasError: saying what to lower.
     """
+    changes = expected_changes(
+        checkpoint.schedule, request.steps, warp=request.warp, corrector=request.corrector
+    )
     num_digits = limits.context * checkpoint.codec.target_length
-    if _work(request, limits.context, num_digits) <= limits.max_work:
+    if _work(request, limits.context, num_digits, changes) <= limits.max_work:
         return  # whatever is known
     canvas = image_canvas(checkpoint.config.image_model, checkpoint.codec, request.known, request.y)
     num_free = int(canvas.free.sum())
-    if _work(request, limits.context, num_free) > limits.max_work:
+    if _work(request, limits.context, num_free, changes) > limits.max_work:
         raise CanvasError(
             "steps",
             f"n * tokens * steps is at most {limits.max_work}, with {limits.context} tokens and steps counted up to "
-            f"the {num_free} free sub-tokens (with a corrector every step counts, and one more, and each masking "
-            "anew as a sub-token); lower n, steps or corrector.scale",
+            f"the {num_free} free sub-tokens (with a corrector every step counts, and one more), and so is n * "
+            f"{num_free} * {changes * DRAWN_CHANGE_WORK:.4g}, for the times that each is revealed or masked again; "
+            "lower n, steps or corrector.scale",
         )
 
 
-def _work(request: ImageRequest, num_tokens: int, num_free: int) -> float:
-    """Return what n rows cost: tokens times calls, or the size of their plans if that is larger."""
+def _work(request: ImageRequest, num_tokens: int, num_free: int, changes: float) -> float:
+    """Return what n rows cost: tokens times calls, or the drawing of their plans if that is more."""
     if request.steps == "exact":
-        return request.n * num_tokens * num_free
-    if request.corrector is None:
-        one_more = request.warp is not None  # what a warped grid leaves is revealed in a call of its own
-        return request.n * num_tokens * min(request.steps + one_more, num_free)
-    # A corrector masks a digit `scale` times on average, at most once a step: that bounds the plan.
-    times_masked = min(request.corrector.scale, request.steps)
-    return request.n * max(num_tokens * (request.steps + 1), num_free * (1 + times_masked))
+        calls = num_free
+    elif request.corrector is None:
+        # What a warped grid leaves is revealed in a call of its own.
+        calls = min(request.steps + (request.warp is not None), num_free)
+    else:
+        calls = request.steps + 1
+    return request.n * max(num_tokens * calls, num_free * changes * DRAWN_CHANGE_WORK)

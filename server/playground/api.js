@@ -115,6 +115,15 @@ export async function readiness() {
   }
 }
 
+function post(path, fields, signal) {
+  return call(path, {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: requestText(fields),
+    signal,
+  });
+}
+
 /**
  * Send a request and yield the frames of its stream as {event, data}: first "taken", without data, once the server has
  * taken it; event is null for the answer.
@@ -122,12 +131,7 @@ export async function readiness() {
  * @throws {Problem} if it is refused, fails, or the connection breaks; an AbortError if it is stopped.
  */
 export async function* stream(path, fields, signal) {
-  const response = await call(path, {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: requestText({ ...fields, stream: true }),
-    signal,
-  });
+  const response = await post(path, { ...fields, stream: true }, signal);
   if (!response.ok) throw await refused(response);
   yield { event: "taken", data: null };
   for await (const frame of framesOf(response.body)) {
@@ -137,6 +141,20 @@ export async function* stream(path, fields, signal) {
     yield { event: frame.event, data };
   }
   throw lost(); // it ended before its end
+}
+
+/** Send a request to a route without a stream, and yield what `stream` would: "taken", then the answer, both at the end. */
+export async function* whole(path, fields, signal) {
+  const response = await post(path, fields, signal);
+  if (!response.ok) throw await refused(response);
+  let text;
+  try {
+    text = await response.text();
+  } catch (error) {
+    throw error.name === "AbortError" ? error : lost();
+  }
+  yield { event: "taken", data: null };
+  yield { event: null, data: parseAnswer(text) };
 }
 
 async function* framesOf(body) {

@@ -3,9 +3,10 @@
 import { getJson, readiness } from "./api.js";
 import { announce, el } from "./dom.js";
 import { imageTab } from "./image_tab.js";
+import { scoreTab } from "./score_tab.js";
 import { textTab } from "./text_tab.js";
 
-const TABS = [textTab, imageTab];
+const TABS = [textTab, imageTab, scoreTab];
 const POLL_MS = 10_000;
 const POLL_LOST_MS = 2_000;
 const WORDS = {
@@ -57,10 +58,16 @@ function moveOnKeys(event) {
   showTab(tabs[(there + tabs.length) % tabs.length].id.slice(4), { focus: true });
 }
 
+/** Make the tabs. What a tab makes can be handed to another one, which then `take`s it. */
 function build(info) {
   const shown = TABS.filter((tab) => info.models.some((model) => model.kind === tab.kind));
   const list = document.getElementById("tabs");
   list.addEventListener("keydown", moveOnKeys);
+  const built = new Map();
+  const hand = (id, given) => {
+    showTab(id);
+    built.get(id).take(given);
+  };
   const panels = shown.map((tab) => {
     list.append(
       el("button", {
@@ -69,11 +76,12 @@ function build(info) {
       }),
     );
     const models = info.models.filter((model) => model.kind === tab.kind);
+    built.set(tab.id, tab.build(info, hand));
     return el(
       "section",
       { role: "tabpanel", id: `panel-${tab.id}`, "aria-labelledby": `tab-${tab.id}` },
       el("ul", { class: "models" }, models.map((model) => el("li", { text: describe(model) }))),
-      tab.build(info).node,
+      built.get(tab.id).node,
     );
   });
   document.getElementById("panels").replaceChildren(...panels);

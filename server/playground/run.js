@@ -1,6 +1,6 @@
 // One request from the button to its end: progress, what it costs, stopping it, and what went wrong.
 
-import { Problem, hasKey, stream } from "./api.js";
+import { Problem, hasKey, stream, whole } from "./api.js";
 import { announce, copyButton, el, seconds } from "./dom.js";
 import { curlCommand } from "./json.js";
 
@@ -15,11 +15,15 @@ export class Run {
    * @param {(frame: object) => void} tab.frame takes a frame of the stream.
    * @param {(answer: object) => void} tab.finish takes the answer.
    * @param {() => void} tab.halted takes notice that there will be no answer.
+   * @param {(error: Problem) => Problem} [tab.explain] says an error of a field that the form does not have.
    * @param {string} label of the button.
+   * @param {{streamed?: boolean}} [more] a route without a stream has no frames, and its progress is not known.
    */
-  constructor(path, tab, label) {
+  constructor(path, tab, label, { streamed = true } = {}) {
     this.path = path;
     this.tab = tab;
+    this.streamed = streamed;
+    this.ended = null;
     this.abort = null;
     this.button = el("button", { type: "submit", class: "primary", text: label });
     this.stop = el("button", { type: "button", class: "quiet", text: "Stop", hidden: true });
@@ -37,9 +41,10 @@ export class Run {
     this.node = el("section", { class: "run", "aria-label": "Progress" }, this.box, this.bar, this.facts, foot);
   }
 
-  /** Stop the request that is under way, if there is one. */
+  /** Stop the request that is under way, if there is one; returns a promise of its end. */
   halt() {
     this.abort?.abort();
+    return this.ended;
   }
 
   /** Send what the form says, unless a request is under way. */
@@ -48,9 +53,15 @@ export class Run {
     const fields = this.tab.request(extra);
     if (fields === null) return;
     this.abort = new AbortController();
+    this.ended = this.#send(fields);
+    await this.ended;
+  }
+
+  async #send(fields) {
     this.#begin(fields);
+    const send = this.streamed ? stream : whole;
     try {
-      for await (const { event, data } of stream(this.path, fields, this.abort.signal)) {
+      for await (const { event, data } of send(this.path, fields, this.abort.signal)) {
         if (event === "taken") this.#room(fields);
         else if (event === "denoise") this.#advance(data);
         else if (event === null) this.#finish(data);
@@ -76,8 +87,9 @@ export class Run {
     this.taken = false;
     this.spoken = 0;
     this.steps = fields.steps;
-    this.bar.value = 0;
-    this.line.textContent = "Waiting for its turn.";
+    if (this.streamed) this.bar.value = 0;
+    else this.bar.removeAttribute("value");
+    this.line.textContent = this.streamed ? "Waiting for its turn." : "Under way.";
     this.facts.replaceChildren();
     this.node.setAttribute("aria-busy", "true");
     this.button.setAttribute("aria-disabled", "true"); // not `disabled`, which would take the focus away
@@ -108,6 +120,7 @@ export class Run {
   }
 
   #tell() {
+    if (!this.streamed) this.line.textContent = `Under way for ${seconds((performance.now() - this.startedMs) / 1000)}.`;
     if (this.first === null) return;
     const { last, first } = this;
     const rows = [...this.rows.values()];
@@ -128,16 +141,11 @@ export class Run {
   }
 
   #finish(answer) {
-    const outputs = answer.outputs ?? answer.images;
-    const { run_s: runS, queue_s: queueS, total_s: totalS } = answer.timings;
-    const longest = Math.max(...outputs.map((output) => output.nfe));
+    const { queue_s: queueS, total_s: totalS } = answer.timings;
     this.bar.value = 1;
     this.#show({
       "Denoiser calls": answer.usage.denoiser_calls,
-      ...(this.steps === "exact"
-        ? {}
-        : { "Skipped steps": outputs.reduce((sum, output) => sum + output.steps_skipped, 0) }),
-      ...(longest > 0 ? { "Per step": `${((1000 * runS) / longest).toFixed(1)} ms` } : {}),
+      ...(this.streamed ? this.#stepFacts(answer) : {}),
       Waited: seconds(queueS),
       "All in all": seconds(totalS),
     });
@@ -146,14 +154,27 @@ export class Run {
     this.tab.finish(answer);
   }
 
+  #stepFacts(answer) {
+    const outputs = answer.outputs ?? answer.images;
+    const longest = Math.max(...outputs.map((output) => output.nfe));
+    return {
+      ...(this.steps === "exact"
+        ? {}
+        : { "Skipped steps": outputs.reduce((sum, output) => sum + output.steps_skipped, 0) }),
+      ...(longest > 0 ? { "Per step": `${((1000 * answer.timings.run_s) / longest).toFixed(1)} ms` } : {}),
+    };
+  }
+
   #show(facts) {
     this.facts.replaceChildren(
       ...Object.entries(facts).map(([name, value]) => el("div", {}, el("dt", { text: name }), el("dd", { text: value }))),
     );
   }
 
-  #fail(error) {
+  #fail(raised) {
+    if (!this.streamed) this.bar.value = 0;
     if (this.taken) this.tab.halted();
+    const error = (raised instanceof Problem && this.tab.explain?.(raised)) || raised;
     if (error.name === "AbortError") {
       this.line.textContent = "Stopped.";
       announce("Stopped");

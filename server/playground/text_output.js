@@ -15,9 +15,11 @@ export class TextOutput {
    * @param {number} number of the output, from 0. @param {number} count of outputs.
    * @param {(string|null)[]} parts the layout: fixed text, and null for every gap.
    * @param {{base: number, target_length: number}} codec of the model.
-   * @param {(seed: string) => void} useSeed takes a seed over into the form.
+   * @param {object} actions
+   * @param {(seed: string) => void} actions.useSeed takes a seed over into the form.
+   * @param {(text: string) => void} actions.score has the finished text scored.
    */
-  constructor(number, count, parts, codec, useSeed) {
+  constructor(number, count, parts, codec, { useSeed, score }) {
     this.parts = parts;
     this.codec = codec;
     this.useSeed = useSeed;
@@ -27,12 +29,17 @@ export class TextOutput {
     this.text = el("p", { class: "written" });
     this.meta = el("p", { class: "meta" });
     const name = count === 1 ? "Output" : `Output ${number + 1}`;
+    this.score = el("button", {
+      type: "button", class: "quiet", text: "Score", hidden: true, "aria-label": `Score ${name.toLowerCase()}`,
+      title: "How likely this text is under the model", onclick: () => score(this.whole),
+    });
+    const copy = copyButton("Copy text", () => this.whole ?? this.text.textContent);
     this.node = el(
       "article",
       { class: "output", "aria-label": name },
       count === 1 ? null : el("h3", { text: name }),
       this.text,
-      el("div", { class: "under" }, this.meta, copyButton("Copy text", () => this.whole ?? this.text.textContent)),
+      el("div", { class: "under" }, this.meta, el("div", { class: "buttons" }, this.score, copy)),
     );
     this.#layOut(parts.filter((part) => part === null).map(() => [0, 0]));
   }
@@ -65,6 +72,7 @@ export class TextOutput {
     seed.addEventListener("click", () => this.useSeed(output.seed));
     const cost = `${output.nfe} calls, ${output.steps_skipped} steps skipped, ${end}, seed `;
     this.meta.replaceChildren(cost, seed);
+    this.score.hidden = false;
     this.node.classList.add("done");
   }
 

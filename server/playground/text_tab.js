@@ -9,11 +9,12 @@ import { TextOutput } from "./text_output.js";
 const KIND = "text";
 
 /** What the page knows of this tab; it is shown if a model of its kind is loaded. */
-export const textTab = { id: "text", title: "Text", kind: KIND, build: (info) => new TextTab(info) };
+export const textTab = { id: "text", title: "Text", kind: KIND, build: (...given) => new TextTab(...given) };
 
 class TextTab {
-  constructor(info) {
+  constructor(info, hand) {
     this.info = info;
+    this.hand = hand;
     this.models = info.models.filter((model) => model.kind === KIND);
     this.outputs = [];
     this.results = el("div", { class: "results" });
@@ -119,14 +120,17 @@ class TextTab {
       ? fields.template.map((part) => (typeof part === "string" ? part : null))
       : [fields.prompt ?? "", null, fields.suffix ?? ""];
     const { codec } = this.chosen;
-    const useSeed = (seed) => {
-      this.seed.set(seed);
-      this.n.set(1); // alone, the seed gives this output again
-      this.seed.input.focus();
+    const actions = {
+      useSeed: (seed) => {
+        this.seed.set(seed);
+        this.n.set(1); // alone, the seed gives this output again
+        this.seed.input.focus();
+      },
+      score: (text) => this.hand("score", { text, model: fields.model }),
     };
     this.outputs = Array.from(
       { length: fields.n },
-      (_, number) => new TextOutput(number, fields.n, parts, codec, useSeed),
+      (_, number) => new TextOutput(number, fields.n, parts, codec, actions),
     );
     this.results.replaceChildren(...this.outputs.map((output) => output.node));
   }

@@ -19,6 +19,7 @@ from prime_core.presets import PRESETS
 from server.engine.engine import Engine
 from server.engine.model_queue import ModelQueue
 from server.schemas.base import Limits, Status
+from server.schemas.score import MAX_SAMPLES
 from server.schemas.text import MAX_STOP_CHARS, MAX_STOPS, MAX_TEMPLATE_PARTS
 
 
@@ -99,6 +100,7 @@ def describe_process(engine: Engine, limits: Limits) -> dict[str, Any]:
             "max_stops": MAX_STOPS,
             "max_stop_chars": MAX_STOP_CHARS,
             "max_template_parts": MAX_TEMPLATE_PARTS,
+            "max_samples": MAX_SAMPLES,
             "max_work": limits.max_work,
             "max_body_bytes": limits.max_body_bytes,
             "max_batch_rows": engine.max_batch_rows,

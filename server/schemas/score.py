@@ -142,6 +142,10 @@ class TokenCosts(Strict):
     """What each token costs in nats, rounded to six decimals; of an image in channel-major order."""
 
     token_ids: list[int] = Field(description="the tokens; of an image the values of its pixels")
+    pieces: list[str] | None = Field(
+        description="their texts, which add up to the whole one: a character of several tokens is with its last; null "
+        "for images and for a model without a tokenizer"
+    )
     nelbo: list[float] = Field(description="adds up to nelbo.nats; single ones depend on the states drawn")
     coded_loss: list[float] = Field(description="adds up to coded_loss.nats")
 

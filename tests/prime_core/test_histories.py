@@ -12,7 +12,7 @@ from torch import Tensor
 from prime_core.correctors import Corrector, StepTables, step_tables, visible_share
 from prime_core.curves import TimeWarp
 from prime_core.exact_histories import digit_histories
-from prime_core.plan import RevealPlan, draw_histories, draw_plan
+from prime_core.plan import RevealPlan, draw_histories, draw_plan, expected_changes
 from prime_core.schedule import CosineSchedule, LinearSchedule, PolynomialSchedule, Schedule
 from tests.chi_square import p_value
 
@@ -77,6 +77,23 @@ def test_histories_are_drawn_with_the_law_of_the_chain(corrector: Corrector, eps
     law = {history.steps: history.probability for history in digit_histories(tables)}
     assert sum(law.values()) == pytest.approx(1, abs=1e-12)
     _chi_square_of_histories(tables, law)
+
+
+@pytest.mark.parametrize("corrector", [None, STRONG, PUBLISHED, Corrector("corrected", 100, 0.0)], ids=str)
+@pytest.mark.parametrize("warp", [None, WARP, TimeWarp(1, 1, -0.2)], ids=str)
+def test_the_expected_changes_are_those_of_all_histories(
+    corrector: Corrector | None, warp: TimeWarp | None
+) -> None:
+    """By enumeration, and the drawn plans agree."""
+    times = SCHEDULE.time_grid(7)
+    tables = step_tables(SCHEDULE, times if warp is None else warp.apply(times), corrector)
+    expected = sum(history.probability * len(history.steps) for history in digit_histories(tables))
+    found = expected_changes(SCHEDULE, 7, warp=warp, corrector=corrector)
+    assert found == pytest.approx(expected, abs=1e-12)
+    plan = draw_plan(torch.ones(4000, 2, dtype=torch.bool), SCHEDULE, 7, 5, warp=warp, corrector=corrector)
+    drawn = int(plan.due.sum()) + len(plan.remasked)
+    assert drawn / 8000 == pytest.approx(expected, rel=0.03)
+    assert expected_changes(SCHEDULE, "exact") == 1
 
 
 def test_tables_with_certain_and_impossible_moves_are_followed_exactly() -> None:

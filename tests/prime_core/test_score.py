@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels.nll import subtoken_nll
+from prime_core import stepper as stepper_module
 from prime_core.canvas import CanvasError, digits_canvas
 from prime_core.codec import SubtokenCodec
 from prime_core.config import CodecConfig, UNetConfig
@@ -206,6 +207,30 @@ def test_a_row_without_finite_likelihood_fails_alone() -> None:
     assert finish_scores(good) == score(
         stub_checkpoint(codec, TableDenoiser(codec)), token_ids=[1, 2], num_samples=2, seed=1
     )
+
+
+def test_a_call_that_raises_for_one_kind_of_rows_has_moved_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or it could not be made again, as after memory ran out."""
+    codec = SubtokenCodec(50, 2)
+    stepper = Stepper(TableDenoiser(codec), codec)
+    canvas = digits_canvas(codec, torch.full((5, 2), codec.mask_index))
+    drawn = new_row(canvas, LinearSchedule(), SamplingSettings(), 4, seed=3)
+    checkpoint = stub_checkpoint(codec, None)
+    (scored,) = prepare_scores(checkpoint, ScoreRequest(token_ids=[1, 2], num_samples=1, seed=1)).rows
+    alone = new_row(canvas, LinearSchedule(), SamplingSettings(), 4, seed=3)
+    stepper.step([alone])
+
+    def raises(*arguments: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stepper_module, "subtoken_nll", raises)
+        with pytest.raises(torch.OutOfMemoryError):
+            stepper.step([drawn, scored])
+    assert (drawn.next_event, scored.next_event) == (0, 0)
+    assert torch.equal(drawn.y, canvas.y)
+    assert all(result.ok for result in stepper.step([drawn, scored]))
+    assert torch.equal(drawn.y, alone.y)
 
 
 def image_checkpoint(labels: str) -> Any:

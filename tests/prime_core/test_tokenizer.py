@@ -55,6 +55,19 @@ def test_partial_character_decodes_to_replacement() -> None:
     assert TOKENIZER.decode([0xC3]) == "\ufffd"
 
 
+@given(st.lists(st.integers(0, TOKENIZER.vocab_size - 1)))
+def test_pieces_are_together_what_decodes(ids: list[int]) -> None:
+    pieces = TOKENIZER.decode_pieces(ids)
+    assert len(pieces) == len(ids)
+    assert "".join(pieces) == TOKENIZER.decode(ids)
+
+
+def test_the_token_that_completes_a_character_has_it() -> None:
+    assert TOKENIZER.decode_pieces([*"aé".encode(), 260, 261, 258]) == ["a", "", "é", "and", "", " the"]
+    assert TOKENIZER.decode_pieces([0xC3, 97]) == ["", "\ufffda"]
+    assert TOKENIZER.decode_pieces([97, 0xC3]) == ["a", "\ufffd"]
+
+
 def test_surrogate_is_refused() -> None:
     with pytest.raises(ValueError, match="surrogate pair at character 2"):
         TOKENIZER.encode("ab\ud800")

@@ -12,7 +12,7 @@ from PIL import Image
 from tests.server.browser import Browser
 from tests.server.running import Running
 
-TEXT, IMAGES = "#panel-text", "#panel-images"
+TEXT, IMAGES, SCORE = "#panel-text", "#panel-images", "#panel-score"
 
 
 def opened(browser: Browser, server: Running) -> Browser:

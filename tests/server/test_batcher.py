@@ -56,13 +56,6 @@ def test_a_job_of_many_rows_does_not_shut_out_a_job_of_one() -> None:
     assert small.rows[0].done
 
 
-def test_retry_after_counts_the_turn_of_small_jobs() -> None:
-    batcher = Batcher(max_rows=2, max_tokens=16)
-    batcher.add(make_job((1, 10), (1, 500)))
-    batcher.add(make_job((1, 4)))
-    assert batcher.calls_until_free(2) == 10
-
-
 def test_a_row_that_does_not_fit_is_passed_over_but_not_forgotten() -> None:
     batcher = Batcher(max_rows=8, max_tokens=10)
     batcher.add(make_job((6, 2)))
@@ -102,29 +95,6 @@ def test_finished_rows_are_not_taken_and_jobs_can_be_dropped() -> None:
     batcher.drop([first])
     assert lengths(batcher) == [2, 2]
     assert len(batcher) == 2
-
-
-def test_calls_until_free() -> None:
-    batcher = Batcher(max_rows=2, max_tokens=16)
-    assert batcher.calls_until_free(3) == 0
-    batcher.add(make_job((1, 10), (1, 2), (1, 2), (1, 50)))
-    assert batcher.calls_until_free(1) == 10
-    assert batcher.calls_until_free(3) == 10
-    assert batcher.calls_until_free(4) == 50
-    batcher.add(make_job(*[(1, 50)] * 3))
-    assert batcher.calls_until_free(99) == 107  # 214 row steps, two a call
-
-
-def test_calls_until_free_knows_the_cap_of_tokens_and_jobs_that_arrive() -> None:
-    batcher = Batcher(max_rows=8, max_tokens=16)
-    batcher.add(make_job(*[(16, 10)] * 3))
-    assert batcher.calls_until_free(2) == 20  # one such row fills a call
-    arriving = [make_job((8, 5), (8, 0)), make_job((8, 4))]
-    assert batcher.calls_until_free(3, arriving) == 15  # 10, 5 of half a call and 4 of the other half
-    assert batcher.calls_until_free(4, arriving) == 25
-    assert batcher.calls_until_free(5, arriving) == 35  # the row that is done counts for nothing
-    assert batcher.calls_until_free(99, arriving) == 35
-    assert Batcher(8, 16).calls_until_free(1, arriving) == 5
 
 
 def test_impossible_sizes_are_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -130,7 +131,7 @@ def test_retry_after_grows_with_the_queue(model_path: Path, admitted: bool) -> N
     engine.submit(Job(NAME, list(prepared.rows), 0.0))
     if admitted:  # or still in the inbox, while a call runs
         queue.admit()
-    for num_rows, calls in [(1, 20), (4, 40)]:
+    for num_rows, calls in [(1, 40), (4, 40)]:  # a request gives its rows back together
         with pytest.raises(engine_module.QueueFullError) as caught:
             engine.reserve(NAME, num_rows)
         assert caught.value.retry_after_s == calls * 0.5
@@ -207,6 +208,33 @@ def test_a_hanging_call_is_not_ready(
     gate.opened.set()
     assert reply.result().status_code == 200
     assert server.client.get("/ready").json() == {"status": "ready"}
+
+
+def test_a_call_over_many_tokens_may_take_longer_than_small_ones_did() -> None:
+    watch = stopwatch.CallStopwatch()
+    for _ in range(20):
+        with watch.call(32):
+            time.sleep(0.001)
+    assert watch.limit_s == stopwatch.MIN_STALL_S
+    with watch.call(16_384):
+        per_token = watch.seconds_per_token
+        assert watch.limit_s == pytest.approx(stopwatch.STALL_FACTOR * 16_384 * per_token)
+        assert watch.limit_s > 5 and not watch.stalled
+
+
+def test_a_warm_up_that_hangs_is_a_hang(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, _ = make_engine(Settings(model=model_path))
+    denoiser: Any = engine.queues[NAME].checkpoint.denoiser
+    gate = denoiser.hook = Gate()
+    assert not engine.stalled
+    engine.start()
+    assert gate.entered.wait(60)
+    assert (engine.state, engine.stalled) == ("warming up", False)
+    monkeypatch.setattr(engine_module, "WARM_UP_LIMIT_S", 0.0)
+    assert (engine.state, engine.stalled) == ("warming up", True)
+    gate.opened.set()
+    wait_until(lambda: engine.state == "ready")
+    engine.stop()
 
 
 def test_a_hang_outside_of_calls_is_not_ready(

@@ -24,6 +24,7 @@ NOT_INTEGERS = [True, False, "7", 1.0, 1.5, [1], {}, "NaN"]
 NOT_NUMBERS = [True, "1", None, []]
 CORRECTOR = {"kind": "corrected", "scale": 1, "power": 1}
 WARP = {"scale": 1, "power": 1, "offset": 0}
+STRONG = {"kind": "corrected", "scale": 100, "power": 0, "final_power": 0}
 CURVE = {"scale": 0.5, "power": 1, "offset": 0.5}
 
 BAD: list[tuple[str, Any]] = [
@@ -214,7 +215,7 @@ def test_work_of_a_request_is_capped_before_anything_is_drawn(images_path: Path)
             {"n": 2, "steps": 51},
             {"n": 1, "steps": "exact"},
             {"n": 1, "steps": 100, "corrector": weak},  # one more call at the end
-            {"n": 5, "steps": 19, "corrector": {**weak, "scale": 99}},  # a plan of 5 * 128 * 20 reveals
+            {"n": 1, "steps": 60, "corrector": STRONG},  # 128 digits that change 33 times each
         ]:
             message = assert_error(post(running, **body), 422, "invalid_value", "steps")
             assert str(100 * LENGTH) in message
@@ -223,6 +224,17 @@ def test_work_of_a_request_is_capped_before_anything_is_drawn(images_path: Path)
         assert running.metric("prime_denoiser_calls_total") == calls
         assert post(running, steps="exact", known=half_known).status_code == 200  # 64 free digits
         assert running.engine.held_rows == 0
+
+
+def test_the_size_of_plans_is_capped_as_it_is_expected(images_path: Path) -> None:
+    """A corrector of full strength: calls alone would be few, and the changes to draw a hundred times as many."""
+    with serving(images_path, max_work=2**20) as running:
+        assert post(running, n=4, steps=60, corrector=STRONG).status_code == 200  # 17 thousand changes
+        message = assert_error(
+            post(running, n=16, steps=300, corrector=STRONG), 422, "invalid_value", "steps"
+        )
+        assert message.startswith("n * tokens * steps is at most 1048576")
+        assert "n * 128 * 630.7" in message  # of 16 * 64 * 301 calls, which are not too many
 
 
 def test_objects_of_many_keys_are_not_described() -> None:

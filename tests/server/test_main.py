@@ -45,7 +45,7 @@ def wait_first(engine):
     while os.path.exists(hold):
         for queue in engine.queues.values():
             queue.admit()
-            for entry in queue.choose():
+            for entry in queue.choose().entries:
                 entry.job.started_s = time.monotonic()
         time.sleep(0.01)
     return step(engine)

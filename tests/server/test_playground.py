@@ -167,6 +167,6 @@ def test_info_has_what_the_page_bounds_its_controls_with(both: Running) -> None:
     info = both.client.get("/info").json()
     assert info["limits"]["max_temperature"] == 100
     assert info["limits"]["max_corrector_scale"] == info["limits"]["max_corrector_power"] == 100
-    assert info["limits"]["max_template_parts"] == 1024
+    assert info["limits"]["max_template_parts"] == info["limits"]["max_samples"] == 1024
     pictures = next(model for model in info["models"] if model["kind"] == "images")
     assert pictures["top_pixel"] == 15

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.server.browser import CONTROL, ENTER, ESCAPE, LEFT, RIGHT, TAB, Browser
-from tests.server.playground_page import TEXT, done, field, run, texts
+from tests.server.playground_page import SCORE, TEXT, done, field, run, texts
 from tests.server.running import Gate, Running, wait_until
 
 BIG_SEED = 2**64 - 1
@@ -108,6 +108,7 @@ def test_keys_alone_are_enough(page: Browser) -> None:
     assert page.js("[...document.querySelectorAll('[role=tabpanel]')].map((each) => each.hidden)") == [
         True,
         False,
+        True,
     ]
     page.press(LEFT)
     unnamed = page.js(
@@ -158,7 +159,7 @@ def test_every_token_is_shown_at_its_place(page: Browser) -> None:
     }
     shown = page.awaited(
         "import('/playground/text_output.js').then(({ TextOutput }) => { "
-        "const output = new TextOutput(0, 1, ['a', null, 'b', null], {base: 17, target_length: 2}, () => {}); "
+        "const output = new TextOutput(0, 1, ['a', null, 'b', null], {base: 17, target_length: 2}, {}); "
         f"output.frame({json.dumps(frame)}); "
         "const spans = [...output.text.querySelectorAll('.fixed, .token')]; "
         "return spans.map((each) => [each.className, each.textContent]); })"
@@ -176,11 +177,15 @@ def test_every_token_is_shown_at_its_place(page: Browser) -> None:
 def test_it_reads_well_in_both_lights_and_on_any_screen(page: Browser, scheme: str) -> None:
     page.prefer(scheme)
     run(page, TEXT)
+    page.click(f"{TEXT} .output .quiet")
+    done(page, SCORE)
+    page.click("#tab-text")
     page.fill(field(TEXT, "n"), "999")  # so that a fault is on show as well
     page.click(f"{TEXT} form button[type=submit]")
-    for tab in ["text", "images"]:
+    page.click(f"{TEXT} summary")
+    page.js("document.querySelector('#panel-images details').open = true")
+    for tab in ["text", "images", "score"]:
         page.click(f"#tab-{tab}")
-        page.click(f"#panel-{tab} summary")
         assert page.js(f"({CONTRAST})()") == []
         for width in [400, 1400]:
             page.resize(width)

@@ -69,6 +69,17 @@ def test_fault_21_a_hang_shows_within_five_seconds_and_ends_the_process_if_it_la
         assert "the engine hangs" in served.log
 
 
+def test_a_hang_ends_the_process_also_while_it_drains(model_path: Path) -> None:
+    with Served("--model", str(model_path), "--stall-exit-s", "0.5", faults=[{"fault": "hang"}]) as served:
+        with ThreadPoolExecutor(1) as pool:
+            reply = pool.submit(httpx.post, f"{served.url}/generate", json={"max_tokens": 2}, timeout=60)
+            wait_until(lambda: 'prime_num_requests_running{model="tiny"} 1.0' in served.get("/metrics").text)
+            served.signal(signal.SIGTERM)
+            assert reply.result().json()["error"]["code"] == "unavailable"
+        assert served.wait() == 1
+        assert "the engine hangs" in served.log
+
+
 @pytest.mark.parametrize("attempt", range(int(os.environ.get("MDM_DRAINS", "1"))))
 def test_fault_26_a_drain_under_load_loses_nothing(model_path: Path, attempt: int) -> None:
     slow: list[Any] = [{"fault": "slow", "calls": 10**6, "seconds": 0.01}]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,42 @@ def test_rows_that_run_finish_on_the_weights_they_began_with(folder: Path) -> No
         assert served_texts(server, **body) == new_texts
         assert server.metric("prime_model_reloads_total", outcome="taken") == 1
         background.pool.shutdown()
+
+
+def test_new_requests_do_not_wait_for_rows_of_the_old_weights(folder: Path) -> None:
+    with serving(folder) as server:
+        background = Background(server)
+        old = server.denoiser
+        gate = old.hook = Gate()
+        body: dict[str, Any] = {"max_tokens": 30, "steps": "exact", "seed": 1}
+        old_texts, canary = texts(folder, **body), texts(folder, **CANARY)
+        running = background.post(**body)
+        assert gate.entered.wait(60)
+        write_new_weights(folder)
+        assert reload_model(server.engine, NAME, lambda name: load(name, folder))
+        old.hook = lambda lengths: time.sleep(0.05)
+        gate.opened.set()
+        assert server.post(**CANARY).status_code == 200
+        new_texts = texts(folder, **CANARY)
+        assert new_texts != canary
+        assert served_texts(server, **CANARY) == new_texts
+        assert not running.done()  # 60 calls of 50 ms
+        write_new_weights(folder, scale=-2.0)  # taken when the first ones are gone: two at a time at most
+        assert reload_model(server.engine, NAME, lambda name: load(name, folder))
+        assert served_texts(server, **CANARY) == new_texts
+        assert [output["text"] for output in running.result().json()["outputs"]] == old_texts
+        assert served_texts(server, **CANARY) == texts(folder, **CANARY) != new_texts
+        assert server.engine.queues[NAME].checkpoint.denoiser is not old
+        assert len(list(server.engine.queues[NAME]._generations)) == 1
+        background.pool.shutdown()
+
+
+def test_an_idle_server_lets_go_of_old_weights_at_once(folder: Path) -> None:
+    with serving(folder) as server:
+        before = server.engine.queues[NAME].checkpoint
+        write_new_weights(folder)
+        assert reload_model(server.engine, NAME, lambda name: load(name, folder))
+        wait_until(lambda: server.engine.queues[NAME].checkpoint is not before)
 
 
 def test_who_waits_for_new_weights_may_leave(folder: Path) -> None:

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import io
-import struct
-import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +11,6 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from prime_core.checkpoint import load_checkpoint
 from prime_core.pictures import to_png
@@ -68,6 +63,7 @@ def test_a_text_is_scored_as_the_python_door_does(both: Running) -> None:
         "note": "coded_loss is not a bound for more than one digit",
     }
     assert found["per_token"]["token_ids"] == list("héllo".encode())
+    assert found["per_token"]["pieces"] == ["h", "", "é", "l", "l", "o"]
     assert found["per_token"]["nelbo"] == pytest.approx(expected.per_token.nelbo, abs=1e-6)
     assert found["per_token"]["coded_loss"] == pytest.approx(expected.per_token.coded_loss, abs=1e-6)
     assert (found["num_tokens"], found["num_bytes"], found["seed"], found["nfe"]) == (6, 6, 2**64 - 1, 6)
@@ -106,6 +102,7 @@ def test_images_are_scored_from_lists_and_files(both: Running) -> None:
     assert found["nelbo"]["ppl"] is found["nelbo"]["bits_per_byte"] is found["num_bytes"] is None
     assert (found["label"], found["num_dimensions"]) == (1, SIDE * SIDE)
     assert found["per_token"]["token_ids"] == PICTURE.flatten().tolist()
+    assert found["per_token"]["pieces"] is None
     (other,) = scores(post(both, pixels=LISTS, **fields | {"label": 0}))
     assert other["nelbo"] != found["nelbo"]
 
@@ -203,67 +200,6 @@ def test_unknown_keys_and_keys_of_the_other_kind(both: Running) -> None:
 
 def test_a_picture_without_a_model_for_it(server: Running) -> None:
     assert "no image model" in assert_error(post(server, pixels=LISTS), 404, "model_not_found", "model")
-
-
-def png_of(change: Callable[[Image.Image], Image.Image], **options: Any) -> bytes:
-    file = io.BytesIO()
-    change(Image.fromarray(PICTURE[..., 0])).save(file, "PNG", **options)
-    return file.getvalue()
-
-
-def chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
-def bomb() -> bytes:
-    """Some kilobytes that claim to be a picture of the right size and unpack to many megabytes."""
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", SIDE, SIDE, 8, 0, 0, 0, 0))
-    text = chunk(b"zTXt", b"a\0\0" + zlib.compress(b"\0" * 2**27))
-    return b"\x89PNG\r\n\x1a\n" + head + text + chunk(b"IEND", b"")
-
-
-GOOD = to_png(PICTURE)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        png_of(lambda image: image.resize((SIDE + 1, SIDE))),
-        png_of(lambda image: image.convert("RGB")),
-        png_of(lambda image: image.convert("LA")),
-        png_of(lambda image: image.convert("P")),
-        png_of(lambda image: image.convert("1")),
-        png_of(lambda image: image.convert("I;16")),
-        png_of(lambda image: image.point(lambda value: value + 1)),
-        png_of(lambda image: image, transparency=3),
-        png_of(lambda image: image, save_all=True, append_images=[Image.new("L", (SIDE, SIDE))]),
-        GOOD[: len(GOOD) // 2],
-        GOOD[:30],
-        GOOD[:8],
-        GOOD.replace(b"IDAT", b"IDAX"),
-        b"GIF89a" + GOOD[6:],
-        bomb(),
-    ],
-    ids=[
-        "size",
-        "rgb",
-        "alpha",
-        "palette",
-        "bits",
-        "16",
-        "values",
-        "key",
-        "apng",
-        "half",
-        "30",
-        "8",
-        "chunk",
-        "gif",
-        "bomb",
-    ],
-)
-def test_files_that_are_no_picture_of_the_model(both: Running, content: bytes) -> None:
-    assert_error(post(both, png=encoded(content), label=0), 422, "invalid_value", "png")
 
 
 def test_text_that_cannot_fit_is_refused_before_it_is_tokenized(

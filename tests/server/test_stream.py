@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from PIL import Image
 
 from prime_core.provisional import UNKNOWN
+from server.text import text_stream
 from tests.server.running import CONTEXT, Gate, Running, assert_error, serving, wait_until
 
 Frame = tuple[str | None, Any]
@@ -191,6 +193,36 @@ def test_a_reader_that_goes_frees_the_rows_within_a_step(model_path: Path) -> No
         gate.opened.set()
         wait_until(lambda: server.engine.held_rows == 0)
         assert len(server.denoiser.lengths) <= calls + 1
+
+
+@pytest.mark.parametrize("failure", ["the client goes", "a frame raises"])
+def test_rows_are_free_when_a_stream_ends_while_a_frame_is_made(
+    server: Running, monkeypatch: pytest.MonkeyPatch, failure: str
+) -> None:
+    rendering, go_on = threading.Event(), threading.Event()
+
+    def frames(checkpoint: Any, changes: Any) -> Any:
+        rendering.set()
+        assert go_on.wait(60)
+        raise RuntimeError("no frame")
+
+    monkeypatch.setattr(text_stream, "text_frames", frames)
+    server.denoiser.hook = lambda lengths: time.sleep(0.05)
+    before = server.metric("prime_request_failure_total", reason="cancelled")
+    calls = len(server.denoiser.lengths)
+    try:
+        body = {"max_tokens": 30, "steps": "exact", "stream": True}
+        with server.client.stream("POST", "/generate", json=body):
+            assert rendering.wait(60)
+            if failure == "a frame raises":
+                go_on.set()
+                wait_until(lambda: server.engine.held_rows == 0)
+        wait_until(lambda: server.engine.held_rows == 0)
+        assert len(server.denoiser.lengths) < calls + 40  # of 60
+        assert server.metric("prime_request_failure_total", reason="cancelled") == before + 1
+    finally:
+        go_on.set()
+        server.denoiser.hook = None
 
 
 def test_a_reader_that_does_not_read_is_cut_off_and_nobody_waits_for_it(model_path: Path) -> None:

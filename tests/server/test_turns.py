@@ -136,5 +136,15 @@ def test_retry_after_counts_the_shares_of_the_others(model_path: Path, images_pa
     text_s, image_s = (0.5 * jobs[0].rows[0].remaining, 2.0 * jobs[1].rows[0].remaining)
     assert (text_s, image_s) == (64.0, 256.0)
     assert engine._seconds_until_free(1) == 2 * text_s  # text has half of the time
-    assert engine._seconds_until_free(2) == min(2 * 2 * image_s, text_s + 3 * image_s)
+    assert engine._seconds_until_free(2) == text_s + 3 * image_s  # the three of images come free together
     assert engine._seconds_until_free(4) == text_s + 3 * image_s
+
+
+def test_retry_after_counts_rows_that_are_reserved_only(model_path: Path) -> None:
+    engine, _ = make_engine(Settings.model_validate({"model": [model_path], "max_batch_rows": 2}))
+    (queue,) = engine.queues.values()
+    queue.stopwatch.seconds_per_call = 0.5
+    job = submit(engine, TEXT, 1)
+    engine.queues[TEXT].fail_all(RuntimeError("only to learn how many calls a row takes"))
+    engine.reserve(TEXT, 8)
+    assert engine._seconds_until_free(1) == 8 * 0.5 * job.rows[0].remaining / 2

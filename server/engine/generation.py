@@ -1,0 +1,79 @@
+"""Weights of a model and the rows that began with them.
+
+New weights serve new rows while the old rows finish with the old ones: for that time a model has two generations, which
+take turns. So neither does a row see two networks, nor does a reload keep anybody waiting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from prime_core.checkpoint import Checkpoint
+from prime_core.stepper import Stepper
+from server.engine.batcher import Batcher
+from server.engine.memory import free_cached_memory
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Generation:
+    """One checkpoint of a model and its rows.
+
+    Attributes:
+        checkpoint: the weights, and all else that is the same in every generation.
+        stepper: makes its calls.
+        batcher: holds its rows.
+    """
+
+    checkpoint: Checkpoint
+    stepper: Stepper
+    batcher: Batcher
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, batcher: Batcher) -> Generation:
+        """Return the generation of a checkpoint."""
+        return cls(checkpoint, Stepper(checkpoint.denoiser, checkpoint.codec), batcher)
+
+
+class Generations:
+    """The one or two generations of a model. Whoever calls holds the lock around lists of jobs."""
+
+    def __init__(self, checkpoint: Checkpoint, batcher: Batcher) -> None:
+        """Begin with one."""
+        self.current = Generation.of(checkpoint, batcher)
+        self._old: Generation | None = None
+        self._next: Checkpoint | None = None
+        self._old_had_turn = False
+
+    def __iter__(self) -> Iterator[Generation]:
+        """Iterate over the old one, if there is one, and the current one."""
+        return iter([self.current] if self._old is None else [self._old, self.current])
+
+    def replace(self, checkpoint: Checkpoint) -> None:
+        """Note the weights for the rows to come; they are taken by `renew`, the latest ones if there are several."""
+        self._next = checkpoint
+
+    @property
+    def renewable(self) -> bool:
+        """Whether `renew` would change anything."""
+        free = self._old is None or not len(self._old.batcher)
+        return free and (self._next is not None or self._old is not None)
+
+    def renew(self) -> None:
+        """Between two calls: let go of weights without rows, and take new ones if that leaves at most two."""
+        if self._old is not None and not len(self._old.batcher):
+            self._old = None
+            free_cached_memory()
+        if self._old is None and self._next is not None:
+            if len(self.current.batcher):
+                self._old = self.current
+            self.current = Generation.of(self._next, self.current.batcher.emptied())
+            self._next = None
+            free_cached_memory()
+
+    def choose(self) -> Generation:
+        """Return the generation whose turn it is: they alternate as long as both have rows."""
+        if self._old is None or not len(self._old.batcher):
+            return self.current
+        self._old_had_turn = not (self._old_had_turn and len(self.current.batcher))
+        return self._old if self._old_had_turn else self.current

@@ -1,0 +1,34 @@
+"""No job outlives the request that it is for, whatever way that ends."""
+
+from __future__ import annotations
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from server.metrics import Metrics
+
+
+class CancelUnfinished:
+    """Cancels the jobs of a request that are not finished when it ends: nobody waits for them any more.
+
+    A client that goes, a frame that cannot be made and an answer that is never begun all end here, so that nothing that
+    holds a job need think of them. The rows are free within a step.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        """Surround an app.
+
+        Args:
+            app: what answers; it notes its jobs in the state of the request, as ``jobs``.
+            metrics: where to count.
+        """
+        self.app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            for job in scope.get("state", {}).get("jobs", []):
+                if not job.done.done() and job.done.cancel():
+                    self._metrics.fail(job.model, "cancelled")
