@@ -11,12 +11,19 @@ from server.http.checking import check_keys, checked_request, choose_model, requ
 from server.http.sampling_headers import SAMPLING_HEADERS, sampling_headers
 from server.http.sse import streamed
 from server.request import Service, answered
-from server.routes.openapi import ERRORS, STREAM, body_schema, models_of
-from server.schemas.completions import Completion, CompletionRequest, completion_request
+from server.routes.openapi import ERRORS, body_schema, models_of, stream_content
+from server.schemas.completions import (
+    Completion,
+    CompletionChunkWithUsage,
+    CompletionRequest,
+    completion_request,
+)
 from server.schemas.openai import without_nulls
 from server.text.completion_stream import completion_frames
 from server.text.completions import completion_of, origin_of, start_completion, text_answers
 from server.text.generate import count
+
+_STREAM = stream_content((None, CompletionChunkWithUsage))
 
 
 def router(service: Service) -> APIRouter:
@@ -34,7 +41,7 @@ def router(service: Service) -> APIRouter:
         response_model=Completion,
         responses={
             **ERRORS,
-            200: {"description": "The text", "content": STREAM, "headers": SAMPLING_HEADERS},
+            200: {"description": "The text", "content": _STREAM, "headers": SAMPLING_HEADERS},
         },
         openapi_extra=body_schema(kinds),
         include_in_schema=bool(kinds),
