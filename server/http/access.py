@@ -25,7 +25,7 @@ class HalfAnswerError(RuntimeError):
     """A request failed when half of its answer was out; the connection is closed, so that it cannot pass for whole."""
 
 
-class RequestId:
+class AccessMiddleware:
     """Bounds the head; gives each request an id (header X-Request-Id), one line in the log and one count.
 
     The id is the client's if it is made of up to 64 letters, digits, '.', '_' and '-'; else a new one. Exceptions that

@@ -12,7 +12,6 @@ import math
 from typing import Any, Never
 
 from fastapi import Request
-from starlette.requests import ClientDisconnect
 
 from server.http.errors import ApiError
 
@@ -59,9 +58,9 @@ def _check_head(request: Request) -> None:
     if "content-length" in request.headers and "transfer-encoding" in request.headers:
         message = "send either Content-Length or Transfer-Encoding: both together are ambiguous"
         raise ApiError(400, "ambiguous_length", message, headers={"Connection": "close"})
-    kind, *parameters = request.headers.get("content-type", "").lower().split(";")
+    media_type, *parameters = request.headers.get("content-type", "").lower().split(";")
     charsets = {value.strip().replace('"', "") for value in parameters}
-    if kind.strip() != "application/json" or not charsets <= {"", "charset=utf-8"}:
+    if media_type.strip() != "application/json" or not charsets <= {"", "charset=utf-8"}:
         raise ApiError(
             415, "unsupported_media_type", "send JSON in UTF-8 with the header Content-Type: application/json"
         )
@@ -144,6 +143,3 @@ def _number(text: str) -> float:
     value = float(text) if len(text) <= _LONGEST_NUMBER else math.nan
     minus_zero = value == 0 and text.startswith("-")
     return math.nan if math.isinf(value) or minus_zero else value
-
-
-__all__ = ["ClientDisconnect", "read_json", "parse_json", "DISCARD_BYTES"]

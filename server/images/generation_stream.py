@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Sequence
 from functools import partial
 
 from prime_core.checkpoint import Checkpoint
-from prime_core.config import UNetConfig
 from prime_core.pictures import to_png
 from prime_core.pixels import PixelCodec
 from prime_core.prepare import PreparedRows
@@ -68,9 +67,8 @@ class PartialPictures:
             num_calls: denoiser calls of the image.
             num_partial: most pictures.
         """
-        assert isinstance(checkpoint.config.model, UNetConfig), "an image model"
         self._codec = checkpoint.codec
-        self._pixels = PixelCodec(checkpoint.config.model)
+        self._pixels = PixelCodec(checkpoint.config.image_model)
         self._num_calls = num_calls
         self._due = [share * num_calls / (num_partial + 1) for share in range(1, num_partial + 1)]
         self.num_shown = 0

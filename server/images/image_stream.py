@@ -9,7 +9,6 @@ from functools import partial
 from fastapi import Request
 
 from prime_core.checkpoint import Checkpoint
-from prime_core.config import UNetConfig
 from prime_core.pictures import to_png
 from prime_core.pixels import PixelCodec
 from prime_core.prepare import PreparedRows
@@ -26,22 +25,22 @@ from server.schemas.images import ImagesRequest
 
 
 async def stream_images(
-    service: Service, queue: ModelQueue, asked: ImagesRequest, request: Request
+    service: Service, queue: ModelQueue, body: ImagesRequest, request: Request
 ) -> AsyncIterator[bytes]:
     """Begin to answer a checked request, and return the frames of its stream.
 
     Args:
         service: the engine and the threads.
         queue: the model.
-        asked: the body, checked against the schema of the model.
+        body: of the request, checked against the schema of the model.
         request: the HTTP request; its body has been read.
 
     Raises:
         ApiError: see `start_request`. What fails later is raised by the frames.
     """
-    work = partial(prepare, queue.checkpoint, asked, "b64_json", service.limits[queue.name])
-    running = await start_request(service, request, queue.name, asked.n, work, followed=True)
-    return _frames(running, queue, Pictures(queue.checkpoint, asked.n, asked.preview_every))
+    work = partial(prepare, queue.checkpoint, body, "b64_json", service.limits[queue.name])
+    running = await start_request(service, request, queue.name, body.n, work, followed=True)
+    return _frames(running, queue, Pictures(queue.checkpoint, body.n, body.preview_every))
 
 
 async def _frames(
@@ -68,9 +67,8 @@ class Pictures:
             num_images: images of the request.
             every: denoiser calls of an image between two pictures, 0 for none.
         """
-        assert isinstance(checkpoint.config.model, UNetConfig), "an image model"
         self._codec = checkpoint.codec
-        self._pixels = PixelCodec(checkpoint.config.model)
+        self._pixels = PixelCodec(checkpoint.config.image_model)
         self._every = every
         self._shown_at = [0] * num_images  # calls of each image at its last picture
 

@@ -9,7 +9,6 @@ from fastapi import Request
 
 from prime_core.canvas import CanvasError
 from prime_core.checkpoint import Checkpoint
-from prime_core.config import UNetConfig
 from prime_core.prepare import PreparedRows, prepare_rows
 from prime_core.request import PRESET_FIELDS
 from server.engine.model_queue import ModelQueue
@@ -26,7 +25,7 @@ from server.schemas.images import ImagesRequest, ResponseFormat
 async def make_images(
     service: Service,
     queue: ModelQueue,
-    asked: ImagesRequest,
+    body: ImagesRequest,
     response_format: ResponseFormat,
     request: Request,
 ) -> ImagesAnswer:
@@ -35,7 +34,7 @@ async def make_images(
     Args:
         service: the engine and the threads.
         queue: the model.
-        asked: the body, checked against the schema of the model.
+        body: of the request, checked against the schema of the model.
         response_format: of the answer.
         request: the HTTP request; its body has been read.
 
@@ -47,8 +46,8 @@ async def make_images(
         service,
         request,
         queue.name,
-        asked.n,
-        partial(prepare, queue.checkpoint, asked, response_format, service.limits[queue.name]),
+        body.n,
+        partial(prepare, queue.checkpoint, body, response_format, service.limits[queue.name]),
         partial(images_answer, request.state.request_id, queue, response_format),
     )
     count(service.engine.metrics, queue.name, answer.timings, answer.rows)
@@ -62,7 +61,7 @@ def count(metrics: Metrics, model: str, timings: Timings, rows: Sequence[tuple[i
 
 
 def prepare(
-    checkpoint: Checkpoint, asked: ImagesRequest, response_format: ResponseFormat, limits: Limits
+    checkpoint: Checkpoint, body: ImagesRequest, response_format: ResponseFormat, limits: Limits
 ) -> PreparedRows:
     """Return the rows of a request, with their reveal plans.
 
@@ -70,24 +69,23 @@ def prepare(
         CanvasError: if the request does not fit the model or the limit of work.
     """
     config = checkpoint.config
-    assert isinstance(config.model, UNetConfig), "this route is for image models"
-    shape = KnownShape.of(config.model, config.codec)
-    check_format(shape, asked.n, response_format)
-    request = image_request_of(asked, parse_known(asked.known, shape))
+    shape = KnownShape.of(config)
+    check_format(shape, body.n, response_format)
+    request = image_request_of(body, parse_known(body.known, shape))
     try:
         check_grid(request, limits)
-        check_work(checkpoint, config.model, request, limits)
+        check_work(checkpoint, request, limits)
         return prepare_rows(checkpoint, request)
     except CanvasError as error:
-        raise _as_asked(error, asked) from None
+        raise _as_sent(error, body) from None
 
 
-def _as_asked(error: CanvasError, asked: ImagesRequest) -> CanvasError:
+def _as_sent(error: CanvasError, body: ImagesRequest) -> CanvasError:
     """Return an error that blames a field of the request as it was sent, not as it was filled in."""
     param = error.param
     if param == "y":  # digits come as `known` here, and are called y there
         return CanvasError("known", str(error))
-    if asked.preset is not None and param in PRESET_FIELDS and param not in asked.model_fields_set:
+    if body.preset is not None and param in PRESET_FIELDS and param not in body.model_fields_set:
         return CanvasError(
             "preset",
             f"what the preset has as {param} does not fit: {error}; give {param} too, or leave preset out",

@@ -21,14 +21,14 @@ from server.text.generate import count, prepare, text_answer
 
 
 async def stream_text(
-    service: Service, queue: ModelQueue, asked: GenerateRequest, request: Request
+    service: Service, queue: ModelQueue, body: GenerateRequest, request: Request
 ) -> AsyncIterator[bytes]:
     """Begin to answer a checked request, and return the frames of its stream.
 
     Args:
         service: the engine and the threads.
         queue: the model.
-        asked: the body, checked against the schema of the model.
+        body: of the request, checked against the schema of the model.
         request: the HTTP request; its body has been read.
 
     Raises:
@@ -39,8 +39,8 @@ async def stream_text(
         service,
         request,
         queue.name,
-        asked.n,
-        partial(prepare, queue.checkpoint, asked, limits),
+        body.n,
+        partial(prepare, queue.checkpoint, body, limits),
         followed=True,
     )
     return _frames(running, queue)
