@@ -17,7 +17,8 @@ access_log = logging.getLogger("prime.access")
 
 # uvicorn bounds a head only while it is incomplete, so one that arrives in a single read may be larger.
 MAX_HEADER_BYTES = 2**16
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+REQUEST_ID_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+_REQUEST_ID = re.compile(REQUEST_ID_PATTERN.encode())
 
 
 class HalfAnswerError(RuntimeError):
