@@ -148,7 +148,7 @@ def parts(options: argparse.Namespace, missing: dict[str, str]) -> list[Part]:
     return [
         Part("tests", _pytest("tests/kernels", missing=missing), 150, writes=False),
         sampler("text-gpu", 150),
-        bench("kernels", "kernels", 60),
+        bench("kernels", "kernels", 90),
         bench("train", "train", 45, "--length", "1024", "--batch-size", "16", "--repeats", "5"),
         bench("memory", "memory", 40),
         bench("server", "server", 45, "--requests", "256", "--clients", "32", "--limit-s", "10"),

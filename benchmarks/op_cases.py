@@ -1,10 +1,10 @@
 """Every public op of `kernels` at the sizes it has in use: the registry of `prime-bench kernels`.
 
-An op is one entry of `OPS`: the function, its sizes, how inputs of a size are made, and what it must move and multiply.
-Bytes are those that no implementation can do without: every input read once, every output written once. FLOPs count
-each exponential, division, comparison and addition of a float as one; integer arithmetic and copies count none.
+An op is one entry of `OPS`: the function, its sizes, how inputs of a size are made (`benchmarks.op_inputs`), and what
+it must move and compute (`benchmarks.op_work`). The in-place forms of the draws are not here: they draw as the others
+do, but what one call has written leaves the next one nothing to draw.
 
-Shapes: R rows (one token position each), T tokens, V tokens of the vocabulary, S digits a token, D features, b = base.
+Shapes as in `benchmarks.op_inputs`.
 """
 
 from __future__ import annotations
@@ -12,20 +12,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
-from kernels.embed import embed_subtokens
+from benchmarks import op_inputs as inputs
+from benchmarks import op_work as work
+from benchmarks.op_inputs import Inputs, Size
+from benchmarks.op_work import Count
+from kernels.embed import embed_planes, embed_subtokens
+from kernels.group_norm import group_norm_silu
+from kernels.linear import packed_linear
+from kernels.linear_nll import linear_nll, linear_subtoken_nll
 from kernels.marginal import reveal_digits
-from kernels.nll import coded_nll, subtoken_nll
-from kernels.noise import Purpose, uniform
+from kernels.modulate import gated_residual, norm_modulate, residual_norm_modulate, rotate_qk
+from kernels.nll import coded_nll, revealed_nll, subtoken_nll
+from kernels.noise import uniform
 from kernels.reveal import reveal_tokens
-from prime_core.codec import SubtokenCodec
-
-Size = Mapping[str, int]
-Inputs = dict[str, Any]
+from kernels.rows import compact_rows, gather_rows, scatter_rows
 
 
 @dataclass(frozen=True)
@@ -34,19 +38,21 @@ class Op:
 
     Attributes:
         function: the public op; if it has a parameter ``backend``, its Triton kernel is measured too.
-        sizes: by scale ("cpu", "cuda", "smoke"), what letters stand for.
+        sizes: by scale ("cpu", "cuda", "smoke"), what letters stand for; no sizes for a device it is not for.
         inputs: makes the keyword arguments of a call, a new set each time.
         num_bytes: what a call must move.
         num_flops: what a call computes.
-        backward: also take the gradient with respect to ``logits`` or ``table``.
+        gradient_of: arguments whose gradients a call takes too, given that of its result.
+        product: number type of the products that its FLOPs are compared with.
     """
 
     function: Callable[..., Any]
     sizes: Mapping[str, tuple[Size, ...]]
     inputs: Callable[[Size, torch.Generator, torch.device], Inputs]
-    num_bytes: Callable[[Size], int]
-    num_flops: Callable[[Size], int]
-    backward: bool = False
+    num_bytes: Count
+    num_flops: Count
+    gradient_of: tuple[str, ...] = ()
+    product: Literal["float32", "bfloat16"] = "float32"
 
 
 TEXT = {"V": 50257, "S": 4}
@@ -58,110 +64,20 @@ def _sizes(cpu: tuple[Size, ...], cuda: tuple[Size, ...], smoke: Size) -> dict[s
     return {"cpu": cpu, "cuda": cuda, "smoke": (smoke,)}
 
 
-def _codec(size: Size) -> SubtokenCodec:
-    return SubtokenCodec(size["V"], size["S"])
-
-
-def _masked(codec: SubtokenCodec, tokens: Tensor, generator: torch.Generator) -> Tensor:
-    """Mask half of the digits of tokens (R,); at least one digit of each."""
-    y = codec.encode(tokens)
-    hidden = torch.rand(y.shape, generator=generator, device=y.device) < 0.5
-    hidden[:, 0] |= ~hidden.any(-1)
-    return y.masked_fill(hidden, codec.mask_index)
-
-
-def embed_inputs(size: Size, generator: torch.Generator, device: torch.device) -> Inputs:
-    """Digits (T, S), some masked, and a bfloat16 table (b + 1, D / S)."""
-    base = _codec(size).base
-    shape = (base + 1, size["D"] // size["S"])
-    table = torch.randn(shape, generator=generator, device=device).bfloat16()
-    y = torch.randint(base + 1, (size["T"], size["S"]), generator=generator, device=device)
-    return {"y_t": y, "table": table}
-
-
-def draw_inputs(size: Size, generator: torch.Generator, device: torch.device) -> Inputs:
-    """Logits (R, V) and how tokens are drawn from them: no truncation, every masked digit due."""
-    codec, num_rows = _codec(size), size["R"]
-    tokens = torch.randint(size["V"], (num_rows,), generator=generator, device=device)
-    y = _masked(codec, tokens, generator)
-    return {
-        "logits": 2 * torch.randn(num_rows, size["V"], generator=generator, device=device),
-        "y": y,
-        "due": y == codec.mask_index,
-        "digits": codec.digits.to(device),
-        "u": _uniform(num_rows, generator, device),
-        "temperature": torch.ones(num_rows, device=device),
-        "top_k": torch.zeros(num_rows, dtype=torch.int64, device=device),
-        "top_p": torch.ones(num_rows, device=device),
-        "mask_index": codec.mask_index,
-    }
-
-
-def digit_draw_inputs(size: Size, generator: torch.Generator, device: torch.device) -> Inputs:
-    """The same with a number for every digit."""
-    u = _uniform(size["R"] * size["S"], generator, device).view(size["R"], size["S"])
-    return draw_inputs(size, generator, device) | {"u": u}
-
-
-def truncated_inputs(size: Size, generator: torch.Generator, device: torch.device) -> Inputs:
-    """The same with top k and top p."""
-    inputs = draw_inputs(size, generator, device)
-    top_k = torch.full((size["R"],), min(100, size["V"]), dtype=torch.int64, device=device)
-    return inputs | {"top_k": top_k, "top_p": torch.full((size["R"],), 0.9, device=device)}
-
-
-def nll_inputs(size: Size, generator: torch.Generator, device: torch.device) -> Inputs:
-    """Logits (R, V), tokens, and their partly masked digits."""
-    codec = _codec(size)
-    tokens = torch.randint(size["V"], (size["R"],), generator=generator, device=device)
-    return {
-        "logits": 2 * torch.randn(size["R"], size["V"], generator=generator, device=device),
-        "y_t": _masked(codec, tokens, generator),
-        "x_0": tokens,
-        "digits": codec.digits.to(device),
-        "mask_index": codec.mask_index,
-    }
-
-
-def noise_inputs(size: Size, generator: torch.Generator, device: torch.device) -> Inputs:
-    """A seed, a position and an index for each of R numbers."""
-    words = torch.randint(2**32, (4, size["R"]), generator=generator, device=device)
-    return {
-        "seed": words[:2].T.contiguous(),
-        "positions": words[2],
-        "index": words[3],
-        "purpose": Purpose.DRAW,
-    }
-
-
-def _uniform(num: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    return torch.rand(num, dtype=torch.float64, generator=generator, device=device).clamp(1e-9, 1 - 1e-9)
-
-
-def draw_bytes(size: Size) -> int:
-    """Logits and the digits of all tokens; per row y in and out, due, u, temperature, top k, top p and finite."""
-    per_row = 4 * size["V"] + 16 * size["S"] + size["S"] + 8 + 4 + 8 + 4 + 1
-    return size["R"] * per_row + 8 * size["V"] * size["S"]
-
-
-def nll_bytes(size: Size) -> int:
-    """Logits and the digits of all tokens; per row y_t, x_0 and a float32 result."""
-    return size["R"] * (4 * size["V"] + 8 * size["S"] + 8 + 4) + 8 * size["V"] * size["S"]
-
-
-def embed_bytes(size: Size) -> int:
-    """The digits, the table, and bfloat16 features."""
-    base = _codec(size).base
-    return 8 * size["T"] * size["S"] + 2 * (base + 1) * (size["D"] // size["S"]) + 2 * size["T"] * size["D"]
-
-
-def _per_logit(flops: int) -> Callable[[Size], int]:
-    return lambda size: flops * size["R"] * size["V"]
-
-
 _EMBED_SIZES = _sizes(
     ({"T": 512, "D": 768, **TEXT},), ({"T": 65536, "D": 768, **TEXT},), {"T": 8, "D": 8, **TINY}
 )
+_PLANES_SIZES = _sizes(
+    ({"B": 1, "C": 3, "H": 32, "E": 48, **PIXELS},),
+    ({"B": 64, "C": 3, "H": 32, "E": 48, **PIXELS},),
+    {"B": 2, "C": 1, "H": 4, "E": 8, "V": 16, "S": 2},
+)
+_IMAGE_SIZES = _sizes(
+    ({"B": 1, "C": 288, "H": 32},), ({"B": 64, "C": 288, "H": 32},), {"B": 2, "C": 32, "H": 4}
+)
+_TOKEN_SIZES = _sizes(({"T": 512, "D": 768},), ({"T": 65536, "D": 768},), {"T": 8, "D": 64})
+# Rows of the step cache: the digits of a text of 1024 tokens.
+_ROW_SIZES = _sizes(({"R": 64, "D": 4096},), ({"R": 512, "D": 4096},), {"R": 4, "D": 8})
 _DRAW_SIZES = _sizes(
     ({"R": 64, **TEXT}, {"R": 256, **PIXELS}), ({"R": 256, **TEXT}, {"R": 4096, **PIXELS}), {"R": 4, **TINY}
 )
@@ -170,39 +86,109 @@ _NLL_SIZES = _sizes(
     ({"R": 4096, **TEXT}, {"R": 65536, **PIXELS}),
     {"R": 4, **TINY},
 )
+_LINEAR_SIZES = _sizes(
+    ({"R": 128, "D": 768, **TEXT},), ({"R": 4096, "D": 768, **TEXT},), {"R": 4, "D": 8, **TINY}
+)
 
 OPS: dict[str, Op] = {
-    "embed_subtokens": Op(embed_subtokens, _EMBED_SIZES, embed_inputs, embed_bytes, lambda size: 0),
-    "reveal_tokens": Op(reveal_tokens, _DRAW_SIZES, draw_inputs, draw_bytes, _per_logit(5)),
-    "reveal_tokens, top k and p": Op(reveal_tokens, _DRAW_SIZES, truncated_inputs, draw_bytes, _per_logit(5)),
+    "embed_subtokens": Op(
+        embed_subtokens, _EMBED_SIZES, inputs.embed_inputs, work.embed_bytes, lambda size: 0
+    ),
+    "embed_subtokens and gradient": Op(
+        embed_subtokens,
+        _EMBED_SIZES,
+        inputs.embed_inputs,
+        work.embed_gradient_bytes,
+        work.per_feature(1),  # added to a row of the table
+        gradient_of=("table",),
+    ),
+    "embed_planes": Op(embed_planes, _PLANES_SIZES, inputs.planes_inputs, work.planes_bytes, lambda size: 0),
+    "group_norm_silu": Op(
+        group_norm_silu, _IMAGE_SIZES, inputs.norm_silu_inputs, work.norm_silu_bytes, work.norm_silu_flops
+    ),
+    "norm_modulate": Op(
+        norm_modulate, _TOKEN_SIZES, inputs.norm_inputs, work.norm_bytes, work.per_feature(7)
+    ),
+    "gated_residual": Op(
+        gated_residual, _TOKEN_SIZES, inputs.residual_inputs, work.residual_bytes, work.per_feature(2)
+    ),
+    "residual_norm_modulate": Op(
+        residual_norm_modulate,
+        _TOKEN_SIZES,
+        inputs.residual_norm_inputs,
+        work.residual_norm_bytes,
+        work.per_feature(9),
+    ),
+    "rotate_qk": Op(rotate_qk, _TOKEN_SIZES, inputs.rotate_inputs, work.rotate_bytes, work.per_feature(6)),
+    "packed_linear": Op(
+        packed_linear,
+        {"cpu": ({"R": 512, "K": 768, "N": 3072},), "cuda": (), "smoke": ({"R": 4, "K": 16, "N": 8},)},
+        inputs.packed_inputs,
+        work.packed_bytes,
+        work.packed_flops,
+        product="bfloat16",
+    ),
+    "compact_rows": Op(
+        compact_rows,
+        _sizes(({"R": 4096},), ({"R": 65536},), {"R": 64}),
+        inputs.compact_inputs,
+        work.compact_bytes,
+        lambda size: 0,
+    ),
+    "gather_rows": Op(gather_rows, _ROW_SIZES, inputs.gather_inputs, work.copy_bytes, lambda size: 0),
+    "scatter_rows": Op(scatter_rows, _ROW_SIZES, inputs.scatter_inputs, work.copy_bytes, lambda size: 0),
+    "reveal_tokens": Op(reveal_tokens, _DRAW_SIZES, inputs.draw_inputs, work.draw_bytes, work.per_logit(5)),
+    "reveal_tokens, top k and p": Op(
+        reveal_tokens, _DRAW_SIZES, inputs.truncated_inputs, work.draw_bytes, work.per_logit(5)
+    ),
     "reveal_digits": Op(
         reveal_digits,
         _sizes(({"R": 256, **PIXELS},), ({"R": 4096, **PIXELS},), {"R": 4, "V": 16, "S": 2}),
-        digit_draw_inputs,
-        lambda size: draw_bytes(size) + 8 * size["R"] * (size["S"] - 1),
-        _per_logit(5),
+        inputs.digit_draw_inputs,
+        work.digit_draw_bytes,
+        work.per_logit(5),
     ),
-    "coded_nll": Op(coded_nll, _NLL_SIZES, nll_inputs, nll_bytes, _per_logit(4)),
-    # The backward pass reads the logits again and writes their gradient.
+    "coded_nll": Op(coded_nll, _NLL_SIZES, inputs.nll_inputs, work.nll_bytes, work.per_logit(4)),
     "coded_nll and gradient": Op(
         coded_nll,
         _NLL_SIZES,
-        nll_inputs,
-        lambda size: nll_bytes(size) + 8 * size["R"] * size["V"],
-        _per_logit(8),
-        backward=True,
+        inputs.nll_inputs,
+        work.nll_gradient_bytes,
+        work.per_logit(8),
+        gradient_of=("logits",),
     ),
     "subtoken_nll": Op(
-        subtoken_nll,
-        _NLL_SIZES,
-        nll_inputs,
-        lambda size: nll_bytes(size) + 4 * size["R"],
-        lambda size: (4 + size["S"]) * size["R"] * size["V"],
+        subtoken_nll, _NLL_SIZES, inputs.nll_inputs, work.subtoken_nll_bytes, work.subtoken_flops
+    ),
+    "revealed_nll": Op(
+        revealed_nll, _NLL_SIZES, inputs.revealed_inputs, work.revealed_bytes, work.per_logit(5)
+    ),
+    "linear_nll": Op(
+        linear_nll,
+        _LINEAR_SIZES,
+        inputs.weighted_inputs,
+        work.linear_bytes,
+        work.linear_flops(1, work.per_logit(5)),
+    ),
+    "linear_nll and gradient": Op(
+        linear_nll,
+        _LINEAR_SIZES,
+        inputs.weighted_inputs,
+        work.linear_gradient_bytes,
+        work.linear_flops(3, work.per_logit(10)),
+        gradient_of=("features", "head"),
+    ),
+    "linear_subtoken_nll": Op(
+        linear_subtoken_nll,
+        _LINEAR_SIZES,
+        inputs.linear_inputs,
+        work.linear_subtoken_bytes,
+        work.linear_flops(1, work.biased_subtoken_flops),
     ),
     "uniform": Op(
         uniform,
         _sizes(({"R": 65536},), ({"R": 2**24},), {"R": 64}),
-        noise_inputs,
+        inputs.noise_inputs,
         lambda size: 40 * size["R"],  # 32 in, 8 out
         lambda size: 2 * size["R"],
     ),

@@ -13,7 +13,8 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from benchmarks.document import document_head
-from benchmarks.op_cases import OPS, Inputs, Op, Size, describe_size, num_input_sets
+from benchmarks.op_cases import OPS, Op, describe_size, num_input_sets
+from benchmarks.op_inputs import Inputs, Size, tensors_of
 from benchmarks.rates import measure_ceilings, synchronise
 from benchmarks.settings import BenchSettings, Log, computing_threads
 from kernels.backend import Backend, choose_backend
@@ -85,12 +86,12 @@ def _measure(
     """Return time, bytes, FLOPs and shares of one op at one size on one backend; or why there is none."""
     device = settings.torch_device
     num_bytes, num_flops = op.num_bytes(size), op.num_flops(size)
-    sets = _input_sets(op, size, settings.seed, device)
     try:
+        sets = _input_sets(op, size, settings.seed, device)
         seconds = _seconds(op, sets, backend, device, settings.repeats)
     except (NotImplementedError, ValueError) as error:
         return {"error": f"{type(error).__name__}: {error}".rstrip(": "), "seconds": None}
-    bandwidth, product = rates["copy_bytes_per_s"], rates["product_flops_per_s"]["float32"]
+    bandwidth, product = rates["copy_bytes_per_s"], rates["product_flops_per_s"][op.product]
     return {
         "seconds": seconds,
         "bytes": num_bytes,
@@ -107,7 +108,7 @@ def _input_sets(op: Op, size: Size, seed: int, device: torch.device) -> list[Inp
     cache = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else None
     generator = torch.Generator(device).manual_seed(seed)
     first = op.inputs(size, generator, device)
-    held = sum(value.nbytes for value in first.values() if isinstance(value, Tensor))
+    held = sum(tensor.nbytes for tensor in tensors_of(first))
     count = num_input_sets(held, _CPU_CACHE_BYTES if cache is None else cache)
     return [first] + [op.inputs(size, generator, device) for _ in range(count - 1)]
 
@@ -153,8 +154,20 @@ def _caller(op: Op, backend: Backend) -> Callable[[Inputs], None]:
         with torch.inference_mode():
             op.function(**inputs, **options)
 
-    def forward_and_backward(inputs: Inputs) -> None:
-        logits = inputs["logits"].detach().requires_grad_()
-        op.function(**(inputs | {"logits": logits}), **options).sum().backward()
+    upstream: list[Tensor] = []  # the gradient of the result, made once: in training it is there
 
-    return forward_and_backward if op.backward else forward
+    def forward_and_backward(inputs: Inputs) -> None:
+        wanted = {name: _detached(inputs[name]) for name in op.gradient_of}
+        result = op.function(**(inputs | wanted), **options)
+        if not upstream:
+            upstream.append(torch.ones_like(result))
+        torch.autograd.grad(result, list(tensors_of(wanted)), upstream[0])
+
+    return forward_and_backward if op.gradient_of else forward
+
+
+def _detached(argument: Any) -> Any:
+    """Return a tensor, or a named tuple of tensors, of which a gradient is wanted."""
+    if isinstance(argument, Tensor):
+        return argument.detach().requires_grad_()
+    return type(argument)(*(part.detach().requires_grad_() for part in argument))

@@ -1,1 +1,5 @@
-"""Numerical operations of MDM-Prime: one public op per file, with its torch reference as specification."""
+"""Numerical operations of MDM-Prime: one family of ops per file, with its torch reference as specification.
+
+Beside them: `backend` (which implementation runs), `draw` and `truncate` (how a draw chooses), and `packed_digits`,
+`token_digits`, `token_sets` and `candidates` (which tokens agree with visible digits). `triton_ops` holds the kernels.
+"""

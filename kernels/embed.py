@@ -36,10 +36,10 @@ def embed_subtokens(
             NaN for it.
         table: (b + 1, D / S) floating, one row per digit value and one for the mask.
         out_dtype: number type of the result; None for that of ``table``.
-        deterministic: whether the gradient of the table has the same bits in every run. The kernel otherwise adds
-            rows of tables of many values in any order. `torch.use_deterministic_algorithms` asks for it too. The
-            reference always is: a CPU gives each thread rows of the table of its own, which adds in the order of
-            ``y_t``; and PyTorch lists no nondeterminism of `F.embedding` on CUDA.
+        deterministic: whether the gradient of the table must have the same bits in every run;
+            `torch.use_deterministic_algorithms` asks for that too. Without it the kernel may add up the gradients of
+            one row of a large table in another order each time, which is faster. The reference has the same bits
+            either way.
         backend: see `choose_backend`.
 
     Returns:

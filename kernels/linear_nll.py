@@ -23,7 +23,8 @@ from torch.autograd.function import once_differentiable
 from kernels.backend import Backend
 from kernels.candidates import Group, all_candidates, group_by_visible_digit
 from kernels.nll import RowState, Scores, SubtokenNLL, backward_scores, forward_scores
-from kernels.token_sets import TokenSets, pack_digits, wide_dtype
+from kernels.packed_digits import pack_digits
+from kernels.token_sets import TokenSets, wide_dtype
 
 
 class LinearHead(NamedTuple):

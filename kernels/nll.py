@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kernels.backend import Backend, choose_backend
-from kernels.token_sets import TokenSets, digit_fields, pack_digits, set_gradient, set_lse, wide_dtype
+from kernels.packed_digits import digit_fields, pack_digits
+from kernels.token_sets import TokenSets, set_gradient, set_lse, wide_dtype
 
 
 class SubtokenNLL(NamedTuple):
@@ -59,7 +60,7 @@ def coded_nll(
     Returns:
         (R,) float32 (float64 for float64 logits), nats. Infinite where x_0 is excluded or contradicts y_t. With
         ``carry_over`` zero where nothing is masked. Not finite where a token that is not ruled out has NaN or +inf;
-        NaN of tokens that are may come through too.
+        NaN of a token that is ruled out may make it NaN too.
 
     Raises:
         ValueError: if the backend is not available.

@@ -1,8 +1,8 @@
 """The digits of every token in the forms that the draws read: made once for a codec, kept by the caller.
 
-All digits of a token are packed into one integer, digit j in bits of its own. So carry-over (MDM-Prime, arXiv
-2505.18495, section 3.3) costs one AND and one comparison per token, whatever the permutation of the codec: token x
-agrees with the visible digits of a row where
+All digits of a token are packed into one integer (`kernels.packed_digits`). So carry-over (MDM-Prime, arXiv 2505.18495,
+section 3.3) costs one AND and one comparison per token, whatever the permutation of the codec: token x agrees with the
+visible digits of a row where
 
     packed[x] & care == want,     want: the visible digits packed, care: all bits of the visible digits.
 
@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from kernels.packed_digits import digit_bits, digit_shifts, pack_digits
 
 
 class Candidates(NamedTuple):
@@ -39,8 +41,8 @@ class TokenDigits:
         table: (V, S) int64.
         mask_index: b.
         num_bits: bits of one digit.
-        packed: (V,) int16, int32 or int64, digit j in bits (S - 1 - j) num_bits and up. The top bit may be used: a
-            number can be negative, and is to be read through `care`.
+        packed: (V,) int16, int32 or int64, see `pack_digits`. The top bit may be used: a number can be negative, and is
+            to be read through `care`.
     """
 
     def __init__(self, digits: Tensor, mask_index: int) -> None:
@@ -55,12 +57,11 @@ class TokenDigits:
         """
         self.table = digits
         self.mask_index = mask_index
-        self.num_bits = max(1, (mask_index - 1).bit_length())
+        self.num_bits = digit_bits(mask_index)
         width = self.num_bits * digits.shape[1]
         if width > 62:
             raise ValueError(f"{digits.shape[1]} digits of {self.num_bits} bits do not fit into 62 bits")
-        narrow = torch.int16 if width <= 16 else torch.int32 if width <= 32 else torch.int64
-        self.packed = (digits.long() << self.shifts).sum(-1).to(narrow)
+        self.packed = pack_digits(digits.long(), mask_index)
 
     @classmethod
     def of(cls, digits: Tensor | TokenDigits, mask_index: int) -> TokenDigits:
@@ -88,7 +89,7 @@ class TokenDigits:
     @cached_property
     def shifts(self) -> Tensor:
         """Lowest bit (S,) of every digit."""
-        return torch.arange(self.num_digits - 1, -1, -1, device=self.table.device) * self.num_bits
+        return digit_shifts(self.num_digits, self.mask_index, self.table.device)
 
     @cached_property
     def _digit_bits(self) -> Tensor:

@@ -1,6 +1,6 @@
 """Sets of tokens given by agreement on digits, and the log-sum-exps of logits over them.
 
-All digits of a token are packed into one integer, a field of bits each. Then "the tokens whose digits agree with the
+All digits of a token are packed into one integer (`kernels.packed_digits`), so "the tokens whose digits agree with the
 row's in some places" is one comparison, (packed ^ code) & mask == 0, whatever the number of digits, and no (S, V, b)
 table and no (S, V) planes are read.
 
@@ -37,42 +37,6 @@ class TokenSets(NamedTuple):
     def rows(self, index: slice | Tensor) -> TokenSets:
         """Return the sets of some rows."""
         return TokenSets(self.packed, self.code[index], self.masks[index])
-
-
-def pack_digits(digits: Tensor, base: int) -> Tensor:
-    """Pack the digits of tokens into one integer each, the last digit in the lowest bits.
-
-    Args:
-        digits: (..., S) int64 in 0..b-1.
-        base: b.
-
-    Returns:
-        (...) int16, int32 or int64, the narrowest that has the bits; its sign is one of them.
-    """
-    shifts = _shifts(digits.shape[-1], base, digits.device)
-    return (digits << shifts).sum(-1).to(_packed_dtype(digits.shape[-1], base))
-
-
-def digit_fields(num_digits: int, base: int, device: torch.device) -> Tensor:
-    """Return the bits of every digit in a packed integer: (S,), as `pack_digits` lays them out."""
-    full = (1 << _num_bits(base)) - 1
-    fields = torch.full((num_digits,), full, device=device) << _shifts(num_digits, base, device)
-    return fields.to(_packed_dtype(num_digits, base))
-
-
-def _num_bits(base: int) -> int:
-    return max(1, (base - 1).bit_length())
-
-
-def _shifts(num_digits: int, base: int, device: torch.device) -> Tensor:
-    return torch.arange(num_digits - 1, -1, -1, device=device) * _num_bits(base)
-
-
-def _packed_dtype(num_digits: int, base: int) -> torch.dtype:
-    bits = num_digits * _num_bits(base)
-    if bits <= 16:
-        return torch.int16
-    return torch.int32 if bits <= 32 else torch.int64
 
 
 def set_lse(logits: Tensor, sets: TokenSets) -> Tensor:

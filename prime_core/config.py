@@ -147,6 +147,11 @@ class UNetConfig(Frozen):
         """Tokens of an image: channels * height * width."""
         return self.channels * self.height * self.width
 
+    @property
+    def num_choosable_labels(self) -> int:
+        """Labels that a request can ask for; 0 where the network has none, or draws one that carries no meaning."""
+        return self.num_labels if self.labels == "class" else 0
+
     @model_validator(mode="after")
     def _check_widths(self) -> Self:
         last = len(self.channel_mult) - 1
@@ -205,6 +210,12 @@ class Config(Frozen):
     tokenizer: TokenizerSpec = TokenizerSpec(kind="none")
     label_names: tuple[Annotated[str, Field(max_length=256), AfterValidator(check_label_name)], ...] = ()
     provenance: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def image_model(self) -> UNetConfig:
+        """The network of an image model; to be asked for only of one."""
+        assert isinstance(self.model, UNetConfig), "an image model"
+        return self.model
 
     @model_validator(mode="after")
     def _check_width(self) -> Self:

@@ -8,7 +8,7 @@ from torch import Tensor
 from prime_core.canvas import Canvas, CanvasError, digits_canvas
 from prime_core.codec import SubtokenCodec
 from prime_core.config import UNetConfig
-from prime_core.pixels import PixelCodec
+from prime_core.pixels import PixelCodec, top_pixel
 
 
 def image_canvas(
@@ -41,7 +41,7 @@ def image_canvas(
 def _known_pixels(config: UNetConfig, codec: SubtokenCodec, known: Tensor) -> Tensor:
     """Return the digits (L, S) of known pixels, masked where a channel of the pixel is free."""
     pixels = PixelCodec(config)
-    limit = min(codec.vocab_size, 256)
+    top = top_pixel(codec.vocab_size)
     if not isinstance(known, Tensor) or tuple(known.shape) != pixels.picture_shape:
         found = tuple(known.shape) if isinstance(known, Tensor) else type(known).__name__
         raise CanvasError(
@@ -50,8 +50,8 @@ def _known_pixels(config: UNetConfig, codec: SubtokenCodec, known: Tensor) -> Te
     if known.is_floating_point() or known.is_complex() or known.dtype == torch.bool:
         raise CanvasError("known", f"known must hold integers, got {known.dtype}")
     known = known.detach().to("cpu", torch.int64)
-    if not -1 <= int(known.min()) <= int(known.max()) < limit:
-        raise CanvasError("known", f"known must hold pixel values 0..{limit - 1}, or -1 where free")
+    if not -1 <= int(known.min()) <= int(known.max()) <= top:
+        raise CanvasError("known", f"known must hold pixel values 0..{top}, or -1 where free")
     free = known < 0
     if config.packing == "rgb24":
         if not torch.equal(free.any(-1), free.all(-1)):

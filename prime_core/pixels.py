@@ -13,6 +13,11 @@ from prime_core.config import UNetConfig
 _SUPER_BASE = 4096
 
 
+def top_pixel(vocab_size: int) -> int:
+    """Return the largest pixel value of a model with V tokens: V - 1, or 255 where a pixel is packed into tokens."""
+    return min(vocab_size, 256) - 1
+
+
 class PixelCodec:
     """Pixels <-> tokens in channel-major order, as the configuration's ``packing`` says.
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from kernels.noise import row_seed
 from prime_core.canvas import CanvasError, fixed_tokens
 from prime_core.config import UNetConfig
-from prime_core.pixels import PixelCodec
+from prime_core.pixels import PixelCodec, top_pixel
 from prime_core.prepare import NonFiniteError, label_index
 from prime_core.sample import run_rows
 from prime_core.score_row import ScoreRow, draw_states, new_score_rows
@@ -232,14 +232,14 @@ def _image(checkpoint: Checkpoint, model: UNetConfig, request: ScoreRequest) -> 
     for param in TEXT_FIELDS:
         if getattr(request, param) is not None:
             raise CanvasError(param, f"{param} is for text models, and this model makes images; give pixels")
-    pixels, limit = request.pixels, min(checkpoint.codec.vocab_size, 256)
+    pixels, top = request.pixels, top_pixel(checkpoint.codec.vocab_size)
     if not isinstance(pixels, Tensor):
         raise CanvasError("pixels", "pixels must be a tensor (height, width, channels) of integers")
     shape = PixelCodec(model).picture_shape
     if tuple(pixels.shape) != shape or pixels.is_floating_point() or pixels.dtype == torch.bool:
         raise CanvasError("pixels", f"pixels must be integers of shape (height, width, channels) {shape}")
-    if not 0 <= int(pixels.min()) <= int(pixels.max()) < limit:
-        raise CanvasError("pixels", f"pixels must be in 0..{limit - 1}")
+    if not 0 <= int(pixels.min()) <= int(pixels.max()) <= top:
+        raise CanvasError("pixels", f"pixels must be in 0..{top}")
     label = label_index(checkpoint.config, model, request.label)
     if model.labels == "class" and label is None:
         raise CanvasError(

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from prime_core.checkpoint import Checkpoint
 from prime_core.tokenizer import Tokenizer
 from server.engine.engine import Engine
-from server.http.access import RequestId
+from server.http.access import AccessMiddleware
 from server.http.body import Bodies
 from server.http.errors import install_error_handlers
 from server.http.keys import KeyRing
@@ -17,8 +17,9 @@ from server.http.leaving import CancelUnfinished
 from server.http.route_table import route_table
 from server.http.security import RequireKey
 from server.request import Service
-from server.routes import completions, generations, images, models, native, operations, playground, score
+from server.routes import completions, generate, generations, images, models, operations, playground, score
 from server.routes.docs_page import docs_router
+from server.routes.document import complete_document
 from server.schemas.base import Limits
 from server.settings import Settings
 from server.workers import Workers
@@ -47,7 +48,7 @@ def create_app(engine: Engine, settings: Settings, keys: KeyRing | None = None) 
         Bodies(settings.max_body_bytes, settings.receive_timeout_s),
         settings.max_request_s,
     )
-    app.include_router(native.router(service))
+    app.include_router(generate.router(service))
     app.include_router(images.router(service))
     app.include_router(score.router(service))
     app.include_router(completions.router(service))
@@ -58,10 +59,13 @@ def create_app(engine: Engine, settings: Settings, keys: KeyRing | None = None) 
     app.include_router(playground.router())
     install_error_handlers(app)
     app.add_middleware(CancelUnfinished, metrics=engine.metrics)
-    app.add_middleware(RequireKey, keys=KeyRing() if keys is None else keys)
+    keys = KeyRing() if keys is None else keys
+    app.add_middleware(RequireKey, keys=keys)
     routes = {path for _, path in route_table(app)}
     # Outermost: a refusal has an id and a line in the log too.
-    app.add_middleware(RequestId, metrics=engine.metrics.http, routes=routes)
+    app.add_middleware(AccessMiddleware, metrics=engine.metrics.http, routes=routes)
+    # FastAPI keeps the document that it makes here, when all routes are there.
+    complete_document(app.openapi(), settings.max_request_s, with_keys=bool(keys))
     return app
 
 

@@ -126,8 +126,3 @@ class FaultyDenoiser(nn.Module):
         self._num_rows = len(lengths)
         filling: list[int] = self.inner.fill(lengths)
         return filling
-
-    def forward(self, y_t: Tensor, t: Tensor | None = None) -> Tensor:
-        """See `Denoiser`."""
-        logits: Tensor = self.inner(y_t, t)
-        return logits

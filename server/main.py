@@ -153,6 +153,7 @@ def build_engine(settings: Settings) -> Engine:
         max_batch_rows=settings.max_batch_rows,
         max_batch_tokens=settings.max_batch_tokens,
         max_queue_rows=settings.max_queue_rows,
+        max_queue_bytes=settings.max_queue_bytes,
     )
 
 
@@ -207,11 +208,9 @@ def _listen(settings: Settings) -> socket.socket:
     return listener
 
 
-async def _serve(
-    server: Server, listener: socket.socket, banner: str, reloader: Reloader | None = None
-) -> int:
+async def _serve(server: Server, listener: socket.socket, banner: str, reloader: Reloader) -> int:
     server.engine.start()
-    reloading = asyncio.create_task((reloader or Reloader(KeyRing())).run())
+    reloading = asyncio.create_task(reloader.run())
     watcher = asyncio.create_task(server.watch(banner))
     watcher.add_done_callback(server.watch_ended)
     try:

@@ -36,7 +36,7 @@ from server.engine.model_queue import ModelQueue
 from server.http.body import Bodies
 from server.http.deadline import deadline_of
 from server.http.errors import ApiError
-from server.refusals import check_deadline, failure_of, reserve
+from server.refusals import check_deadline, failure_of, reserve, submit
 from server.schemas.base import Limits, Timings
 from server.workers import Workers, disconnected, in_time
 
@@ -147,7 +147,7 @@ async def start_request(
         feed = _feed_of(rows, engine.queues[model]) if followed else None
         job = Job(model, rows, arrived_s, feed=feed, deadline_s=deadline_s)
         check_deadline(engine, job)
-        engine.submit(job)
+        submit(engine, job)
         submitted = True
         # Its line in the log tells of them, and those that are not finished when it ends are cancelled.
         request.state.jobs = [*getattr(request.state, "jobs", []), job]

@@ -9,7 +9,6 @@ from fastapi import Request
 
 from prime_core.canvas import CanvasError
 from prime_core.checkpoint import Checkpoint
-from prime_core.config import UNetConfig
 from prime_core.score import (
     Content,
     PreparedScores,
@@ -38,20 +37,21 @@ from server.schemas.score import (
     TextScoreRequest,
     TokenCosts,
 )
+from server.text.text_length import check_chars
 
 # Every sub-token of every state takes a random number before the first call: seconds of a thread, for so many.
 MAX_DRAWN_DIGITS = 2**22
 
 
 async def answer_score(
-    service: Service, queue: ModelQueue, asked: TextScoreRequest | ImageScoreRequest, request: Request
+    service: Service, queue: ModelQueue, body: TextScoreRequest | ImageScoreRequest, request: Request
 ) -> ScoreResponse:
     """Answer a checked request.
 
     Args:
         service: the engine and the threads.
         queue: the model.
-        asked: the body, checked against the schema of the model.
+        body: of the request, checked against the schema of the model.
         request: the HTTP request; its body has been read.
 
     Raises:
@@ -59,14 +59,14 @@ async def answer_score(
         ClientDisconnect: if the client went away.
     """
     limits = service.limits[queue.name]
-    num_inputs = len(asked.inputs or [None]) if isinstance(asked, TextScoreRequest) else 1
+    num_inputs = len(body.inputs or [None]) if isinstance(body, TextScoreRequest) else 1
     answer = await run_request(
         service,
         request,
         queue.name,
-        num_inputs * rows_per_input(num_inputs, asked.num_samples, limits.max_n),
-        partial(prepare, queue.checkpoint, asked, limits),
-        partial(score_answer, request.state.request_id, queue),
+        num_inputs * rows_per_input(num_inputs, body.num_samples, limits.max_n),
+        partial(prepare_score, queue.checkpoint, body, limits),
+        partial(score_response, request.state.request_id, queue),
     )
     metrics, times = service.engine.metrics, answer.timings
     rows = [(each.nfe, 0) for each in answer.scores]
@@ -75,57 +75,50 @@ async def answer_score(
     return answer
 
 
-def prepare(
-    checkpoint: Checkpoint, asked: TextScoreRequest | ImageScoreRequest, limits: Limits
+def prepare_score(
+    checkpoint: Checkpoint, body: TextScoreRequest | ImageScoreRequest, limits: Limits
 ) -> PreparedScores:
     """Return the rows of a request, with their masked states.
 
     Raises:
         CanvasError: if the request does not fit the model or the limit of work.
     """
-    if isinstance(asked, TextScoreRequest):
-        _check_chars(asked, limits)
+    if isinstance(body, TextScoreRequest):
+        _check_chars(body, limits)
         score_request = ScoreRequest(
-            text=asked.text,
-            token_ids=asked.token_ids,
-            inputs=asked.inputs,
-            num_samples=asked.num_samples,
-            seed=asked.seed,
-            per_token=asked.per_token,
+            text=body.text,
+            token_ids=body.token_ids,
+            inputs=body.inputs,
+            num_samples=body.num_samples,
+            seed=body.seed,
+            per_token=body.per_token,
         )
     else:
-        config = checkpoint.config
-        assert isinstance(config.model, UNetConfig), "an image model"
         score_request = ScoreRequest(
-            pixels=read_picture(asked.pixels, asked.png, KnownShape.of(config.model, config.codec)),
-            label=asked.label,
-            num_samples=asked.num_samples,
-            seed=asked.seed,
-            per_token=asked.per_token,
+            pixels=read_picture(body.pixels, body.png, KnownShape.of(checkpoint.config)),
+            label=body.label,
+            num_samples=body.num_samples,
+            seed=body.seed,
+            per_token=body.per_token,
         )
     contents = contents_of(checkpoint, score_request)
-    _check_work(contents, asked.num_samples, checkpoint.codec.target_length, limits)
+    _check_work(contents, body.num_samples, checkpoint.codec.target_length, limits)
     return prepare_scores(checkpoint, score_request, limits.max_n, contents=contents)
 
 
-def _check_chars(asked: TextScoreRequest, limits: Limits) -> None:
-    """Refuse text that cannot fit however well it compresses: to tokenize it would delay others."""
-    texts: dict[str, Sequence[object]] = {"text": [asked.text], "inputs": asked.inputs or []}
+def _check_chars(body: TextScoreRequest, limits: Limits) -> None:
+    """Refuse a text that cannot fit."""
+    texts: dict[str, Sequence[object]] = {"text": [body.text], "inputs": body.inputs or []}
     for param, parts in texts.items():
         longest = max((len(part) for part in parts if isinstance(part, str)), default=0)
-        holds = "has" if param == "text" else "holds a text of"
-        if limits.max_chars is not None and longest > limits.max_chars:
-            raise CanvasError(
-                param,
-                f"{param} {holds} {longest} characters, but the context of {limits.context} tokens holds at most "
-                f"{limits.max_chars}; cut it into parts",
-            )
+        has = "has" if param == "text" else "holds a text of"
+        check_chars(longest, limits, param, has=has, remedy="cut it into parts")
 
 
-def _check_work(contents: Sequence[Content], num_samples: int, num_digits: int, limits: Limits) -> None:
+def _check_work(contents: Sequence[Content], num_samples: int, target_length: int, limits: Limits) -> None:
     """Refuse a request whose inputs * tokens * denoiser calls are over the limit, before its states are drawn."""
     num_tokens = sum(len(each.x_0) for each in contents)
-    most = min(limits.max_work, MAX_DRAWN_DIGITS // num_digits)
+    most = min(limits.max_work, MAX_DRAWN_DIGITS // target_length)
     if num_tokens * num_samples > most:
         raise CanvasError(
             "num_samples",
@@ -134,7 +127,7 @@ def _check_work(contents: Sequence[Content], num_samples: int, num_digits: int, 
         )
 
 
-def score_answer(request_id: str, queue: ModelQueue, prepared: PreparedScores, job: Job) -> ScoreResponse:
+def score_response(request_id: str, queue: ModelQueue, prepared: PreparedScores, job: Job) -> ScoreResponse:
     """Return the answer to a request whose rows are finished.
 
     Raises:

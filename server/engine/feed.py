@@ -4,7 +4,7 @@ A reader that is slow gets fewer and larger changes: what is held is the state o
 changed since the reader last looked, never a history. So a stream costs the engine a copy of a few digits a step, and
 memory no more than the rows themselves.
 
-Shapes: L tokens, S digits a token, P positions, Q digits.
+Shapes: L tokens, S digits a token, P positions.
 """
 
 from __future__ import annotations

@@ -17,14 +17,15 @@ access_log = logging.getLogger("prime.access")
 
 # uvicorn bounds a head only while it is incomplete, so one that arrives in a single read may be larger.
 MAX_HEADER_BYTES = 2**16
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+REQUEST_ID_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+_REQUEST_ID = re.compile(REQUEST_ID_PATTERN.encode())
 
 
 class HalfAnswerError(RuntimeError):
     """A request failed when half of its answer was out; the connection is closed, so that it cannot pass for whole."""
 
 
-class RequestId:
+class AccessMiddleware:
     """Bounds the head; gives each request an id (header X-Request-Id), one line in the log and one count.
 
     The id is the client's if it is made of up to 64 letters, digits, '.', '_' and '-'; else a new one. Exceptions that

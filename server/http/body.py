@@ -67,9 +67,9 @@ def _check_head(request: Request) -> None:
     if "content-length" in request.headers and "transfer-encoding" in request.headers:
         message = "send either Content-Length or Transfer-Encoding: both together are ambiguous"
         raise ApiError(400, "ambiguous_length", message, headers={"Connection": "close"})
-    kind, *parameters = request.headers.get("content-type", "").lower().split(";")
+    media_type, *parameters = request.headers.get("content-type", "").lower().split(";")
     charsets = {value.strip().replace('"', "") for value in parameters}
-    if kind.strip() != "application/json" or not charsets <= {"", "charset=utf-8"}:
+    if media_type.strip() != "application/json" or not charsets <= {"", "charset=utf-8"}:
         raise ApiError(
             415, "unsupported_media_type", "send JSON in UTF-8 with the header Content-Type: application/json"
         )

@@ -1,4 +1,4 @@
-"""From a parsed body to the model it is for, and to a checked request. No message repeats what the client sent."""
+"""From what a client sent to the model it is for, and to a checked request. No message repeats what was sent."""
 
 from __future__ import annotations
 
@@ -10,43 +10,83 @@ from pydantic import ValidationError
 
 from server.engine.model_queue import Kind, ModelQueue
 from server.http.errors import ApiError
+from server.request import Service
 from server.schemas.base import ModelRequest, find_unknown_key
+from server.schemas.openai import without_nulls
 
 _ROUTES: dict[Kind, str] = {
-    "text": "POST /generate and POST /v1/completions",
-    "images": "POST /images and POST /v1/images/generations",
+    "text": "POST /generate, POST /score and POST /v1/completions",
+    "images": "POST /images, POST /score and POST /v1/images/generations",
 }
 _NOUNS: dict[Kind, str] = {"text": "text", "images": "image"}
 
 _Request = TypeVar("_Request", bound=ModelRequest)
 
 
-def require_object(body: object) -> dict[str, object]:
-    """Return a parsed body as a mapping.
+async def read_request(
+    service: Service, kind: Kind, request_types: Mapping[str, type[_Request]], request: Request
+) -> tuple[ModelQueue, _Request]:
+    """Read a body, and return the model that it is for and the request that it holds.
+
+    Args:
+        service: the models, and the reader of bodies.
+        kind: what the route makes.
+        request_types: class of the request of each model of that kind.
+        request: the HTTP request; its body must not have been read.
 
     Raises:
-        ApiError: 422 if it is none.
+        ApiError: see `read_fields` and `check_request`.
+        ClientDisconnect: if the client went away.
     """
+    fields = await read_fields(service, request)
+    return check_request(service, kind, request_types, fields, request)
+
+
+async def read_fields(service: Service, request: Request) -> dict[str, object]:
+    """Return the fields of a JSON body, unchecked.
+
+    Raises:
+        ApiError: see `Bodies.read_json`; 422 if the body is no object.
+        ClientDisconnect: if the client went away.
+    """
+    body = await service.bodies.read_json(request)
     if not isinstance(body, dict):
         raise ApiError(422, "invalid_body", "the body must be a JSON object")
     return body
 
 
-def choose_model(
-    queues: Mapping[str, ModelQueue], kind: Kind, fields: Mapping[str, object], request: Request
-) -> ModelQueue:
-    """Return the model that a request names, or the first of its kind; note its name for the metrics.
+def check_request(
+    service: Service,
+    kind: Kind,
+    request_types: Mapping[str, type[_Request]],
+    fields: Mapping[str, object],
+    request: Request,
+) -> tuple[ModelQueue, _Request]:
+    """Return the model that fields are for, and the request that they hold.
 
     Args:
-        queues: the loaded models.
+        service: the models.
         kind: what the route makes.
-        fields: of the request; "model" may be missing or null.
-        request: its state gets the name of the model.
+        request_types: class of the request of each model of that kind.
+        fields: of a body or of a query.
+        request: its state gets the name of the model, for the metrics.
 
     Raises:
-        ApiError: 404 for a name that is not loaded, or if no model of the kind is; 422 for one of the other kind,
-            or for what is no name.
+        ApiError: 404 if there is no such model, 422 for a model of the other kind, an unknown key or a value that
+            breaks a rule.
     """
+    queue = _choose_model(service.engine.queues, kind, fields)
+    request.state.model = queue.name
+    request_type = request_types[queue.name]
+    # Before pydantic would describe each of a hundred thousand unknown keys.
+    message = find_unknown_key(request_type.model_fields, fields, "the body")
+    if message is not None:
+        raise ApiError(422, "unknown_key", message)
+    return queue, checked_request(request_type, fields)
+
+
+def _choose_model(queues: Mapping[str, ModelQueue], kind: Kind, fields: Mapping[str, object]) -> ModelQueue:
+    """Return the model that a request names ("model" may be missing or null), or the first of its kind."""
     name = fields.get("model")
     loaded = ", ".join(queues)
     if name is None:
@@ -63,37 +103,27 @@ def choose_model(
     if queue.kind != kind:
         message = f"model must be the name of a model of this route; that one answers {_ROUTES[queue.kind]}"
         raise ApiError(422, "wrong_route", message, param="model")
-    request.state.model = queue.name
     return queue
 
 
-def check_keys(kind: type[ModelRequest], fields: Mapping[str, object]) -> None:
-    """Refuse unknown keys, before pydantic would describe each of a hundred thousand of them.
-
-    Raises:
-        ApiError: 422 for the first one.
-    """
-    message = find_unknown_key(kind.model_fields, fields, "the body")
-    if message is not None:
-        raise ApiError(422, "unknown_key", message)
-
-
-def checked_request(model: type[_Request], fields: Mapping[str, object]) -> _Request:
+def checked_request(request_type: type[_Request], fields: Mapping[str, object]) -> _Request:
     """Return the fields of a request, whose keys were checked, as a request.
 
     Raises:
         ApiError: 422 if a value breaks a rule; the message holds the rule.
     """
-    odd = model.odd_field(fields)
-    if odd is not None:
-        raise _invalid_value(model, odd)
+    if request_type.nulls_are_defaults:
+        fields = without_nulls(fields)
+    malformed = request_type.find_malformed_field(fields)
+    if malformed is not None:
+        raise _invalid_value(request_type, malformed)
     try:
-        return model.model_validate(fields)
+        return request_type.model_validate(fields)
     except ValidationError as error:
         param = error.errors(include_url=False, include_context=False, include_input=False)[0]["loc"][0]
-        raise _invalid_value(model, str(param)) from None
+        raise _invalid_value(request_type, str(param)) from None
 
 
-def _invalid_value(model: type[ModelRequest], param: str) -> ApiError:
-    rule = model.model_fields[param].description
+def _invalid_value(request_type: type[ModelRequest], param: str) -> ApiError:
+    rule = request_type.model_fields[param].description
     return ApiError(422, "invalid_value", f"{param} must be {rule}", param=param)

@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from server.http.http_metrics import METHODS
 from server.schemas.base import ErrorBody, ErrorInfo
 
 logger = logging.getLogger("prime.server")
@@ -28,7 +29,6 @@ _TYPES = {
     429: "overloaded_error",
     504: "timeout_error",
 }
-_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 _ROUTING = {
     404: ("not_found", "there is no such route; see /docs for the list"),
     405: (
@@ -92,7 +92,7 @@ def allowed_methods(app: FastAPI, request: Request) -> list[str]:
     scope = dict(request.scope)
     return [
         method
-        for method in _METHODS
+        for method in METHODS
         if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in app.routes)
     ]
 

@@ -8,15 +8,12 @@ from fastapi import Request
 
 from prime_core.canvas import CanvasError
 from prime_core.checkpoint import Checkpoint
-from prime_core.config import UNetConfig
 from prime_core.labels import parse_label
 from prime_core.pixels import PixelCodec
 from prime_core.prepare import PreparedRows
-from server.engine.batcher import Job
 from server.engine.model_queue import ModelQueue
 from server.http.errors import ApiError
-from server.images.image_answer import images_response
-from server.images.images import prepare
+from server.images.images import prepare_images
 from server.request import Running, Service, start_request
 from server.schemas.base import Limits
 from server.schemas.generations import (
@@ -30,53 +27,53 @@ from server.schemas.images import ImageOutput, ImagesRequest, ImagesResponse
 
 
 async def start_generation(
-    service: Service, queue: ModelQueue, asked: GenerationRequest, request: Request
+    service: Service, queue: ModelQueue, body: GenerationRequest, request: Request
 ) -> Running[PreparedRows]:
     """Bring a checked request into the engine.
 
     Args:
         service: the engine and the threads.
         queue: the model.
-        asked: the body, checked against the schema of the model.
+        body: of the request, checked against the schema of the model.
         request: the HTTP request; its body has been read.
 
     Raises:
         ApiError: 422 if fields contradict each other or the prompt is no label; else see `start_request`.
     """
-    _check_together(asked)
-    work = partial(prepare_generation, queue.checkpoint, asked, service.limits[queue.name])
-    return await start_request(service, request, queue.name, asked.n, work, followed=asked.stream)
+    _check_together(body)
+    work = partial(prepare_generation, queue.checkpoint, body, service.limits[queue.name])
+    return await start_request(service, request, queue.name, body.n, work, followed=body.stream)
 
 
-def _check_together(asked: GenerationRequest) -> None:
-    if asked.stream and asked.n > 1:
+def _check_together(body: GenerationRequest) -> None:
+    if body.stream and body.n > 1:
         message = "n must be 1 in a stream, whose events do not say which picture they are of"
         raise ApiError(422, "invalid_value", message, param="n")
-    if asked.partial_images and not asked.stream:
+    if body.partial_images and not body.stream:
         raise ApiError(
             422, "invalid_value", "partial_images must be 0 without stream", param="partial_images"
         )
 
 
-def prepare_generation(checkpoint: Checkpoint, asked: GenerationRequest, limits: Limits) -> PreparedRows:
+def prepare_generation(checkpoint: Checkpoint, body: GenerationRequest, limits: Limits) -> PreparedRows:
     """Return the rows of a request, with their reveal plans.
 
     Raises:
         CanvasError: if the prompt is no label of the model, or the request is over the limit of work.
     """
     fields = ImagesRequest(
-        n=asked.n,
-        steps=asked.steps,
-        seed=asked.seed,
-        top_p=asked.top_p,
-        top_k=asked.top_k,
-        label=parse_label(asked.prompt) if asked.prompt else None,
+        n=body.n,
+        steps=body.steps,
+        seed=body.seed,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        label=parse_label(body.prompt) if body.prompt else None,
     )
     try:
-        return prepare(checkpoint, fields, "b64_json", limits)
+        return prepare_images(checkpoint, fields, "b64_json", limits)
     except CanvasError as error:  # two fields have other names here, or no other choice
         if error.param == "label":
-            rule = type(asked).model_fields["prompt"].description
+            rule = type(body).model_fields["prompt"].description
             raise CanvasError("prompt", f"prompt must be {rule}") from None
         if error.param == "response_format":
             message = (
@@ -88,18 +85,8 @@ def prepare_generation(checkpoint: Checkpoint, asked: GenerationRequest, limits:
 
 def size_of(checkpoint: Checkpoint) -> str:
     """Return the size of an image model's pictures, as in "32x32": width, then height."""
-    assert isinstance(checkpoint.config.model, UNetConfig), "an image model"
-    height, width, _ = PixelCodec(checkpoint.config.model).picture_shape
+    height, width, _ = PixelCodec(checkpoint.config.image_model).picture_shape
     return f"{width}x{height}"
-
-
-def image_answers(queue: ModelQueue, prepared: PreparedRows, job: Job) -> ImagesResponse:
-    """Return the pictures in the project's own shape.
-
-    Raises:
-        NonFiniteError: if a row failed.
-    """
-    return images_response("", queue, prepared, job)
 
 
 def generation_of(created: int, queue: ModelQueue, answer: ImagesResponse) -> Generation:
@@ -128,7 +115,6 @@ def usage_of(checkpoint: Checkpoint, num_images: int) -> GenerationUsage:
 
 
 def _label_of(checkpoint: Checkpoint, image: ImageOutput) -> str | None:
-    assert isinstance(checkpoint.config.model, UNetConfig), "an image model"
-    if checkpoint.config.model.labels != "class":
+    if not checkpoint.config.image_model.num_choosable_labels:
         return None  # drawn for the network, but of no meaning
     return str(image.label) if image.label_name is None else image.label_name

@@ -18,26 +18,26 @@ _FIELDS = (
 _Built = TypeVar("_Built")
 
 
-def image_request_of(asked: ImagesRequest, known: Known) -> ImageRequest:
+def image_request_of(body: ImagesRequest, known: Known) -> ImageRequest:
     """Return the request for the core: the fields that were given, then those of the preset, then the defaults.
 
     Raises:
         CanvasError: if the numbers of a curve or of the corrector contradict each other.
     """
-    fields: dict[str, Any] = {name: getattr(asked, name) for name in _FIELDS}
-    if isinstance(asked.temperature, Curve):
-        fields["temperature"] = _built("temperature", TemperatureCurve, asked.temperature)
-    if asked.warp is not None:
-        fields["warp"] = _built("warp", TimeWarp, asked.warp)
-    if asked.corrector is not None:
-        fields["corrector"] = _built("corrector", Corrector, asked.corrector)
-    given = {name: value for name, value in fields.items() if name in asked.model_fields_set}
+    fields: dict[str, Any] = {name: getattr(body, name) for name in _FIELDS}
+    if isinstance(body.temperature, Curve):
+        fields["temperature"] = _built("temperature", TemperatureCurve, body.temperature)
+    if body.warp is not None:
+        fields["warp"] = _built("warp", TimeWarp, body.warp)
+    if body.corrector is not None:
+        fields["corrector"] = _built("corrector", Corrector, body.corrector)
+    given = {name: value for name, value in fields.items() if name in body.model_fields_set}
     defaults = {name: value for name, value in fields.items() if name != "preset"}
     return ImageRequest(**defaults | fill_in_preset(given), known=known.pixels, y=known.digits)
 
 
-def _built(param: str, kind: Callable[..., _Built], given: Any) -> _Built:
+def _built(param: str, build: Callable[..., _Built], given: Any) -> _Built:
     try:
-        return kind(**given.model_dump())
+        return build(**given.model_dump())
     except ValueError as error:
         raise CanvasError(param, str(error)) from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from prime_core.canvas import CanvasError
 from prime_core.checkpoint import Checkpoint
-from prime_core.config import UNetConfig
 from prime_core.image_canvas import image_canvas
 from prime_core.plan import expected_changes
 from prime_core.request import ImageRequest
@@ -33,7 +32,7 @@ def check_grid(request: ImageRequest, limits: Limits) -> None:
         )
 
 
-def check_work(checkpoint: Checkpoint, config: UNetConfig, request: ImageRequest, limits: Limits) -> None:
+def check_work(checkpoint: Checkpoint, request: ImageRequest, limits: Limits) -> None:
     """Refuse a request whose n * tokens * denoiser calls is over the limit, or whose plans are too large for it.
 
     Raises:
@@ -45,7 +44,7 @@ def check_work(checkpoint: Checkpoint, config: UNetConfig, request: ImageRequest
     num_digits = limits.context * checkpoint.codec.target_length
     if _work(request, limits.context, num_digits, changes) <= limits.max_work:
         return  # whatever is known
-    canvas = image_canvas(config, checkpoint.codec, request.known, request.y)
+    canvas = image_canvas(checkpoint.config.image_model, checkpoint.codec, request.known, request.y)
     num_free = int(canvas.free.sum())
     if _work(request, limits.context, num_free, changes) > limits.max_work:
         raise CanvasError(

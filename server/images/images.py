@@ -9,33 +9,32 @@ from fastapi import Request
 
 from prime_core.canvas import CanvasError
 from prime_core.checkpoint import Checkpoint
-from prime_core.config import UNetConfig
 from prime_core.prepare import PreparedRows, prepare_rows
 from prime_core.request import PRESET_FIELDS
 from server.engine.model_queue import ModelQueue
-from server.images.image_answer import ImagesAnswer, check_format, images_answer
+from server.images.image_answer import ImagesBody, check_format, images_body
 from server.images.image_request import image_request_of
 from server.images.image_work import check_grid, check_work
 from server.images.known import KnownShape, parse_known
 from server.metrics import Metrics
 from server.request import Service, run_request
 from server.schemas.base import Limits, Timings
-from server.schemas.images import ImagesRequest, ResponseFormat
+from server.schemas.images import ImagesRequest, ImagesResponse, ResponseFormat
 
 
 async def make_images(
     service: Service,
     queue: ModelQueue,
-    asked: ImagesRequest,
+    body: ImagesRequest,
     response_format: ResponseFormat,
     request: Request,
-) -> ImagesAnswer:
+) -> ImagesBody:
     """Answer a checked request.
 
     Args:
         service: the engine and the threads.
         queue: the model.
-        asked: the body, checked against the schema of the model.
+        body: of the request, checked against the schema of the model.
         response_format: of the answer.
         request: the HTTP request; its body has been read.
 
@@ -47,22 +46,28 @@ async def make_images(
         service,
         request,
         queue.name,
-        asked.n,
-        partial(prepare, queue.checkpoint, asked, response_format, service.limits[queue.name]),
-        partial(images_answer, request.state.request_id, queue, response_format),
+        body.n,
+        partial(prepare_images, queue.checkpoint, body, response_format, service.limits[queue.name]),
+        partial(images_body, request.state.request_id, queue, response_format),
     )
-    count(service.engine.metrics, queue.name, answer.timings, answer.rows)
+    _count(service.engine.metrics, queue.name, answer.timings, answer.rows)
     return answer
 
 
-def count(metrics: Metrics, model: str, timings: Timings, rows: Sequence[tuple[int, int]]) -> None:
-    """Count a request that was answered; ``rows`` are the denoiser calls and skipped steps of each image."""
+def count_images(metrics: Metrics, answer: ImagesResponse) -> None:
+    """Count a request that was answered in JSON."""
+    rows = [(image.nfe, image.steps_skipped) for image in answer.images]
+    _count(metrics, answer.model, answer.timings, rows)
+
+
+def _count(metrics: Metrics, model: str, timings: Timings, rows: Sequence[tuple[int, int]]) -> None:
+    """Count a request by the denoiser calls and skipped steps of each of its images."""
     metrics.request_done(model, "complete", timings.total_s, timings.queue_s, rows)
     metrics.images.labels(model).inc(len(rows))
 
 
-def prepare(
-    checkpoint: Checkpoint, asked: ImagesRequest, response_format: ResponseFormat, limits: Limits
+def prepare_images(
+    checkpoint: Checkpoint, body: ImagesRequest, response_format: ResponseFormat, limits: Limits
 ) -> PreparedRows:
     """Return the rows of a request, with their reveal plans.
 
@@ -70,24 +75,23 @@ def prepare(
         CanvasError: if the request does not fit the model or the limit of work.
     """
     config = checkpoint.config
-    assert isinstance(config.model, UNetConfig), "this route is for image models"
-    shape = KnownShape.of(config.model, config.codec)
-    check_format(shape, asked.n, response_format)
-    request = image_request_of(asked, parse_known(asked.known, shape))
+    shape = KnownShape.of(config)
+    check_format(shape, body.n, response_format)
+    request = image_request_of(body, parse_known(body.known, shape))
     try:
         check_grid(request, limits)
-        check_work(checkpoint, config.model, request, limits)
+        check_work(checkpoint, request, limits)
         return prepare_rows(checkpoint, request)
     except CanvasError as error:
-        raise _as_asked(error, asked) from None
+        raise _as_sent(error, body) from None
 
 
-def _as_asked(error: CanvasError, asked: ImagesRequest) -> CanvasError:
+def _as_sent(error: CanvasError, body: ImagesRequest) -> CanvasError:
     """Return an error that blames a field of the request as it was sent, not as it was filled in."""
     param = error.param
     if param == "y":  # digits come as `known` here, and are called y there
         return CanvasError("known", str(error))
-    if asked.preset is not None and param in PRESET_FIELDS and param not in asked.model_fields_set:
+    if body.preset is not None and param in PRESET_FIELDS and param not in body.model_fields_set:
         return CanvasError(
             "preset",
             f"what the preset has as {param} does not fit: {error}; give {param} too, or leave preset out",

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from prime_core.canvas import CanvasError
-from prime_core.config import CodecConfig, UNetConfig
-from prime_core.pixels import PixelCodec
+from prime_core.config import Config
+from prime_core.pixels import PixelCodec, top_pixel
 
 FREE_PIXEL = -1
 
@@ -37,11 +37,11 @@ class KnownShape(NamedTuple):
     top_pixel: int
 
     @classmethod
-    def of(cls, config: UNetConfig, codec: CodecConfig) -> KnownShape:
-        """Return the shape of a model's pictures."""
-        height, width, channels = PixelCodec(config).picture_shape
-        top_pixel = min(codec.vocab_size, 256) - 1
-        return cls((height, width, channels), config.channels, codec.target_length, codec.base, top_pixel)
+    def of(cls, config: Config) -> KnownShape:
+        """Return the shape of an image model's pictures."""
+        model, codec = config.image_model, config.codec
+        shape, top = PixelCodec(model).picture_shape, top_pixel(codec.vocab_size)
+        return cls(shape, model.channels, codec.target_length, codec.base, top)
 
     @property
     def rule(self) -> str:

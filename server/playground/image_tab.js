@@ -60,11 +60,10 @@ class ImageTab {
   }
 
   #labels() {
-    const { labels, num_labels: numLabels, label_names: names } = this.chosen;
-    const chosen = labels === "class" ? numLabels : 0;
-    const options = Array.from({ length: chosen }, (_, number) => ({ value: String(number), text: names[number] ?? `${number}` }));
+    const { num_labels: numLabels, label_names: names } = this.chosen;
+    const options = Array.from({ length: numLabels }, (_, number) => ({ value: String(number), text: names[number] ?? `${number}` }));
     const field = new Choice("label", "Label", [{ value: "", text: "drawn for every picture" }, ...options]);
-    field.hidden = chosen === 0;
+    field.hidden = numLabels === 0;
     return field;
   }
 

@@ -6,16 +6,21 @@ from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
-from server.http.checking import check_keys, checked_request, choose_model, require_object
+from server.http.checking import read_request
 from server.http.sampling_headers import SAMPLING_HEADERS, sampling_headers
 from server.http.sse import streamed
 from server.request import Service, answered
-from server.routes.openapi import ERRORS, STREAM, body_schema, models_of
-from server.schemas.completions import Completion, CompletionRequest, completion_request
-from server.schemas.openai import without_nulls
+from server.routes.openapi import ERRORS, body_schema, models_of, stream_content
+from server.schemas.completions import (
+    Completion,
+    CompletionChunkWithUsage,
+    completion_request,
+)
 from server.text.completion_stream import completion_frames
-from server.text.completions import completion_of, origin_of, start_completion, text_answers
-from server.text.generate import count
+from server.text.completions import completion_of, joined_response, origin_of, start_completion
+from server.text.generate import count_text
+
+_STREAM = stream_content((None, CompletionChunkWithUsage))
 
 
 def router(service: Service) -> APIRouter:
@@ -25,7 +30,9 @@ def router(service: Service) -> APIRouter:
         service: the engine, its limits and the threads.
     """
     routes = APIRouter()
-    kinds = {name: completion_request(service.limits[name]) for name in models_of(service.engine, "text")}
+    request_types = {
+        name: completion_request(service.limits[name]) for name in models_of(service.engine, "text")
+    }
 
     @routes.post(
         "/v1/completions",
@@ -33,28 +40,24 @@ def router(service: Service) -> APIRouter:
         response_model=Completion,
         responses={
             **ERRORS,
-            200: {"description": "The text", "content": STREAM, "headers": SAMPLING_HEADERS},
+            200: {"description": "The text", "content": _STREAM, "headers": SAMPLING_HEADERS},
         },
-        openapi_extra=body_schema(kinds),
-        include_in_schema=bool(kinds),
+        openapi_extra=body_schema(request_types),
+        include_in_schema=bool(request_types),
     )
     async def post_completions(request: Request) -> Response:
         return await answered(service, request, answer_of(request))
 
     async def answer_of(request: Request) -> Response:
-        body = await service.bodies.read_json(request)
-        fields = require_object(body)
-        check_keys(CompletionRequest, fields)
-        queue = choose_model(service.engine.queues, "text", fields, request)
-        asked = checked_request(kinds[queue.name], without_nulls(fields))
+        queue, body = await read_request(service, "text", request_types, request)
         origin = origin_of(request, queue)
-        running = await start_completion(service, queue, asked, request)
+        running = await start_completion(service, queue, body, request)
         headers = sampling_headers(running.prepared.rows)
-        if asked.stream:
-            return streamed(completion_frames(running, queue, asked, origin), headers)
-        answer = await running.answer(partial(text_answers, queue))
-        count(service.engine.metrics, answer)
-        completion = completion_of(origin, queue, asked, running.prepared, answer)
+        if body.stream:
+            return streamed(completion_frames(running, queue, body, origin), headers)
+        answer = await running.answer(partial(joined_response, queue))
+        count_text(service.engine.metrics, answer)
+        completion = completion_of(origin, queue, body, running.prepared, answer)
         return Response(completion.model_dump_json(), headers=headers, media_type="application/json")
 
     return routes

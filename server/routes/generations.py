@@ -7,19 +7,29 @@ from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
-from prime_core.config import UNetConfig
 from server.engine.model_queue import ModelQueue
-from server.http.checking import check_keys, checked_request, choose_model, require_object
+from server.http.checking import read_request
 from server.http.sampling_headers import SAMPLING_HEADERS, sampling_headers
 from server.http.sse import streamed
 from server.images.generation_stream import generation_frames
-from server.images.generations import generation_of, image_answers, size_of, start_generation
-from server.images.images import count
+from server.images.generations import generation_of, size_of, start_generation
+from server.images.image_answer import images_response
+from server.images.images import count_images
 from server.request import Service, answered
-from server.routes.openapi import ERRORS, STREAM, body_schema, models_of
+from server.routes.openapi import ERRORS, body_schema, models_of, stream_content
 from server.schemas.base import Limits
-from server.schemas.generations import Generation, GenerationRequest, generation_request
-from server.schemas.openai import without_nulls
+from server.schemas.generations import (
+    CompletedImageEvent,
+    Generation,
+    GenerationRequest,
+    PartialImageEvent,
+    generation_request,
+)
+
+_STREAM = stream_content(
+    ("image_generation.partial_image", PartialImageEvent),
+    ("image_generation.completed", CompletedImageEvent),
+)
 
 
 def router(service: Service) -> APIRouter:
@@ -30,7 +40,7 @@ def router(service: Service) -> APIRouter:
     """
     routes = APIRouter()
     queues = {name: service.engine.queues[name] for name in models_of(service.engine, "images")}
-    kinds = {name: _request_kind(queue, service.limits[name]) for name, queue in queues.items()}
+    request_types = {name: _request_type(queue, service.limits[name]) for name, queue in queues.items()}
 
     @routes.post(
         "/v1/images/generations",
@@ -38,36 +48,30 @@ def router(service: Service) -> APIRouter:
         response_model=Generation,
         responses={
             **ERRORS,
-            200: {"description": "The images", "content": STREAM, "headers": SAMPLING_HEADERS},
+            200: {"description": "The images", "content": _STREAM, "headers": SAMPLING_HEADERS},
         },
-        openapi_extra=body_schema(kinds),
-        include_in_schema=bool(kinds),
+        openapi_extra=body_schema(request_types),
+        include_in_schema=bool(request_types),
     )
     async def post_generations(request: Request) -> Response:
         return await answered(service, request, answer_of(request))
 
     async def answer_of(request: Request) -> Response:
         created = int(time.time())
-        body = await service.bodies.read_json(request)
-        fields = require_object(body)
-        check_keys(GenerationRequest, fields)
-        queue = choose_model(service.engine.queues, "images", fields, request)
-        asked = checked_request(kinds[queue.name], without_nulls(fields))
-        running = await start_generation(service, queue, asked, request)
+        queue, body = await read_request(service, "images", request_types, request)
+        running = await start_generation(service, queue, body, request)
         headers = sampling_headers(running.prepared.rows)
-        if asked.stream:
-            return streamed(generation_frames(running, queue, asked.partial_images, created), headers)
-        answer = await running.answer(partial(image_answers, queue))
-        rows = [(image.nfe, image.steps_skipped) for image in answer.images]
-        count(service.engine.metrics, queue.name, answer.timings, rows)
+        if body.stream:
+            return streamed(generation_frames(running, queue, body.partial_images, created), headers)
+        answer = await running.answer(partial(images_response, "", queue))
+        count_images(service.engine.metrics, answer)
         generation = generation_of(created, queue, answer)
         return Response(generation.model_dump_json(), headers=headers, media_type="application/json")
 
     return routes
 
 
-def _request_kind(queue: ModelQueue, limits: Limits) -> type[GenerationRequest]:
+def _request_type(queue: ModelQueue, limits: Limits) -> type[GenerationRequest]:
     config = queue.checkpoint.config
-    assert isinstance(config.model, UNetConfig), "an image model"
-    num_labels = config.model.num_labels if config.model.labels == "class" else 0
+    num_labels = config.image_model.num_choosable_labels
     return generation_request(limits, size_of(queue.checkpoint), num_labels, config.label_names)

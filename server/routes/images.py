@@ -7,11 +7,10 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from prime_core.config import UNetConfig
 from prime_core.labels import parse_label
 from server.engine.model_queue import ModelQueue
 from server.http.accept import preferred
-from server.http.checking import check_keys, checked_request, choose_model, require_object
+from server.http.checking import check_request, read_request
 from server.http.errors import ApiError
 from server.http.query import read_query
 from server.http.sampling_headers import SAMPLING_HEADERS
@@ -20,8 +19,16 @@ from server.images.image_stream import stream_images
 from server.images.images import make_images
 from server.images.known import KnownShape
 from server.request import Service, answered
-from server.routes.openapi import ERRORS, STREAM, body_schema, models_of, query_schema
+from server.routes.openapi import (
+    ERRORS,
+    QUERY_ERRORS,
+    body_schema,
+    models_of,
+    query_schema,
+    stream_content,
+)
 from server.schemas.base import Limits
+from server.schemas.denoise import ImageFrame
 from server.schemas.image_query import QUERY_FIELDS, image_query
 from server.schemas.images import ImagesRequest, ImagesResponse, ResponseFormat, image_request
 
@@ -35,6 +42,7 @@ _HEADERS: dict[str, dict[str, Any]] = {
         "description": "the label of each image in order, joined by commas; absent for a model without labels",
     },
 }
+_STREAM = stream_content(("denoise", ImageFrame), (None, ImagesResponse))
 _OF_FILES_ONLY = "Not in JSON answers, which say it in their body: "
 
 
@@ -46,86 +54,84 @@ def router(service: Service) -> APIRouter:
     """
     routes = APIRouter()
     queues = {name: service.engine.queues[name] for name in models_of(service.engine, "images")}
-    kinds = {name: _request_kind(queue, service.limits[name]) for name, queue in queues.items()}
-    query_kinds = {name: image_query(kinds[name], *_labels_of(queue)) for name, queue in queues.items()}
+    body_types = {name: _request_type(queue, service.limits[name]) for name, queue in queues.items()}
+    query_types = {name: image_query(body_types[name], *_labels_of(queue)) for name, queue in queues.items()}
 
     @routes.post(
         "/images",
         summary="Generate images",
         response_model=ImagesResponse,
-        responses={**ERRORS, 200: _answers("image/png", "application/octet-stream", **STREAM)},
-        openapi_extra=body_schema(kinds),
-        include_in_schema=bool(kinds),
+        description="JSON with PNG files, unless response_format, or the header Accept: image/png, asks for a file.",
+        responses={**ERRORS, 200: _answers("image/png", "application/octet-stream", **_STREAM)},
+        openapi_extra=body_schema(body_types),
+        include_in_schema=bool(queues),
     )
     async def post_images(request: Request) -> Response:
-        return await answered(service, request, answer_to_body(request))
+        return await answered(service, request, _answer_to_body(service, body_types, request))
 
     @routes.get(
         "/images",
         summary="Generate images, as a picture for a browser",
         response_model=ImagesResponse,
-        responses={**ERRORS, 200: _answers("image/png")},
-        openapi_extra=query_schema(query_kinds, QUERY_FIELDS),
-        include_in_schema=bool(kinds),
+        responses={**QUERY_ERRORS, 200: _answers("image/png")},
+        description="One image, or a grid of them, as a PNG file; with the header Accept: application/json it is JSON.",
+        openapi_extra=query_schema(query_types, QUERY_FIELDS),
+        include_in_schema=bool(queues),
     )
     async def get_images(request: Request) -> Response:
-        return await answered(service, request, answer_to_query(request))
-
-    async def answer_to_body(request: Request) -> Response:
-        body = await service.bodies.read_json(request)
-        fields = require_object(body)
-        check_keys(ImagesRequest, fields)
-        picture = preferred(request.headers.get("accept")) == "image"
-        return await answer_to(kinds, fields, picture, request)
-
-    async def answer_to_query(request: Request) -> Response:
-        fields = read_query(
-            request.scope["query_string"], QUERY_FIELDS, _TEXT_FIELDS, ImagesRequest.model_fields
-        )
-        if isinstance(label := fields.get("label"), str):
-            fields["label"] = parse_label(label)
-        picture = preferred(request.headers.get("accept")) != "json"
-        return await answer_to(query_kinds, fields, picture, request)
-
-    async def answer_to(
-        of_model: Mapping[str, type[ImagesRequest]],
-        fields: Mapping[str, object],
-        picture: bool,
-        request: Request,
-    ) -> Response:
-        queue = choose_model(service.engine.queues, "images", fields, request)
-        asked = checked_request(of_model[queue.name], fields)
-        if asked.stream:
-            if asked.response_format not in (None, "b64_json"):
-                message = "response_format must be b64_json or null in a stream, which ends in JSON"
-                raise ApiError(422, "invalid_value", message, param="response_format")
-            return streamed(await stream_images(service, queue, asked, request))
-        answer = await make_images(service, queue, asked, _format_of(asked, picture), request)
-        headers = {**answer.headers, "Vary": "Accept", "Cache-Control": "no-store"}
-        return Response(answer.content, 200, headers, answer.media_type)
+        return await answered(service, request, _answer_to_query(service, query_types, request))
 
     return routes
 
 
-def _request_kind(queue: ModelQueue, limits: Limits) -> type[ImagesRequest]:
-    config = queue.checkpoint.config
-    assert isinstance(config.model, UNetConfig), "an image model"
-    return image_request(limits, KnownShape.of(config.model, config.codec), *_labels_of(queue))
+async def _answer_to_body(
+    service: Service, body_types: Mapping[str, type[ImagesRequest]], request: Request
+) -> Response:
+    queue, body = await read_request(service, "images", body_types, request)
+    wants_picture = preferred(request.headers.get("accept")) == "image"
+    return await _answer(service, queue, body, request, wants_picture=wants_picture)
+
+
+async def _answer_to_query(
+    service: Service, query_types: Mapping[str, type[ImagesRequest]], request: Request
+) -> Response:
+    fields = read_query(request.scope["query_string"], QUERY_FIELDS, _TEXT_FIELDS, ImagesRequest.model_fields)
+    if isinstance(label := fields.get("label"), str):
+        fields["label"] = parse_label(label)
+    queue, body = check_request(service, "images", query_types, fields, request)
+    wants_picture = preferred(request.headers.get("accept")) != "json"
+    return await _answer(service, queue, body, request, wants_picture=wants_picture)
+
+
+async def _answer(
+    service: Service, queue: ModelQueue, body: ImagesRequest, request: Request, *, wants_picture: bool
+) -> Response:
+    if body.stream:
+        if body.response_format not in (None, "b64_json"):
+            message = "response_format must be b64_json or null in a stream, which ends in JSON"
+            raise ApiError(422, "invalid_value", message, param="response_format")
+        return streamed(await stream_images(service, queue, body, request))
+    answer = await make_images(service, queue, body, _format_of(body, wants_picture), request)
+    headers = {**answer.headers, "Vary": "Accept", "Cache-Control": "no-store"}
+    return Response(answer.content, 200, headers, answer.media_type)
+
+
+def _request_type(queue: ModelQueue, limits: Limits) -> type[ImagesRequest]:
+    return image_request(limits, KnownShape.of(queue.checkpoint.config), *_labels_of(queue))
 
 
 def _labels_of(queue: ModelQueue) -> tuple[int, tuple[str, ...]]:
     """Return how many labels of a model can be chosen, and their names."""
     config = queue.checkpoint.config
-    assert isinstance(config.model, UNetConfig), "an image model"
-    return config.model.num_labels if config.model.labels == "class" else 0, config.label_names
+    return config.image_model.num_choosable_labels, config.label_names
 
 
-def _format_of(asked: ImagesRequest, picture: bool) -> ResponseFormat:
-    if asked.response_format is not None:
-        return asked.response_format
-    if not picture:
+def _format_of(body: ImagesRequest, wants_picture: bool) -> ResponseFormat:
+    if body.response_format is not None:
+        return body.response_format
+    if not wants_picture:
         return "b64_json"
-    return "png" if asked.n == 1 else "grid"
+    return "png" if body.n == 1 else "grid"
 
 
 def _answers(*media_types: str, **others: Any) -> dict[str, Any]:

@@ -14,13 +14,15 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from prime_core.config import UNetConfig
 from prime_core.correctors import MAX_CORRECTOR_SCALE
 from prime_core.curves import MAX_POWER, MAX_TEMPERATURE
-from prime_core.pixels import PixelCodec
+from prime_core.pixels import PixelCodec, top_pixel
 from prime_core.presets import PRESETS
 from server.engine.engine import Engine
 from server.engine.model_queue import ModelQueue
 from server.schemas.base import Limits, Status
 from server.schemas.score import MAX_SAMPLES
 from server.schemas.text import MAX_STOP_CHARS, MAX_STOPS, MAX_TEMPLATE_PARTS
+
+_TEXT = {"schema": {"type": "string", "description": "Prometheus' text format"}}
 
 
 def router(engine: Engine, limits: Mapping[str, Limits]) -> APIRouter:
@@ -50,7 +52,12 @@ def router(engine: Engine, limits: Mapping[str, Limits]) -> APIRouter:
         shown = [{**models[name], "in_service": not queue.failed} for name, queue in engine.queues.items()]
         return {"models": shown, **process}
 
-    @routes.get("/metrics", summary="Prometheus metrics", response_class=Response)
+    @routes.get(
+        "/metrics",
+        summary="Prometheus metrics",
+        response_class=Response,
+        responses={200: {"description": "The metrics", "content": {"text/plain": _TEXT}}},
+    )
     async def get_metrics() -> Response:
         return Response(engine.metrics.render(), headers={"content-type": CONTENT_TYPE_LATEST})
 
@@ -78,8 +85,8 @@ def describe_model(queue: ModelQueue, limits: Limits) -> dict[str, Any]:
         **described,
         "picture_shape": PixelCodec(config.model).picture_shape,
         "labels": config.model.labels,
-        "top_pixel": min(config.codec.vocab_size, 256) - 1,
-        "num_labels": config.model.num_labels if config.model.labels != "none" else 0,
+        "top_pixel": top_pixel(config.codec.vocab_size),
+        "num_labels": config.model.num_choosable_labels,
         "label_names": config.label_names,
         "presets": {
             name: {"steps": preset.steps, "published_fid": preset.published_fid, "note": preset.note}
@@ -106,6 +113,7 @@ def describe_process(engine: Engine, limits: Limits) -> dict[str, Any]:
             "max_batch_rows": engine.max_batch_rows,
             "max_batch_tokens": engine.max_batch_tokens,
             "max_queue_rows": engine.max_queue_rows,
+            "max_queue_bytes": engine.max_queue_bytes,
         },
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from prime_core.config import UNetConfig
 from server.engine.model_queue import Kind, ModelQueue
-from server.http.checking import check_keys, checked_request, choose_model, require_object
+from server.http.checking import check_request, read_fields
 from server.images.known import KnownShape
 from server.request import Service, answered
 from server.routes.openapi import ERRORS, body_schema
@@ -34,30 +34,28 @@ def router(service: Service) -> APIRouter:
     """
     routes = APIRouter()
     queues = service.engine.queues
-    kinds = {name: _request_kind(queue, service.limits[name]) for name, queue in queues.items()}
+    request_types = {name: _request_type(queue, service.limits[name]) for name, queue in queues.items()}
 
     @routes.post(
         "/score",
         summary="Score a given text or image: its likelihood bound, and the coded loss",
         response_model=ScoreResponse,
         responses=ERRORS,
-        openapi_extra=body_schema(kinds),
+        openapi_extra=body_schema(request_types),
     )
     async def post_score(request: Request) -> Response:
         return await answered(service, request, answer_of(request))
 
     async def answer_of(request: Request) -> Response:
-        body = await service.bodies.read_json(request)
-        fields = require_object(body)
-        queue = choose_model(queues, _kind_asked(queues, fields), fields, request)
-        check_keys(kinds[queue.name], fields)
-        answer = await answer_score(service, queue, checked_request(kinds[queue.name], fields), request)
+        fields = await read_fields(service, request)
+        queue, body = check_request(service, _kind_meant(queues, fields), request_types, fields, request)
+        answer = await answer_score(service, queue, body, request)
         return Response(answer.model_dump_json(), media_type="application/json")
 
     return routes
 
 
-def _kind_asked(queues: Mapping[str, ModelQueue], fields: Mapping[str, object]) -> Kind:
+def _kind_meant(queues: Mapping[str, ModelQueue], fields: Mapping[str, object]) -> Kind:
     """Return the kind of the model that is named, or else that the fields are for, or else of the first."""
     name = fields.get("model")
     if isinstance(name, str) and name in queues:
@@ -67,9 +65,8 @@ def _kind_asked(queues: Mapping[str, ModelQueue], fields: Mapping[str, object]) 
     return "images" if fields.keys() & _FIELDS_OF_IMAGES else next(iter(queues.values())).kind
 
 
-def _request_kind(queue: ModelQueue, limits: Limits) -> type[TextScoreRequest] | type[ImageScoreRequest]:
+def _request_type(queue: ModelQueue, limits: Limits) -> type[TextScoreRequest] | type[ImageScoreRequest]:
     config = queue.checkpoint.config
     if not isinstance(config.model, UNetConfig):
         return text_score_request(limits)
-    num_labels = config.model.num_labels if config.model.labels == "class" else 0
-    return image_score_request(KnownShape.of(config.model, config.codec), num_labels, config.label_names)
+    return image_score_request(KnownShape.of(config), config.model.num_choosable_labels, config.label_names)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
@@ -55,16 +55,19 @@ class Limits:
 class ModelRequest(Strict):
     """What every request to a model has."""
 
+    nulls_are_defaults: ClassVar[bool] = False
+    """Whether a field that is null is taken for one that is left out, whatever it is."""
+
     model: str | None = None
     seed: int | None = None
 
     @classmethod
-    def odd_field(cls, body: Mapping[str, object]) -> str | None:
+    def find_malformed_field(cls, fields: Mapping[str, object]) -> str | None:
         """Return the name of a field whose value pydantic should not see: it would describe each part of it."""
         return None
 
 
-class Asked(ModelRequest):
+class SamplingRequest(ModelRequest):
     """What every request for samples has, before the bounds of a model."""
 
     n: int = 1
@@ -79,9 +82,9 @@ _Request = TypeVar("_Request", bound=ModelRequest)
 def bounded(base: type[_Request], rules: Mapping[str, Rule]) -> type[_Request]:
     """Return a class of requests with the bounds of a loaded model and their rules filled in."""
     filled: dict[str, Any] = {}
-    for name, (kind, rule, bounds) in rules.items():
+    for name, (value_type, rule, bounds) in rules.items():
         default = base.model_fields[name].default
-        filled[name] = (kind, Field(**{"default": default, "description": rule, **bounds}))
+        filled[name] = (value_type, Field(**{"default": default, "description": rule, **bounds}))
     return create_model(base.__name__, __base__=base, **filled)
 
 
@@ -163,10 +166,10 @@ class Timings(Strict):
 class ErrorInfo(Strict):
     """What went wrong, and which field of the request is at fault."""
 
-    message: str
-    type: str
-    code: str
-    param: str | None
+    message: str = Field(description="one sentence for people: which limit, and the remedy")
+    type: str = Field(description="the sort of error, by OpenAI's names")
+    code: str = Field(description="the error, for programs")
+    param: str | None = Field(description="the field or header that is at fault; null if none is")
 
 
 class ErrorBody(Strict):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from server.schemas.base import Asked, Limits, Rule, Strict, bounded, shared_rules
+from server.schemas.base import Limits, Rule, SamplingRequest, Strict, bounded, shared_rules
 from server.schemas.openai import NO_USER, Nothing, Zero, or_null
 from server.schemas.text import MAX_STOP_CHARS, MAX_STOPS, StopString, drawing_rules, layout_rules
 
@@ -23,8 +23,10 @@ class StreamOptions(Strict):
     include_obfuscation: Literal[False] = False
 
 
-class CompletionRequest(Asked):
-    """Body of POST /v1/completions, before the bounds of `completion_request`; null fields are left out before."""
+class CompletionRequest(SamplingRequest):
+    """Body of POST /v1/completions, before the bounds of `completion_request`; null stands for the default."""
+
+    nulls_are_defaults = True
 
     prompt: Prompt | list[str] | list[list[int]] = ""
     suffix: str | None = None
@@ -42,14 +44,14 @@ class CompletionRequest(Asked):
     user: None = None
 
     @classmethod
-    def odd_field(cls, body: Mapping[str, object]) -> str | None:
+    def find_malformed_field(cls, fields: Mapping[str, object]) -> str | None:
         """Return the name of a field with keys it may not have, or items of types it may not hold: they may be many."""
         objects: dict[str, type[Strict]] = {"stream_options": StreamOptions, "logit_bias": Nothing}
-        for name, kind in objects.items():
-            value = body.get(name)
-            if isinstance(value, dict) and not value.keys() <= kind.model_fields.keys():
+        for name, schema in objects.items():
+            value = fields.get(name)
+            if isinstance(value, dict) and not value.keys() <= schema.model_fields.keys():
                 return name
-        prompt, stop = body.get("prompt"), body.get("stop")
+        prompt, stop = fields.get("prompt"), fields.get("stop")
         if isinstance(prompt, list) and not _is_one_kind_of_prompt(prompt):
             return "prompt"
         return "stop" if isinstance(stop, list) and not set(map(type, stop)) <= {str} else None
@@ -115,9 +117,9 @@ def _prompt_rule(limits: Limits) -> Rule:
     token_id = Annotated[int, Field(ge=0, le=limits.vocab_size - 1)]
     tokens: Any = Annotated[list[token_id], Field(min_length=1, max_length=limits.context)]
     several = Field(min_length=1, max_length=limits.max_n)
-    kinds: Any = str | tokens | Annotated[list[str], several] | Annotated[list[tokens], several]
+    types: Any = str | tokens | Annotated[list[str], several] | Annotated[list[tokens], several]
     return (
-        kinds,
+        types,
         f"Unicode text, or a list of 1 to {limits.context} token ids from 0 to {limits.vocab_size - 1}, or a list of "
         f"1 to {limits.max_n} such texts or lists, or null for none",
         {},

@@ -7,15 +7,17 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from server.schemas.base import Asked, Limits, Rule, Strict, bounded, shared_rules
+from server.schemas.base import Limits, Rule, SamplingRequest, Strict, bounded, shared_rules
 from server.schemas.images import shown_names
 from server.schemas.openai import NO_USER, or_null
 
 MAX_PARTIAL_IMAGES = 3
 
 
-class GenerationRequest(Asked):
-    """Body of POST /v1/images/generations, before the bounds of `generation_request`; null fields are left out."""
+class GenerationRequest(SamplingRequest):
+    """Body of POST /v1/images/generations, before the bounds of `generation_request`; null stands for the default."""
+
+    nulls_are_defaults = True
 
     prompt: str
     size: str = "auto"

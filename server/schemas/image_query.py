@@ -17,12 +17,12 @@ QUERY_FIELDS = ("n", "steps", "temperature", "top_p", "seed", "label", "model", 
 
 
 def image_query(
-    kind: type[ImagesRequest], num_labels: int, label_names: Sequence[str]
+    request_type: type[ImagesRequest], num_labels: int, label_names: Sequence[str]
 ) -> type[ImagesRequest]:
     """Return a class of requests to a model with the rules of GET in the place of those of POST.
 
     Args:
-        kind: of POST, with the bounds of the model; fields that an address cannot hold stay as they are there.
+        request_type: of POST, with the bounds of the model; fields that an address cannot hold stay as they are there.
         num_labels: labels that can be chosen; 0 for a model without.
         label_names: their names; may be empty.
     """
@@ -47,7 +47,7 @@ def image_query(
             {},
         ),
     }
-    return bounded(kind, rules)
+    return bounded(request_type, rules)
 
 
 def _label_rule(num_labels: int, names: Sequence[str]) -> Rule:

@@ -12,7 +12,16 @@ from prime_core.curves import MAX_POWER, MAX_TEMPERATURE, MAX_WARP_SCALE
 from prime_core.presets import PRESETS
 from prime_core.settings import ImageSampler
 from server.images.known import KnownShape
-from server.schemas.base import STREAM_RULE, Asked, Limits, Rule, Strict, Timings, bounded, shared_rules
+from server.schemas.base import (
+    STREAM_RULE,
+    Limits,
+    Rule,
+    SamplingRequest,
+    Strict,
+    Timings,
+    bounded,
+    shared_rules,
+)
 
 MAX_SHOWN_NAMES = 20
 
@@ -44,7 +53,7 @@ class CorrectorFields(Strict):
     final_power: float | None = Field(default=None, ge=0, le=MAX_POWER)
 
 
-class ImagesRequest(Asked):
+class ImagesRequest(SamplingRequest):
     """Body of POST /images, before the bounds of `image_request`."""
 
     temperature: float | Curve = 1.0
@@ -59,12 +68,12 @@ class ImagesRequest(Asked):
     preview_every: int = 8
 
     @classmethod
-    def odd_field(cls, body: Mapping[str, object]) -> str | None:
+    def find_malformed_field(cls, fields: Mapping[str, object]) -> str | None:
         """Return the name of a field that is an object with other keys than it has, of which there may be many."""
         objects: dict[str, type[Strict]] = {"temperature": Curve, "corrector": CorrectorFields, "warp": Warp}
-        for name, kind in objects.items():
-            value = body.get(name)
-            if isinstance(value, dict) and not value.keys() <= kind.model_fields.keys():
+        for name, schema in objects.items():
+            value = fields.get(name)
+            if isinstance(value, dict) and not value.keys() <= schema.model_fields.keys():
                 return name
         return None
 
@@ -153,14 +162,14 @@ def label_rule(num_labels: int, names: Sequence[str], *, drawn: bool = True) -> 
     """
     if not num_labels:
         return (None, "null: this model has no labels to choose from", {})
-    kind: Any = Annotated[int, Field(ge=0, le=num_labels - 1)]
+    value_type: Any = Annotated[int, Field(ge=0, le=num_labels - 1)]
     text = f"an integer from 0 to {num_labels - 1}"
     if names:
-        kind = kind | Literal[tuple(names)]
+        value_type = value_type | Literal[tuple(names)]
         text += f", one of the names {shown_names(names)}"
     if not drawn:
-        return (kind, text, {"default": ...})
-    return (kind | None, f"{text}, or null for one that is drawn for every image", {})
+        return (value_type, text, {"default": ...})
+    return (value_type | None, f"{text}, or null for one that is drawn for every image", {})
 
 
 def shown_names(names: Sequence[str]) -> str:

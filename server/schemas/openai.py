@@ -25,13 +25,13 @@ class Nothing(Strict):
 def or_null(rules: Mapping[str, Rule]) -> dict[str, Rule]:
     """Return the rules of fields that also take null for their default (see `without_nulls`)."""
     return {
-        name: (_or_none(kind), rule if "null" in rule else f"{rule}, or null for the default", bounds)
-        for name, (kind, rule, bounds) in rules.items()
+        name: (_or_none(value_type), rule if "null" in rule else f"{rule}, or null for the default", bounds)
+        for name, (value_type, rule, bounds) in rules.items()
     }
 
 
-def _or_none(kind: Any) -> Any:
-    return None if kind is None else kind | None
+def _or_none(value_type: Any) -> Any:
+    return None if value_type is None else value_type | None
 
 
 def without_nulls(fields: Mapping[str, object]) -> dict[str, Any]:

@@ -31,11 +31,11 @@ class TextScoreRequest(ScoreFields):
     inputs: list[str | list[int]] | None = None
 
     @classmethod
-    def odd_field(cls, body: Mapping[str, object]) -> str | None:
+    def find_malformed_field(cls, fields: Mapping[str, object]) -> str | None:
         """Return "inputs" if it is longer than pydantic should describe."""
-        inputs = body.get("inputs")
-        odd = isinstance(inputs, list) and any(not isinstance(each, str | list) for each in inputs)
-        return "inputs" if odd else None
+        inputs = fields.get("inputs")
+        malformed = isinstance(inputs, list) and any(not isinstance(each, str | list) for each in inputs)
+        return "inputs" if malformed else None
 
 
 class ImageScoreRequest(ScoreFields):

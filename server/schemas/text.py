@@ -8,7 +8,16 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, create_model
 
 from prime_core.curves import MAX_TEMPERATURE
-from server.schemas.base import STREAM_RULE, Asked, Limits, Rule, Strict, Timings, bounded, shared_rules
+from server.schemas.base import (
+    STREAM_RULE,
+    Limits,
+    Rule,
+    SamplingRequest,
+    Strict,
+    Timings,
+    bounded,
+    shared_rules,
+)
 
 MAX_STOPS = 8
 MAX_STOP_CHARS = 256
@@ -23,7 +32,7 @@ class Gap(Strict):
     gap: int = Field(ge=1)
 
 
-class GenerateRequest(Asked):
+class GenerateRequest(SamplingRequest):
     """Body of POST /generate, before the bounds of `text_request`."""
 
     prompt: str | list[int] | None = None
@@ -35,12 +44,12 @@ class GenerateRequest(Asked):
     stream: bool = False
 
     @classmethod
-    def odd_field(cls, body: Mapping[str, object]) -> str | None:
+    def find_malformed_field(cls, fields: Mapping[str, object]) -> str | None:
         """Return "template" if it holds an object with other keys than "gap", of which there may be many."""
-        template = body.get("template")
+        template = fields.get("template")
         parts = template if isinstance(template, list) else []
-        odd = any(isinstance(part, dict) and part.keys() != {"gap"} for part in parts)
-        return "template" if odd else None
+        malformed = any(isinstance(part, dict) and part.keys() != {"gap"} for part in parts)
+        return "template" if malformed else None
 
 
 def text_request(limits: Limits) -> type[GenerateRequest]:

@@ -22,13 +22,13 @@ from server.text.completions import (
     PreparedPrompts,
     completion_of,
     echoed,
-    text_answers,
+    joined_response,
 )
-from server.text.generate import count
+from server.text.generate import count_text
 
 
 async def completion_frames(
-    running: Running[PreparedPrompts], queue: ModelQueue, asked: CompletionRequest, origin: Origin
+    running: Running[PreparedPrompts], queue: ModelQueue, body: CompletionRequest, origin: Origin
 ) -> AsyncIterator[bytes]:
     """Yield the frames of a stream: plain data, the only one that OpenAI's clients read.
 
@@ -37,10 +37,10 @@ async def completion_frames(
     Args:
         running: the request, started to be followed.
         queue: the model.
-        asked: the request.
+        body: of the request.
         origin: of every chunk.
     """
-    with_usage = asked.stream_options.include_usage
+    with_usage = body.stream_options.include_usage
     prepared = running.prepared
 
     def chunk(*choices: CompletionChoice, usage: CompletionUsage | None = None) -> bytes:
@@ -49,16 +49,16 @@ async def completion_frames(
             CompletionChunkWithUsage(**fields, usage=usage) if with_usage else CompletionChunk(**fields)
         )
 
-    texts = SettledTexts(queue, asked, prepared)
+    texts = SettledTexts(queue, body, prepared)
     for index, text in enumerate(texts.sent):
         if text:
             yield chunk(CompletionChoice(index=index, text=text, finish_reason=None))
     async for changes in running.changes():
         for choice in await running.in_thread(texts.grown, changes.rows):
             yield chunk(choice)
-    answer = await running.answer(partial(text_answers, queue))
-    count(running.service.engine.metrics, answer)
-    completion = completion_of(origin, queue, asked, prepared, answer)
+    answer = await running.answer(partial(joined_response, queue))
+    count_text(running.service.engine.metrics, answer)
+    completion = completion_of(origin, queue, body, prepared, answer)
     for choice in completion.choices:
         assert choice.text.startswith(texts.sent[choice.index]), "settled text is never taken back"
         rest = choice.text[len(texts.sent[choice.index]) :]
@@ -74,14 +74,14 @@ class SettledTexts:
         sent: the text of each choice so far; at the start the prompt, if it is to be echoed.
     """
 
-    def __init__(self, queue: ModelQueue, asked: CompletionRequest, prepared: PreparedPrompts) -> None:
+    def __init__(self, queue: ModelQueue, body: CompletionRequest, prepared: PreparedPrompts) -> None:
         """Begin with nothing generated."""
         self._codec = queue.checkpoint.codec
         self._tokenizer = queue.checkpoint.tokenizer
-        self._stops = asked.stops
-        self._prompts = [prepared.of_output(index) for index in range(asked.num_outputs)]
-        self._echoed = [echoed(queue, asked, prompt) for prompt in self._prompts]
-        self._num_known = [0] * asked.num_outputs
+        self._stops = body.stops
+        self._prompts = [prepared.of_output(index) for index in range(body.num_outputs)]
+        self._echoed = [echoed(queue, body, prompt) for prompt in self._prompts]
+        self._num_known = [0] * body.num_outputs
         self.sent = list(self._echoed)
 
     def grown(self, rows: Sequence[RowChange]) -> list[CompletionChoice]:

@@ -22,7 +22,7 @@ from server.request import Running, Service, start_request
 from server.schemas.base import Limits
 from server.schemas.completions import Completion, CompletionChoice, CompletionRequest, CompletionUsage
 from server.schemas.text import GenerateRequest, GenerateResponse, Usage
-from server.text.generate import prepare_together, text_answer
+from server.text.generate import prepare_together, text_response
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -56,43 +56,43 @@ class Origin(NamedTuple):
 
 
 async def start_completion(
-    service: Service, queue: ModelQueue, asked: CompletionRequest, request: Request
+    service: Service, queue: ModelQueue, body: CompletionRequest, request: Request
 ) -> Running[PreparedPrompts]:
     """Bring a checked request into the engine.
 
     Args:
         service: the engine and the threads.
         queue: the model.
-        asked: the body, checked against the schema of the model.
+        body: of the request, checked against the schema of the model.
         request: the HTTP request; its body has been read.
 
     Raises:
         ApiError: 422 if fields contradict each other or the model; else see `start_request`.
     """
     limits = service.limits[queue.name]
-    _check_together(queue, asked, limits)
-    work = partial(prepare_prompts, queue.checkpoint, asked, limits)
-    return await start_request(service, request, queue.name, asked.num_outputs, work, followed=asked.stream)
+    _check_together(queue, body, limits)
+    work = partial(prepare_prompts, queue.checkpoint, body, limits)
+    return await start_request(service, request, queue.name, body.num_outputs, work, followed=body.stream)
 
 
-def _check_together(queue: ModelQueue, asked: CompletionRequest, limits: Limits) -> None:
+def _check_together(queue: ModelQueue, body: CompletionRequest, limits: Limits) -> None:
     if queue.checkpoint.tokenizer is None:
         message = (
             "model must have a tokenizer here; that one has none: POST /generate takes and gives token ids"
         )
         raise ApiError(422, "wrong_route", message, param="model")
-    if asked.num_outputs > limits.max_n:
+    if body.num_outputs > limits.max_n:
         message = (
-            f"n times the number of prompts must be at most {limits.max_n}; here it is {asked.num_outputs}: lower n, "
+            f"n times the number of prompts must be at most {limits.max_n}; here it is {body.num_outputs}: lower n, "
             "or send the prompts in several requests"
         )
         raise ApiError(422, "invalid_value", message, param="n")
-    if "stream_options" in asked.model_fields_set and not asked.stream:
+    if "stream_options" in body.model_fields_set and not body.stream:
         message = "stream_options must be null or left out without stream"
         raise ApiError(422, "invalid_value", message, param="stream_options")
 
 
-def prepare_prompts(checkpoint: Checkpoint, asked: CompletionRequest, limits: Limits) -> PreparedPrompts:
+def prepare_prompts(checkpoint: Checkpoint, body: CompletionRequest, limits: Limits) -> PreparedPrompts:
     """Return the rows of all prompts, with their reveal plans.
 
     The seeds of two prompts differ, or equal prompts would give equal texts: prompt number p takes that of choice
@@ -101,21 +101,21 @@ def prepare_prompts(checkpoint: Checkpoint, asked: CompletionRequest, limits: Li
     Raises:
         CanvasError: if a prompt does not fit the model's context, or all together the limit of work.
     """
-    seed = secrets.randbits(64) if asked.seed is None else asked.seed
+    seed = secrets.randbits(64) if body.seed is None else body.seed
     requests = [
         GenerateRequest(
-            n=asked.n,
-            steps=asked.steps,
-            seed=row_seed(seed, number * asked.n),
+            n=body.n,
+            steps=body.steps,
+            seed=row_seed(seed, number * body.n),
             prompt=prompt,
-            suffix=asked.suffix,
-            max_tokens=asked.max_tokens,
-            temperature=asked.temperature,
-            top_p=asked.top_p,
-            top_k=asked.top_k,
-            stop=asked.stops,
+            suffix=body.suffix,
+            max_tokens=body.max_tokens,
+            temperature=body.temperature,
+            top_p=body.top_p,
+            top_k=body.top_k,
+            stop=body.stops,
         )
-        for number, prompt in enumerate(asked.prompts)
+        for number, prompt in enumerate(body.prompts)
     ]
     return PreparedPrompts(prepare_together(checkpoint, requests, limits))
 
@@ -126,13 +126,13 @@ def origin_of(request: Request, queue: ModelQueue) -> Origin:
     return Origin(f"cmpl-{request_id.removeprefix('req-')}", int(time.time()), queue.name)
 
 
-def text_answers(queue: ModelQueue, prepared: PreparedPrompts, job: Job) -> GenerateResponse:
+def joined_response(queue: ModelQueue, prepared: PreparedPrompts, job: Job) -> GenerateResponse:
     """Return the outputs of all prompts in one answer of the project's own shape.
 
     Raises:
         NonFiniteError: if a row failed.
     """
-    answers = [text_answer("", queue, prompt, job) for prompt in prepared.prompts]
+    answers = [text_response("", queue, prompt, job) for prompt in prepared.prompts]
     usages = [answer.usage for answer in answers]
     return GenerateResponse(
         id="",
@@ -151,7 +151,7 @@ def text_answers(queue: ModelQueue, prepared: PreparedPrompts, job: Job) -> Gene
 def completion_of(
     origin: Origin,
     queue: ModelQueue,
-    asked: CompletionRequest,
+    body: CompletionRequest,
     prepared: PreparedPrompts,
     answer: GenerateResponse,
 ) -> Completion:
@@ -159,7 +159,7 @@ def completion_of(
     choices = [
         CompletionChoice(
             index=index,
-            text=echoed(queue, asked, prepared.of_output(index)) + output.gaps[0],
+            text=echoed(queue, body, prepared.of_output(index)) + output.gaps[0],
             finish_reason=output.finish_reason,
         )
         for index, output in enumerate(answer.outputs)
@@ -168,9 +168,9 @@ def completion_of(
     return Completion(**origin._asdict(), choices=choices, usage=usage)
 
 
-def echoed(queue: ModelQueue, asked: CompletionRequest, prompt: PreparedRows) -> str:
+def echoed(queue: ModelQueue, body: CompletionRequest, prompt: PreparedRows) -> str:
     """Return what comes before the generated text: with echo the prompt, else nothing."""
-    if not asked.echo:
+    if not body.echo:
         return ""
     segment = prompt.canvas.segments[0]
     if segment.text is not None:

@@ -18,17 +18,18 @@ from server.metrics import Metrics
 from server.request import Service, run_request, timings_of
 from server.schemas.base import Limits
 from server.schemas.text import Gap, GenerateRequest, GenerateResponse, Output, Usage
+from server.text.text_length import check_chars
 
 
 async def generate(
-    service: Service, queue: ModelQueue, asked: GenerateRequest, request: Request
+    service: Service, queue: ModelQueue, body: GenerateRequest, request: Request
 ) -> GenerateResponse:
     """Answer a checked request.
 
     Args:
         service: the engine and the threads.
         queue: the model.
-        asked: the body, checked against the schema of the model.
+        body: of the request, checked against the schema of the model.
         request: the HTTP request; its body has been read.
 
     Raises:
@@ -39,21 +40,21 @@ async def generate(
         service,
         request,
         queue.name,
-        asked.n,
-        partial(prepare, queue.checkpoint, asked, service.limits[queue.name]),
-        partial(text_answer, request.state.request_id, queue),
+        body.n,
+        partial(prepare_text, queue.checkpoint, body, service.limits[queue.name]),
+        partial(text_response, request.state.request_id, queue),
     )
-    count(service.engine.metrics, answer)
+    count_text(service.engine.metrics, answer)
     return answer
 
 
-def prepare(checkpoint: Checkpoint, asked: GenerateRequest, limits: Limits) -> PreparedRows:
+def prepare_text(checkpoint: Checkpoint, body: GenerateRequest, limits: Limits) -> PreparedRows:
     """Return the rows of a request, with their reveal plans.
 
     Raises:
         CanvasError: if the request does not fit the model's context or the limit of work.
     """
-    (prepared,) = prepare_together(checkpoint, [asked], limits)
+    (prepared,) = prepare_together(checkpoint, [body], limits)
     return prepared
 
 
@@ -63,16 +64,16 @@ def prepare_together(
     """Return the rows of requests that differ in their prompts and seeds, under one limit of work for all.
 
     Raises:
-        CanvasError: as for `prepare`; with more than one request it says which prompt it is about.
+        CanvasError: as for `prepare_text`; with more than one request it says which prompt it is about.
     """
-    for number, asked in enumerate(requests, 1):
+    for number, body in enumerate(requests, 1):
         with _of_prompt(number, len(requests)):
-            _check_chars(asked, limits)
+            _check_chars(body, limits)
     _check_work(checkpoint, requests, limits)
     prepared = []
-    for number, asked in enumerate(requests, 1):
+    for number, body in enumerate(requests, 1):
         with _of_prompt(number, len(requests)):
-            prepared.append(_prepare_one(checkpoint, asked))
+            prepared.append(_prepare_one(checkpoint, body))
     return prepared
 
 
@@ -87,62 +88,57 @@ def _of_prompt(number: int, num_prompts: int) -> Iterator[None]:
         raise CanvasError(error.param, f"prompt number {number}: {error}") from None
 
 
-def _prepare_one(checkpoint: Checkpoint, asked: GenerateRequest) -> PreparedRows:
+def _prepare_one(checkpoint: Checkpoint, body: GenerateRequest) -> PreparedRows:
     return prepare_rows(
         checkpoint,
-        n=asked.n,
-        steps=asked.steps,
-        seed=asked.seed,
-        temperature=asked.temperature,
-        top_p=asked.top_p,
-        top_k=asked.top_k,
-        stop=asked.stop,
-        **_layout(asked),
+        n=body.n,
+        steps=body.steps,
+        seed=body.seed,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        stop=body.stop,
+        **_layout(body),
     )
 
 
-def _layout(asked: GenerateRequest) -> dict[str, Any]:
+def _layout(body: GenerateRequest) -> dict[str, Any]:
     """Return where a request fixes text and where it leaves gaps, in the terms of the core."""
     template = None
-    if asked.template is not None:
-        template = [part.gap if isinstance(part, Gap) else part for part in asked.template]
+    if body.template is not None:
+        template = [part.gap if isinstance(part, Gap) else part for part in body.template]
     return {
-        "prompt": asked.prompt,
-        "suffix": asked.suffix,
+        "prompt": body.prompt,
+        "suffix": body.suffix,
         "template": template,
-        "max_tokens": asked.max_tokens,
+        "max_tokens": body.max_tokens,
     }
 
 
-def _check_chars(asked: GenerateRequest, limits: Limits) -> None:
-    """Refuse fixed text that cannot fit however well it compresses: to tokenize it would delay others."""
+def _check_chars(body: GenerateRequest, limits: Limits) -> None:
+    """Refuse fixed text that cannot fit."""
     texts: dict[str, Sequence[object]] = {
-        "prompt": [asked.prompt],
-        "suffix": [asked.suffix],
-        "template": [] if asked.template is None else asked.template,
+        "prompt": [body.prompt],
+        "suffix": [body.suffix],
+        "template": [] if body.template is None else body.template,
     }
     for param, parts in texts.items():
         num_chars = sum(len(part) for part in parts if isinstance(part, str))
-        if limits.max_chars is not None and num_chars > limits.max_chars:
-            raise CanvasError(
-                param,
-                f"{param} has {num_chars} characters, but the context of {limits.context} tokens holds at "
-                f"most {limits.max_chars}; shorten {param}",
-            )
+        check_chars(num_chars, limits, param, has="has", remedy=f"shorten {param}")
 
 
 def _check_work(checkpoint: Checkpoint, requests: Sequence[GenerateRequest], limits: Limits) -> None:
     """Refuse requests whose n * tokens * denoiser calls together is over the limit, before their plans are drawn."""
     most_free = limits.context * checkpoint.codec.target_length
-    if sum(_work(asked, limits.context, most_free) for asked in requests) <= limits.max_work:
+    if sum(_work(body, limits.context, most_free) for body in requests) <= limits.max_work:
         return  # whatever their lengths
     work = 0
-    for number, asked in enumerate(requests, 1):
+    for number, body in enumerate(requests, 1):
         with _of_prompt(number, len(requests)):
-            layout = _layout(asked)
+            layout = _layout(body)
             canvas = text_canvas(checkpoint.tokenizer, checkpoint.codec, limits.context, **layout)
         num_tokens, num_free = len(canvas.y), int(canvas.free.sum())
-        work += _work(asked, num_tokens, num_free)
+        work += _work(body, num_tokens, num_free)
     if work > limits.max_work:
         counted = (
             f"{num_tokens} tokens and steps counted up to the {num_free} free sub-tokens"
@@ -156,12 +152,12 @@ def _check_work(checkpoint: Checkpoint, requests: Sequence[GenerateRequest], lim
         )
 
 
-def _work(asked: GenerateRequest, num_tokens: int, num_free: int) -> int:
-    most_calls = num_free if asked.steps == "exact" else min(asked.steps, num_free)
-    return asked.n * num_tokens * most_calls
+def _work(body: GenerateRequest, num_tokens: int, num_free: int) -> int:
+    most_calls = num_free if body.steps == "exact" else min(body.steps, num_free)
+    return body.n * num_tokens * most_calls
 
 
-def text_answer(request_id: str, queue: ModelQueue, prepared: PreparedRows, job: Job) -> GenerateResponse:
+def text_response(request_id: str, queue: ModelQueue, prepared: PreparedRows, job: Job) -> GenerateResponse:
     """Return the answer to a request whose rows are finished.
 
     Raises:
@@ -201,7 +197,7 @@ def _output(sample: Sample) -> Output:
     )
 
 
-def count(metrics: Metrics, answer: GenerateResponse) -> None:
+def count_text(metrics: Metrics, answer: GenerateResponse) -> None:
     """Count a request that was answered."""
     stopped = all(output.finish_reason == "stop" for output in answer.outputs)
     metrics.request_done(

@@ -17,18 +17,18 @@ from server.http.sse import frame
 from server.request import Running, Service, start_request
 from server.schemas.denoise import TextFrame
 from server.schemas.text import GenerateRequest
-from server.text.generate import count, prepare, text_answer
+from server.text.generate import count_text, prepare_text, text_response
 
 
 async def stream_text(
-    service: Service, queue: ModelQueue, asked: GenerateRequest, request: Request
+    service: Service, queue: ModelQueue, body: GenerateRequest, request: Request
 ) -> AsyncIterator[bytes]:
     """Begin to answer a checked request, and return the frames of its stream.
 
     Args:
         service: the engine and the threads.
         queue: the model.
-        asked: the body, checked against the schema of the model.
+        body: of the request, checked against the schema of the model.
         request: the HTTP request; its body has been read.
 
     Raises:
@@ -39,8 +39,8 @@ async def stream_text(
         service,
         request,
         queue.name,
-        asked.n,
-        partial(prepare, queue.checkpoint, asked, limits),
+        body.n,
+        partial(prepare_text, queue.checkpoint, body, limits),
         followed=True,
     )
     return _frames(running, queue)
@@ -54,8 +54,8 @@ async def _frames(running: Running[PreparedRows], queue: ModelQueue) -> AsyncIte
             layout = None if each.output in told else gaps
             told.add(each.output)
             yield frame(each.model_copy(update={"gaps": layout}), "denoise")
-    answer = await running.answer(partial(text_answer, running.request.state.request_id, queue))
-    count(running.service.engine.metrics, answer)
+    answer = await running.answer(partial(text_response, running.request.state.request_id, queue))
+    count_text(running.service.engine.metrics, answer)
     yield frame(answer)
 
 

@@ -14,6 +14,7 @@ import pytest
 from benchmarks import gpu
 from benchmarks.command_line import load_settings
 from benchmarks.main import BENCHMARKS, main
+from benchmarks.op_cases import OPS
 from benchmarks.report import headlines
 
 SMOKE_BENCHMARKS = ("kernels", "sampler-text-gpu", "train", "memory", "server")
@@ -45,7 +46,7 @@ def test_smoke_part_writes_its_result_and_a_picture(
     shown = headlines(document)
     assert (
         len(shown)
-        == {"kernels": 8, "sampler": 15, "train": 1, "memory": 1, "server": 2}[document["benchmark"]]
+        == {"kernels": len(OPS), "sampler": 15, "train": 1, "memory": 1, "server": 2}[document["benchmark"]]
     )
     assert any("; the baseline is extrapolated from 2 of 6 steps" in line for line in shown) == (
         document["benchmark"] == "sampler"
@@ -84,6 +85,8 @@ def _check_sampler(document: dict[str, Any], printed: str) -> None:
 
 def _check_kernels(document: dict[str, Any], printed: str) -> None:
     for entry in document["ops"]:
+        if entry["op"] == "packed_linear" and entry["seconds"] is None:
+            continue  # not on every processor
         assert entry["seconds"] > 0 and entry["backend"] == "reference", entry
         assert entry["bytes_per_s"] == pytest.approx(entry["bytes"] / entry["seconds"])
         assert entry["share_of_copy_bandwidth"] == pytest.approx(

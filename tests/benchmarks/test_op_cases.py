@@ -1,14 +1,46 @@
 """Bytes and FLOPs of ops by hand; input sets that outgrow the cache; every op runs as it is registered."""
 
+import importlib
 import inspect
+import pkgutil
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 
+import kernels
 from benchmarks.op_cases import OPS, describe_size, num_input_sets
+from benchmarks.op_inputs import tensors_of
 from benchmarks.ops import OpsSettings, run_ops
+from kernels.linear import pack_weight, packed_linear
 
 TEXT = {"R": 3, "V": 300, "S": 2}  # base 18
+HEAD = {"R": 3, "D": 4, "V": 300, "S": 2}
+TOKENS = {"T": 5, "D": 128}
+
+
+def public_ops() -> Iterator[Callable[..., Any]]:
+    """Every public function of `kernels` that chooses between implementations, and the product for CPUs alone.
+
+    Not the in-place forms of other ops, whose names end in "_".
+    """
+    yield packed_linear
+    for module in pkgutil.iter_modules(kernels.__path__, "kernels."):
+        if module.ispkg:
+            continue
+        for name, function in vars(importlib.import_module(module.name)).items():
+            if not inspect.isfunction(function) or function.__module__ != module.name:
+                continue
+            backend = inspect.signature(function).parameters.get("backend")
+            if backend is not None and backend.default == "auto" and not name.endswith("_"):
+                yield function
+
+
+def test_every_public_op_is_measured() -> None:
+    there = {function.__name__ for function in public_ops()}
+    assert len(there) > 15
+    assert {op.function.__name__ for op in OPS.values()} == there
 
 
 @pytest.mark.parametrize(
@@ -19,9 +51,32 @@ TEXT = {"R": 3, "V": 300, "S": 2}  # base 18
         # 1200 logit bytes a row, y in and out 32, due 2, u 8, temperature 4, top k 8, top p 4, finite 1.
         ("reveal_tokens", TEXT, 3 * (1200 + 32 + 2 + 25) + 300 * 16, 5 * 900),
         ("reveal_digits", TEXT, 3 * (1200 + 32 + 2 + 25 + 8) + 300 * 16, 5 * 900),
+        # The same, 48 more bytes of the features' gradient and 114 of the table's; each feature is added once.
+        ("embed_subtokens and gradient", {"T": 4, "D": 6, "V": 300, "S": 2}, 64 + 114 + 48 + 48 + 114, 24),
+        # 2 images of 3 planes of 4 x 4 pixels of 2 digits, 5 features each; a table of 5 rows (base 4).
+        ("embed_planes", {"B": 2, "C": 3, "H": 4, "E": 5, "V": 16, "S": 2}, 192 * 8 + 25 * 2 + 192 * 10, 0),
+        # 2 x 64 x 16 bfloat16 in and out; 64 weights, biases; 128 scales, shifts.
+        ("group_norm_silu", {"B": 2, "C": 64, "H": 4}, 2048 * 4 + 64 * 4 + 128 * 4, 9 * 2048),
+        # 640 features of 4 bytes in, 2 out; 3 vectors of 128 float32.
+        ("norm_modulate", TOKENS, 640 * 6 + 3 * 512, 7 * 640),
+        ("gated_residual", TOKENS, 640 * 10 + 512, 2 * 640),
+        ("residual_norm_modulate", TOKENS, 640 * 12 + 4 * 512, 9 * 640),
+        # 1280 queries and keys in and out; cos and sin of 32 angles a token; 6 FLOPs a pair of features.
+        ("rotate_qk", TOKENS, 1280 * 4 + 5 * 2 * 32 * 4, 6 * 640),
+        ("packed_linear", {"R": 3, "K": 4, "N": 5}, 2 * (12 + 15 + 20 + 5), 2 * 60 + 15),
+        ("compact_rows", {"R": 5}, 5 + 40 + 8, 0),
+        ("gather_rows", {"R": 5, "D": 3}, 2 * 120 + 40 + 8, 0),
+        ("scatter_rows", {"R": 5, "D": 3}, 2 * 120 + 40 + 8, 0),
         ("coded_nll", TEXT, 3 * (1200 + 16 + 8 + 4) + 300 * 16, 4 * 900),
         ("coded_nll and gradient", TEXT, 3 * (3 * 1200 + 16 + 8 + 4) + 300 * 16, 8 * 900),
         ("subtoken_nll", TEXT, 3 * (1200 + 16 + 8 + 8) + 300 * 16, 6 * 900),
+        # Two states a row; a second set of tokens.
+        ("revealed_nll", TEXT, 3 * (1200 + 32 + 4) + 300 * 16, 5 * 900),
+        # 12 features, 1200 weights, 300 biases; y_t 16, x_0 8, weight 4 a row; one loss.
+        ("linear_nll", HEAD, 4 * 1512 + 3 * 28 + 300 * 16 + 4, 2 * 3600 + 5 * 900),
+        ("linear_nll and gradient", HEAD, 8 * 1512 + 3 * 28 + 300 * 16 + 4, 6 * 3600 + 10 * 900),
+        # Two results a row in the place of its weight.
+        ("linear_subtoken_nll", HEAD, 4 * 1512 + 3 * 32 + 300 * 16, 2 * 3600 + 7 * 900),
         ("uniform", {"R": 5}, 5 * 40, 10),
     ],
 )
@@ -30,23 +85,54 @@ def test_work_by_hand(name: str, size: dict[str, int], num_bytes: int, num_flops
     assert (op.num_bytes(size), op.num_flops(size)) == (num_bytes, num_flops)
 
 
-@pytest.mark.parametrize("name", [name for name in OPS if not name.startswith("uniform")])
+@pytest.mark.parametrize("name", [name for name in OPS if name not in ("uniform", "compact_rows")])
 def test_bytes_are_those_of_the_inputs(name: str) -> None:
     """What is read is in the inputs: no tensor is forgotten, none is counted twice."""
     op = OPS[name]
     (size,) = op.sizes["smoke"]
-    inputs = op.inputs(size, torch.Generator().manual_seed(0), torch.device("cpu"))
-    held = sum(value.nbytes for value in inputs.values() if isinstance(value, torch.Tensor))
+    try:
+        inputs = op.inputs(size, torch.Generator().manual_seed(0), torch.device("cpu"))
+    except NotImplementedError:
+        pytest.skip("weights cannot be packed here")
+    held = sum(tensor.nbytes for tensor in tensors_of(inputs))
     assert held <= op.num_bytes(size) <= 3 * held
 
 
 def test_inputs_fit_the_signature_and_differ() -> None:
     for name, op in OPS.items():
+        if name == "packed_linear" and pack_weight(torch.ones(8, 16, dtype=torch.bfloat16)) is None:
+            continue
         generator = torch.Generator().manual_seed(0)
         sets = [op.inputs(op.sizes["smoke"][0], generator, torch.device("cpu")) for _ in range(2)]
         inspect.signature(op.function).bind(**sets[0])
-        first = next(key for key, value in sets[0].items() if isinstance(value, torch.Tensor))
-        assert not torch.equal(sets[0][first], sets[1][first]), name
+        first, other = (next(tensors_of(inputs)) for inputs in sets)
+        assert not torch.equal(first, other), name
+
+
+def test_gradients_are_taken_of_what_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table of an embedding, and both tensors of a head."""
+    taken: list[list[tuple[int, ...]]] = []
+    grad = torch.autograd.grad
+
+    def spy(result: Any, leaves: Any, *others: Any, **named: Any) -> Any:
+        taken.append([tuple(leaf.shape) for leaf in leaves])
+        return grad(result, leaves, *others, **named)
+
+    monkeypatch.setattr(torch.autograd, "grad", spy)
+    for only, shapes in {
+        "embed_subtokens and": [(19, 4)],
+        "linear_nll and": [(4, 8), (300, 8), (300,)],
+    }.items():
+        taken.clear()
+        run_ops(OpsSettings(only=only, scale="smoke", repeats=1, device="cpu"), lambda line: None)
+        assert shapes in taken
+
+
+def test_an_op_that_cannot_run_here_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.op_inputs.pack_weight", lambda weight: None)
+    settings = OpsSettings(only="packed_linear", scale="smoke", repeats=1, device="cpu")
+    (entry,) = run_ops(settings, lambda line: None)["ops"]
+    assert entry["seconds"] is None and "cannot be packed" in entry["error"]
 
 
 def test_input_sets_outgrow_the_cache() -> None:

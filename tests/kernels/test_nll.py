@@ -12,7 +12,7 @@ from torch import Tensor
 import kernels.nll
 from kernels.backend import Backend
 from kernels.nll import SubtokenNLL, coded_nll, revealed_nll, subtoken_nll
-from kernels.token_sets import pack_digits
+from kernels.packed_digits import pack_digits
 from prime_core.codec import SubtokenCodec
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from kernels.backend import Backend
-from kernels.carry_over import contradicts
 from kernels.noise import Purpose, uniform
 from kernels.reveal import Revealed, reveal_tokens, reveal_tokens_
 from kernels.token_digits import TokenDigits
@@ -189,14 +188,14 @@ def test_every_draw_agrees_with_the_visible_digits_and_is_a_token(backend: Backe
     assert bool((drawn.y == y)[y != codec.mask_index].all())
 
 
-def test_contradicts_is_the_digit_comparison() -> None:
+def test_contradicted_is_the_digit_comparison() -> None:
     codec = SubtokenCodec(50, 3)
     y = torch.tensor([[4, 4, 4], [1, 4, 4], [4, 2, 3], [3, 0, 1]])
     expected = [
         [any(a not in (4, b) for a, b in zip(row, full, strict=True)) for full in codec.digits.tolist()]
         for row in y.tolist()
     ]
-    assert contradicts(y, codec.digits, 4).tolist() == expected
+    assert TokenDigits(codec.digits, 4).contradicted(y).tolist() == expected
 
 
 def test_top_k_keeps_exactly_k_of_equals_the_lowest_ids() -> None:

@@ -34,6 +34,13 @@ def test_json_round_trip() -> None:
     assert Config.model_validate_json(config.model_dump_json(), strict=True) == config
 
 
+@pytest.mark.parametrize(("labels", "chosen"), [("class", 3), ("uniform", 0), ("none", 0)])
+def test_labels_without_meaning_cannot_be_chosen(labels: str, chosen: int) -> None:
+    model = UNetConfig(**SMALL, labels=labels, num_labels=1 if labels == "none" else 3)
+    assert model.num_choosable_labels == chosen
+    assert Config(model=model, codec=CODEC).image_model is model
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -38,7 +38,7 @@ FAULTS = """
     test_hostile.py::test_body_over_the_limit_in_chunks
 2. huge head
     test_hostile.py::test_broken_http_is_closed
-    test_app.py::test_no_part_of_the_head_escapes_its_bound
+    test_access.py::test_no_part_of_the_head_escapes_its_bound
     test_faults.py::test_fault_02_huge_heads_take_no_memory
 3. slow client
     test_hostile.py::test_slow_clients_are_cut_off

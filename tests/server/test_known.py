@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prime_core.canvas import CanvasError
-from prime_core.config import CodecConfig, UNetConfig
+from prime_core.config import CodecConfig, Config, UNetConfig
 from server.images.known import KnownShape, parse_known
 
 SHAPE = KnownShape(picture=(2, 3, 3), planes=2, digits=2, base=4, top_pixel=15)
@@ -24,7 +24,7 @@ def test_shape_of_models() -> None:
         channel_mult=(1,),
         attention_rates=(),
     )
-    shape = KnownShape.of(network, CodecConfig(vocab_size=4096, target_length=1))
+    shape = KnownShape.of(Config(model=network, codec=CodecConfig(vocab_size=4096, target_length=1)))
     assert shape == KnownShape((8, 4, 3), planes=2, digits=1, base=4096, top_pixel=255)
 
 

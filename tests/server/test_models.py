@@ -12,6 +12,8 @@ import pytest
 import server.engine.engine as engine_module
 from server.engine.model_queue import WARM_UP_TOKENS
 from server.model_sources import ModelSource
+from server.routes.openapi import body_schema, query_schema
+from server.schemas.image_query import QUERY_FIELDS
 from server.settings import Settings
 from tests.server.image_model import LABELS, SIDE
 from tests.server.image_model import NAME as IMAGES
@@ -42,12 +44,16 @@ def test_each_route_has_its_first_model(both: Running) -> None:
 
 def test_models_of_the_other_kind_name_their_route(both: Running) -> None:
     message = assert_error(both.post(model=IMAGES), 422, "wrong_route", "model")
-    assert "POST /images" in message
+    assert "POST /images, POST /score and POST /v1/images/generations" in message
     message = assert_error(post_images(both, model=TEXT), 422, "wrong_route", "model")
-    assert "POST /generate" in message
+    assert "POST /generate, POST /score and POST /v1/completions" in message
     assert_error(both.client.get("/images", params={"model": TEXT}), 422, "wrong_route", "model")
     message = assert_error(post_images(both, model="../x"), 404, "model_not_found", "model")
     assert message == f"there is no such model; loaded: {TEXT}, {IMAGES}"
+
+
+def test_a_route_without_a_model_has_no_description() -> None:
+    assert body_schema({}) == query_schema({}, QUERY_FIELDS) == {}
 
 
 def test_no_model_of_a_kind(server: Running, images_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from server.http.access import MAX_HEADER_BYTES, HalfAnswerError, RequestId
+from server.http.access import MAX_HEADER_BYTES, AccessMiddleware, HalfAnswerError
 from server.metrics import Metrics
 from tests.server.running import Running, assert_error, wait_until
 
@@ -54,7 +54,7 @@ def _run(app: Any, **scope: Any) -> list[Message]:
         **scope,
     }
     try:
-        asyncio.run(RequestId(app, Metrics().http, ["/"])(filled, _unused, send))
+        asyncio.run(AccessMiddleware(app, Metrics().http, ["/"])(filled, _unused, send))
     except HalfAnswerError:
         sent.append({"type": "raised"})
     return sent
