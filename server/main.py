@@ -177,7 +177,7 @@ def http_config(engine: Engine, settings: Settings, keys: KeyRing | None = None)
     """Return how HTTP is spoken: h11 with bounded heads and deadlines, signals and logs left to us."""
     return uvicorn.Config(
         create_app(engine, settings, keys),
-        http=DeadlineProtocol.with_deadline(settings.receive_timeout_s),
+        http=DeadlineProtocol.with_deadline(settings.receive_timeout_s, engine.metrics.http),
         ws="none",
         lifespan="off",
         log_config=None,
