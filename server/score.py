@@ -37,6 +37,7 @@ from server.schemas.score import (
     TextScoreRequest,
     TokenCosts,
 )
+from server.text.text_length import check_chars
 
 # Every sub-token of every state takes a random number before the first call: seconds of a thread, for so many.
 MAX_DRAWN_DIGITS = 2**22
@@ -64,8 +65,8 @@ async def answer_score(
         request,
         queue.name,
         num_inputs * rows_per_input(num_inputs, body.num_samples, limits.max_n),
-        partial(prepare, queue.checkpoint, body, limits),
-        partial(score_answer, request.state.request_id, queue),
+        partial(prepare_score, queue.checkpoint, body, limits),
+        partial(score_response, request.state.request_id, queue),
     )
     metrics, times = service.engine.metrics, answer.timings
     rows = [(each.nfe, 0) for each in answer.scores]
@@ -74,7 +75,7 @@ async def answer_score(
     return answer
 
 
-def prepare(
+def prepare_score(
     checkpoint: Checkpoint, body: TextScoreRequest | ImageScoreRequest, limits: Limits
 ) -> PreparedScores:
     """Return the rows of a request, with their masked states.
@@ -106,23 +107,18 @@ def prepare(
 
 
 def _check_chars(body: TextScoreRequest, limits: Limits) -> None:
-    """Refuse text that cannot fit however well it compresses: to tokenize it would delay others."""
+    """Refuse a text that cannot fit."""
     texts: dict[str, Sequence[object]] = {"text": [body.text], "inputs": body.inputs or []}
     for param, parts in texts.items():
         longest = max((len(part) for part in parts if isinstance(part, str)), default=0)
-        holds = "has" if param == "text" else "holds a text of"
-        if limits.max_chars is not None and longest > limits.max_chars:
-            raise CanvasError(
-                param,
-                f"{param} {holds} {longest} characters, but the context of {limits.context} tokens holds at most "
-                f"{limits.max_chars}; cut it into parts",
-            )
+        has = "has" if param == "text" else "holds a text of"
+        check_chars(longest, limits, param, has=has, remedy="cut it into parts")
 
 
-def _check_work(contents: Sequence[Content], num_samples: int, num_digits: int, limits: Limits) -> None:
+def _check_work(contents: Sequence[Content], num_samples: int, target_length: int, limits: Limits) -> None:
     """Refuse a request whose inputs * tokens * denoiser calls are over the limit, before its states are drawn."""
     num_tokens = sum(len(each.x_0) for each in contents)
-    most = min(limits.max_work, MAX_DRAWN_DIGITS // num_digits)
+    most = min(limits.max_work, MAX_DRAWN_DIGITS // target_length)
     if num_tokens * num_samples > most:
         raise CanvasError(
             "num_samples",
@@ -131,7 +127,7 @@ def _check_work(contents: Sequence[Content], num_samples: int, num_digits: int, 
         )
 
 
-def score_answer(request_id: str, queue: ModelQueue, prepared: PreparedScores, job: Job) -> ScoreResponse:
+def score_response(request_id: str, queue: ModelQueue, prepared: PreparedScores, job: Job) -> ScoreResponse:
     """Return the answer to a request whose rows are finished.
 
     Raises:

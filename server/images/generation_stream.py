@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 
 from prime_core.checkpoint import Checkpoint
-from prime_core.pictures import to_png
-from prime_core.pixels import PixelCodec
 from prime_core.prepare import PreparedRows
-from prime_core.provisional import provisional_pixels
 from server.engine.feed import RowChange
 from server.engine.model_queue import ModelQueue
 from server.http.sse import frame
-from server.images.generations import image_answers, size_of, usage_of
-from server.images.images import count
+from server.images.generations import size_of, usage_of
+from server.images.image_answer import images_response
+from server.images.images import count_images
+from server.images.png import ProvisionalPng
 from server.request import Running
 from server.schemas.generations import CompletedImageEvent, PartialImageEvent
 
@@ -41,9 +39,8 @@ async def generation_frames(
                 b64_json=picture, created_at=created, size=size, partial_image_index=index
             )
             yield frame(event, event.type)
-    answer = await running.answer(partial(image_answers, queue))
-    rows = [(image.nfe, image.steps_skipped) for image in answer.images]
-    count(running.service.engine.metrics, queue.name, answer.timings, rows)
+    answer = await running.answer(partial(images_response, "", queue))
+    count_images(running.service.engine.metrics, answer)
     (image,) = answer.images
     usage = usage_of(queue.checkpoint, 1)
     completed = CompletedImageEvent(b64_json=image.b64_json, created_at=created, size=size, usage=usage)
@@ -67,8 +64,7 @@ class PartialPictures:
             num_calls: denoiser calls of the image.
             num_partial: most pictures.
         """
-        self._codec = checkpoint.codec
-        self._pixels = PixelCodec(checkpoint.config.image_model)
+        self._png = ProvisionalPng(checkpoint)
         self._num_calls = num_calls
         self._due = [share * num_calls / (num_partial + 1) for share in range(1, num_partial + 1)]
         self.num_shown = 0
@@ -80,6 +76,5 @@ class PartialPictures:
             self._due = self._due[len(passed) :]
             if passed and row.nfe < self._num_calls:
                 self.num_shown += 1
-                pixels = provisional_pixels(self._codec, self._pixels, row.y)
-                return base64.b64encode(to_png(pixels.numpy())).decode()
+                return self._png.of(row.y)
         return None

@@ -11,11 +11,9 @@ from prime_core.checkpoint import Checkpoint
 from prime_core.labels import parse_label
 from prime_core.pixels import PixelCodec
 from prime_core.prepare import PreparedRows
-from server.engine.batcher import Job
 from server.engine.model_queue import ModelQueue
 from server.http.errors import ApiError
-from server.images.image_answer import images_response
-from server.images.images import prepare
+from server.images.images import prepare_images
 from server.request import Running, Service, start_request
 from server.schemas.base import Limits
 from server.schemas.generations import (
@@ -72,7 +70,7 @@ def prepare_generation(checkpoint: Checkpoint, body: GenerationRequest, limits: 
         label=parse_label(body.prompt) if body.prompt else None,
     )
     try:
-        return prepare(checkpoint, fields, "b64_json", limits)
+        return prepare_images(checkpoint, fields, "b64_json", limits)
     except CanvasError as error:  # two fields have other names here, or no other choice
         if error.param == "label":
             rule = type(body).model_fields["prompt"].description
@@ -89,15 +87,6 @@ def size_of(checkpoint: Checkpoint) -> str:
     """Return the size of an image model's pictures, as in "32x32": width, then height."""
     height, width, _ = PixelCodec(checkpoint.config.image_model).picture_shape
     return f"{width}x{height}"
-
-
-def image_answers(queue: ModelQueue, prepared: PreparedRows, job: Job) -> ImagesResponse:
-    """Return the pictures in the project's own shape.
-
-    Raises:
-        NonFiniteError: if a row failed.
-    """
-    return images_response("", queue, prepared, job)
 
 
 def generation_of(created: int, queue: ModelQueue, answer: ImagesResponse) -> Generation:

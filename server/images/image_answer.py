@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,13 +12,15 @@ from prime_core.pictures import PNG_MODES, to_grid, to_npy, to_png
 from prime_core.prepare import ImageSample, PreparedRows, finish_row
 from server.engine.batcher import Job
 from server.engine.model_queue import ModelQueue
+from server.http.sampling_headers import sampling_headers
 from server.images.known import KnownShape
+from server.images.png import encoded_png
 from server.request import timings_of
 from server.schemas.base import Timings
 from server.schemas.images import ImageOutput, ImagesResponse, ImagesUsage, ResponseFormat
 
 
-class ImagesAnswer(NamedTuple):
+class ImagesBody(NamedTuple):
     """What goes out.
 
     Attributes:
@@ -55,10 +56,10 @@ def check_format(shape: KnownShape, num: int, response_format: ResponseFormat) -
         )
 
 
-def images_answer(
+def images_body(
     request_id: str, queue: ModelQueue, response_format: ResponseFormat, prepared: PreparedRows, job: Job
-) -> ImagesAnswer:
-    """Return the answer to a request whose rows are finished.
+) -> ImagesBody:
+    """Return what goes out to answer a request whose rows are finished.
 
     Raises:
         NonFiniteError: if a row failed.
@@ -67,19 +68,17 @@ def images_answer(
     rows = [(sample.nfe, sample.steps_skipped) for sample in samples]
     if response_format == "b64_json":
         response = _response(request_id, queue, samples, job)
-        return ImagesAnswer(
-            response.model_dump_json().encode(), "application/json", {}, response.timings, rows
-        )
+        return ImagesBody(response.model_dump_json().encode(), "application/json", {}, response.timings, rows)
     pictures = np.stack([sample.pixels.numpy() for sample in samples])
     if response_format == "npy":
         content, media_type = to_npy(pictures), "application/octet-stream"
     else:
         content, media_type = to_png(to_grid(pictures)), "image/png"
-    headers = {"X-Seed": str(samples[0].seed), "X-NFE": str(sum(nfe for nfe, _ in rows))}
+    headers = sampling_headers(prepared.rows)
     labels = [str(sample.label) for sample in samples if sample.label is not None]
     if labels:
         headers["X-Labels"] = ",".join(labels)
-    return ImagesAnswer(content, media_type, headers, timings_of(job), rows)
+    return ImagesBody(content, media_type, headers, timings_of(job), rows)
 
 
 def images_response(request_id: str, queue: ModelQueue, prepared: PreparedRows, job: Job) -> ImagesResponse:
@@ -102,7 +101,7 @@ def _response(request_id: str, queue: ModelQueue, samples: Sequence[ImageSample]
     names = queue.checkpoint.config.label_names
     images = [
         ImageOutput(
-            b64_json=base64.b64encode(to_png(sample.pixels.numpy())).decode(),
+            b64_json=encoded_png(sample.pixels),
             label=sample.label,
             label_name=names[sample.label] if names and sample.label is not None else None,
             seed=sample.seed,

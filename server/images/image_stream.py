@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import AsyncIterator
 from functools import partial
 
 from fastapi import Request
 
 from prime_core.checkpoint import Checkpoint
-from prime_core.pictures import to_png
-from prime_core.pixels import PixelCodec
 from prime_core.prepare import PreparedRows
-from prime_core.provisional import provisional_pixels
 from server.denoise import denoise_fields
 from server.engine.feed import Changes, RowChange
 from server.engine.model_queue import ModelQueue
 from server.http.sse import frame
 from server.images.image_answer import images_response
-from server.images.images import count, prepare
+from server.images.images import count_images, prepare_images
+from server.images.png import ProvisionalPng
 from server.request import Running, Service, start_request
 from server.schemas.denoise import ImageFrame
 from server.schemas.images import ImagesRequest
@@ -38,7 +35,7 @@ async def stream_images(
     Raises:
         ApiError: see `start_request`. What fails later is raised by the frames.
     """
-    work = partial(prepare, queue.checkpoint, body, "b64_json", service.limits[queue.name])
+    work = partial(prepare_images, queue.checkpoint, body, "b64_json", service.limits[queue.name])
     running = await start_request(service, request, queue.name, body.n, work, followed=True)
     return _frames(running, queue, Pictures(queue.checkpoint, body.n, body.preview_every))
 
@@ -51,8 +48,7 @@ async def _frames(
             yield frame(each, "denoise")
     request_id = running.request.state.request_id
     answer = await running.answer(partial(images_response, request_id, queue))
-    rows = [(image.nfe, image.steps_skipped) for image in answer.images]
-    count(running.service.engine.metrics, queue.name, answer.timings, rows)
+    count_images(running.service.engine.metrics, answer)
     yield frame(answer)
 
 
@@ -67,15 +63,15 @@ class Pictures:
             num_images: images of the request.
             every: denoiser calls of an image between two pictures, 0 for none.
         """
-        self._codec = checkpoint.codec
-        self._pixels = PixelCodec(checkpoint.config.image_model)
+        self._mask_index = checkpoint.codec.mask_index
+        self._png = ProvisionalPng(checkpoint)
         self._every = every
         self._shown_at = [0] * num_images  # calls of each image at its last picture
 
     def frames(self, changes: Changes) -> list[ImageFrame]:
         """Return one frame for every image that changed."""
         return [
-            ImageFrame(**denoise_fields(changes, row, self._codec.mask_index), b64_json=self._picture(row))
+            ImageFrame(**denoise_fields(changes, row, self._mask_index), b64_json=self._picture(row))
             for row in changes.rows
         ]
 
@@ -83,5 +79,4 @@ class Pictures:
         if not self._every or row.nfe - self._shown_at[row.output] < self._every:
             return None
         self._shown_at[row.output] = row.nfe
-        pixels = provisional_pixels(self._codec, self._pixels, row.y)
-        return base64.b64encode(to_png(pixels.numpy())).decode()
+        return self._png.of(row.y)

@@ -12,14 +12,14 @@ from prime_core.checkpoint import Checkpoint
 from prime_core.prepare import PreparedRows, prepare_rows
 from prime_core.request import PRESET_FIELDS
 from server.engine.model_queue import ModelQueue
-from server.images.image_answer import ImagesAnswer, check_format, images_answer
+from server.images.image_answer import ImagesBody, check_format, images_body
 from server.images.image_request import image_request_of
 from server.images.image_work import check_grid, check_work
 from server.images.known import KnownShape, parse_known
 from server.metrics import Metrics
 from server.request import Service, run_request
 from server.schemas.base import Limits, Timings
-from server.schemas.images import ImagesRequest, ResponseFormat
+from server.schemas.images import ImagesRequest, ImagesResponse, ResponseFormat
 
 
 async def make_images(
@@ -28,7 +28,7 @@ async def make_images(
     body: ImagesRequest,
     response_format: ResponseFormat,
     request: Request,
-) -> ImagesAnswer:
+) -> ImagesBody:
     """Answer a checked request.
 
     Args:
@@ -47,20 +47,26 @@ async def make_images(
         request,
         queue.name,
         body.n,
-        partial(prepare, queue.checkpoint, body, response_format, service.limits[queue.name]),
-        partial(images_answer, request.state.request_id, queue, response_format),
+        partial(prepare_images, queue.checkpoint, body, response_format, service.limits[queue.name]),
+        partial(images_body, request.state.request_id, queue, response_format),
     )
-    count(service.engine.metrics, queue.name, answer.timings, answer.rows)
+    _count(service.engine.metrics, queue.name, answer.timings, answer.rows)
     return answer
 
 
-def count(metrics: Metrics, model: str, timings: Timings, rows: Sequence[tuple[int, int]]) -> None:
-    """Count a request that was answered; ``rows`` are the denoiser calls and skipped steps of each image."""
+def count_images(metrics: Metrics, answer: ImagesResponse) -> None:
+    """Count a request that was answered in JSON."""
+    rows = [(image.nfe, image.steps_skipped) for image in answer.images]
+    _count(metrics, answer.model, answer.timings, rows)
+
+
+def _count(metrics: Metrics, model: str, timings: Timings, rows: Sequence[tuple[int, int]]) -> None:
+    """Count a request by the denoiser calls and skipped steps of each of its images."""
     metrics.request_done(model, "complete", timings.total_s, timings.queue_s, rows)
     metrics.images.labels(model).inc(len(rows))
 
 
-def prepare(
+def prepare_images(
     checkpoint: Checkpoint, body: ImagesRequest, response_format: ResponseFormat, limits: Limits
 ) -> PreparedRows:
     """Return the rows of a request, with their reveal plans.

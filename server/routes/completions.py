@@ -17,8 +17,8 @@ from server.schemas.completions import (
     completion_request,
 )
 from server.text.completion_stream import completion_frames
-from server.text.completions import completion_of, origin_of, start_completion, text_answers
-from server.text.generate import count
+from server.text.completions import completion_of, joined_response, origin_of, start_completion
+from server.text.generate import count_text
 
 _STREAM = stream_content((None, CompletionChunkWithUsage))
 
@@ -55,8 +55,8 @@ def router(service: Service) -> APIRouter:
         headers = sampling_headers(running.prepared.rows)
         if body.stream:
             return streamed(completion_frames(running, queue, body, origin), headers)
-        answer = await running.answer(partial(text_answers, queue))
-        count(service.engine.metrics, answer)
+        answer = await running.answer(partial(joined_response, queue))
+        count_text(service.engine.metrics, answer)
         completion = completion_of(origin, queue, body, running.prepared, answer)
         return Response(completion.model_dump_json(), headers=headers, media_type="application/json")
 

@@ -12,8 +12,9 @@ from server.http.checking import read_request
 from server.http.sampling_headers import SAMPLING_HEADERS, sampling_headers
 from server.http.sse import streamed
 from server.images.generation_stream import generation_frames
-from server.images.generations import generation_of, image_answers, size_of, start_generation
-from server.images.images import count
+from server.images.generations import generation_of, size_of, start_generation
+from server.images.image_answer import images_response
+from server.images.images import count_images
 from server.request import Service, answered
 from server.routes.openapi import ERRORS, body_schema, models_of, stream_content
 from server.schemas.base import Limits
@@ -62,9 +63,8 @@ def router(service: Service) -> APIRouter:
         headers = sampling_headers(running.prepared.rows)
         if body.stream:
             return streamed(generation_frames(running, queue, body.partial_images, created), headers)
-        answer = await running.answer(partial(image_answers, queue))
-        rows = [(image.nfe, image.steps_skipped) for image in answer.images]
-        count(service.engine.metrics, queue.name, answer.timings, rows)
+        answer = await running.answer(partial(images_response, "", queue))
+        count_images(service.engine.metrics, answer)
         generation = generation_of(created, queue, answer)
         return Response(generation.model_dump_json(), headers=headers, media_type="application/json")
 

@@ -22,9 +22,9 @@ from server.text.completions import (
     PreparedPrompts,
     completion_of,
     echoed,
-    text_answers,
+    joined_response,
 )
-from server.text.generate import count
+from server.text.generate import count_text
 
 
 async def completion_frames(
@@ -56,8 +56,8 @@ async def completion_frames(
     async for changes in running.changes():
         for choice in await running.in_thread(texts.grown, changes.rows):
             yield chunk(choice)
-    answer = await running.answer(partial(text_answers, queue))
-    count(running.service.engine.metrics, answer)
+    answer = await running.answer(partial(joined_response, queue))
+    count_text(running.service.engine.metrics, answer)
     completion = completion_of(origin, queue, body, prepared, answer)
     for choice in completion.choices:
         assert choice.text.startswith(texts.sent[choice.index]), "settled text is never taken back"

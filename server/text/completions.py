@@ -22,7 +22,7 @@ from server.request import Running, Service, start_request
 from server.schemas.base import Limits
 from server.schemas.completions import Completion, CompletionChoice, CompletionRequest, CompletionUsage
 from server.schemas.text import GenerateRequest, GenerateResponse, Usage
-from server.text.generate import prepare_together, text_answer
+from server.text.generate import prepare_together, text_response
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -126,13 +126,13 @@ def origin_of(request: Request, queue: ModelQueue) -> Origin:
     return Origin(f"cmpl-{request_id.removeprefix('req-')}", int(time.time()), queue.name)
 
 
-def text_answers(queue: ModelQueue, prepared: PreparedPrompts, job: Job) -> GenerateResponse:
+def joined_response(queue: ModelQueue, prepared: PreparedPrompts, job: Job) -> GenerateResponse:
     """Return the outputs of all prompts in one answer of the project's own shape.
 
     Raises:
         NonFiniteError: if a row failed.
     """
-    answers = [text_answer("", queue, prompt, job) for prompt in prepared.prompts]
+    answers = [text_response("", queue, prompt, job) for prompt in prepared.prompts]
     usages = [answer.usage for answer in answers]
     return GenerateResponse(
         id="",

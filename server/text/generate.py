@@ -18,6 +18,7 @@ from server.metrics import Metrics
 from server.request import Service, run_request, timings_of
 from server.schemas.base import Limits
 from server.schemas.text import Gap, GenerateRequest, GenerateResponse, Output, Usage
+from server.text.text_length import check_chars
 
 
 async def generate(
@@ -40,14 +41,14 @@ async def generate(
         request,
         queue.name,
         body.n,
-        partial(prepare, queue.checkpoint, body, service.limits[queue.name]),
-        partial(text_answer, request.state.request_id, queue),
+        partial(prepare_text, queue.checkpoint, body, service.limits[queue.name]),
+        partial(text_response, request.state.request_id, queue),
     )
-    count(service.engine.metrics, answer)
+    count_text(service.engine.metrics, answer)
     return answer
 
 
-def prepare(checkpoint: Checkpoint, body: GenerateRequest, limits: Limits) -> PreparedRows:
+def prepare_text(checkpoint: Checkpoint, body: GenerateRequest, limits: Limits) -> PreparedRows:
     """Return the rows of a request, with their reveal plans.
 
     Raises:
@@ -63,7 +64,7 @@ def prepare_together(
     """Return the rows of requests that differ in their prompts and seeds, under one limit of work for all.
 
     Raises:
-        CanvasError: as for `prepare`; with more than one request it says which prompt it is about.
+        CanvasError: as for `prepare_text`; with more than one request it says which prompt it is about.
     """
     for number, body in enumerate(requests, 1):
         with _of_prompt(number, len(requests)):
@@ -115,7 +116,7 @@ def _layout(body: GenerateRequest) -> dict[str, Any]:
 
 
 def _check_chars(body: GenerateRequest, limits: Limits) -> None:
-    """Refuse fixed text that cannot fit however well it compresses: to tokenize it would delay others."""
+    """Refuse fixed text that cannot fit."""
     texts: dict[str, Sequence[object]] = {
         "prompt": [body.prompt],
         "suffix": [body.suffix],
@@ -123,12 +124,7 @@ def _check_chars(body: GenerateRequest, limits: Limits) -> None:
     }
     for param, parts in texts.items():
         num_chars = sum(len(part) for part in parts if isinstance(part, str))
-        if limits.max_chars is not None and num_chars > limits.max_chars:
-            raise CanvasError(
-                param,
-                f"{param} has {num_chars} characters, but the context of {limits.context} tokens holds at "
-                f"most {limits.max_chars}; shorten {param}",
-            )
+        check_chars(num_chars, limits, param, has="has", remedy=f"shorten {param}")
 
 
 def _check_work(checkpoint: Checkpoint, requests: Sequence[GenerateRequest], limits: Limits) -> None:
@@ -161,7 +157,7 @@ def _work(body: GenerateRequest, num_tokens: int, num_free: int) -> int:
     return body.n * num_tokens * most_calls
 
 
-def text_answer(request_id: str, queue: ModelQueue, prepared: PreparedRows, job: Job) -> GenerateResponse:
+def text_response(request_id: str, queue: ModelQueue, prepared: PreparedRows, job: Job) -> GenerateResponse:
     """Return the answer to a request whose rows are finished.
 
     Raises:
@@ -201,7 +197,7 @@ def _output(sample: Sample) -> Output:
     )
 
 
-def count(metrics: Metrics, answer: GenerateResponse) -> None:
+def count_text(metrics: Metrics, answer: GenerateResponse) -> None:
     """Count a request that was answered."""
     stopped = all(output.finish_reason == "stop" for output in answer.outputs)
     metrics.request_done(

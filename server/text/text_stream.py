@@ -17,7 +17,7 @@ from server.http.sse import frame
 from server.request import Running, Service, start_request
 from server.schemas.denoise import TextFrame
 from server.schemas.text import GenerateRequest
-from server.text.generate import count, prepare, text_answer
+from server.text.generate import count_text, prepare_text, text_response
 
 
 async def stream_text(
@@ -40,7 +40,7 @@ async def stream_text(
         request,
         queue.name,
         body.n,
-        partial(prepare, queue.checkpoint, body, limits),
+        partial(prepare_text, queue.checkpoint, body, limits),
         followed=True,
     )
     return _frames(running, queue)
@@ -54,8 +54,8 @@ async def _frames(running: Running[PreparedRows], queue: ModelQueue) -> AsyncIte
             layout = None if each.output in told else gaps
             told.add(each.output)
             yield frame(each.model_copy(update={"gaps": layout}), "denoise")
-    answer = await running.answer(partial(text_answer, running.request.state.request_id, queue))
-    count(running.service.engine.metrics, answer)
+    answer = await running.answer(partial(text_response, running.request.state.request_id, queue))
+    count_text(running.service.engine.metrics, answer)
     yield frame(answer)
 
 

@@ -56,6 +56,14 @@ def write_checkpoint(folder: Path) -> Path:
     return folder / NAME
 
 
+def write_without_tokenizer(path: Path, folder: Path) -> Path:
+    """The same model as at a path, but of tokens that stand for no text."""
+    told = load_checkpoint(path)
+    config = told.config.model_copy(update={"tokenizer": TokenizerSpec(kind="none")})
+    save_checkpoint(folder / NAME, config, told.denoiser.state_dict())
+    return folder / NAME
+
+
 Hook = Callable[[Sequence[int]], None]
 
 

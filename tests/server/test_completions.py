@@ -11,9 +11,15 @@ import httpx
 import pytest
 
 from kernels.noise import row_seed
-from prime_core.checkpoint import load_checkpoint, save_checkpoint
-from prime_core.tokenizer import TokenizerSpec
-from tests.server.running import CONTEXT, Gate, Running, assert_error, serving, wait_until
+from tests.server.running import (
+    CONTEXT,
+    Gate,
+    Running,
+    assert_error,
+    serving,
+    wait_until,
+    write_without_tokenizer,
+)
 
 BODY: dict[str, Any] = {"prompt": "ab", "max_tokens": 12, "steps": 24, "seed": 5}
 
@@ -312,10 +318,7 @@ def test_models(both: Running) -> None:
 
 
 def test_a_model_without_a_tokenizer_has_no_text(model_path: Path, tmp_path: Path) -> None:
-    told = load_checkpoint(model_path)
-    config = told.config.model_copy(update={"tokenizer": TokenizerSpec(kind="none")})
-    save_checkpoint(tmp_path / "untold", config, told.denoiser.state_dict())
-    with serving(tmp_path / "untold") as server:
+    with serving(write_without_tokenizer(model_path, tmp_path)) as server:
         assert server.post(max_tokens=3).status_code == 200
         message = assert_error(complete(server, prompt=[1, 2]), 422, "wrong_route", "model")
         assert "POST /generate" in message

@@ -137,7 +137,7 @@ def test_nothing_of_a_client_but_a_plain_id_is_logged(
     locked.client.post("/generate", json={"prompt": PROMPT, "seed": PROMPT}, headers=key)
     locked.client.post("/generate", json={"prompt": PROMPT * 40}, headers=key)
     # An exception whose text is the prompt.
-    monkeypatch.setattr("server.text.generate.prepare", lambda *_: {}[PROMPT])
+    monkeypatch.setattr("server.text.generate.prepare_text", lambda *_: {}[PROMPT])
     reply = locked.client.post("/generate", json={"prompt": PROMPT}, headers=key)
     assert_error(reply, 500, "internal_error")
     wait_until(

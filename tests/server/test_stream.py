@@ -20,7 +20,15 @@ from PIL import Image
 
 from prime_core.provisional import UNKNOWN
 from server.text import text_stream
-from tests.server.running import CONTEXT, Gate, Running, assert_error, serving, wait_until
+from tests.server.running import (
+    CONTEXT,
+    Gate,
+    Running,
+    assert_error,
+    serving,
+    wait_until,
+    write_without_tokenizer,
+)
 
 Frame = tuple[str | None, Any]
 
@@ -123,6 +131,20 @@ def test_the_first_frame_of_every_output_tells_where_its_gaps_are(server: Runnin
         first, *later = [frame["gaps"] for frame in frames if frame["output"] == output]
         assert first == [[2, 5], [6, 8]]
         assert later and not any(later)
+
+
+def test_frames_of_tokens_without_text_hold_digits_alone(model_path: Path, tmp_path: Path) -> None:
+    with serving(write_without_tokenizer(model_path, tmp_path)) as server:
+        *frames, (event, answer) = stream(server, "/generate", max_tokens=8, steps=12, seed=1)
+    assert event is None
+    (output,) = answer["outputs"]
+    assert output["text"] is None
+    for _, frame in frames:
+        assert frame["text"] == ""
+        assert frame["pieces"] == [None] * len(frame["positions"])
+        assert frame["revealed"] == [sum(d is not None for d in digits) / 2 for digits in frame["digits"]]
+    (final,) = retold(frames, 1, 8, 2)
+    assert [high * 17 + low for high, low in final] == output["token_ids"]
 
 
 def test_image_frames_retell_the_answer(both: Running) -> None:
@@ -242,9 +264,10 @@ def test_rows_are_free_when_a_stream_ends_while_a_frame_is_made(
 
 
 def test_a_reader_that_does_not_read_is_cut_off_and_nobody_waits_for_it(model_path: Path) -> None:
-    with serving(model_path, receive_timeout_s=1) as server:
-        server.denoiser.hook = lambda lengths: time.sleep(0.002)
-        body = json.dumps({"n": 16, "max_tokens": CONTEXT, "steps": "exact", "stream": True}).encode()
+    """Long before its rows would be finished: their calls are slow, and its frames soon fill every buffer."""
+    with serving(model_path, receive_timeout_s=1, max_batch_rows=64, max_n=64, max_queue_rows=128) as server:
+        server.denoiser.hook = lambda lengths: time.sleep(0.1)
+        body = json.dumps({"n": 64, "max_tokens": CONTEXT, "steps": "exact", "stream": True}).encode()
         head = "POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         head += f"Content-Length: {len(body)}\r\n"
         address = httpx.URL(server.url)
@@ -255,8 +278,11 @@ def test_a_reader_that_does_not_read_is_cut_off_and_nobody_waits_for_it(model_pa
             wait_until(lambda: len(server.denoiser.lengths) > 3)
             mate = server.post(max_tokens=4, steps=2, seed=1)
             assert mate.status_code == 200
+            wait_until(lambda: server.metric("prime_request_failure_total", reason="cancelled") == 1)
             wait_until(lambda: server.engine.held_rows == 0)
             wait_until(lambda: num_generate(server, "499") == 1)
+            assert b"[DONE]" not in b"".join(iter(lambda: connection.recv(2**16), b""))
+        assert len(server.denoiser.lengths) < CONTEXT  # of one call for each of two digits a token
         server.denoiser.hook = None
         assert server.post(max_tokens=4, steps=2, seed=1).json()["outputs"] == mate.json()["outputs"]
 
