@@ -96,6 +96,8 @@ class Server(uvicorn.Server):
         """Whether the engine has been stalled for too long; nothing but a new process helps then."""
         now_s = time.monotonic()
         if not self.engine.stalled:
+            if self._stalled_since_s is not None:
+                logger.info("the engine goes on after %.1f s", now_s - self._stalled_since_s)
             self._stalled_since_s = None
             return False
         if self._stalled_since_s is None:
