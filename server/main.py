@@ -98,6 +98,8 @@ class Server(uvicorn.Server):
         """Whether the engine has been stalled for too long; nothing but a new process helps then."""
         now_s = time.monotonic()
         if not self.engine.stalled:
+            if self._stalled_since_s is not None:
+                logger.info("the engine goes on after %.1f s", now_s - self._stalled_since_s)
             self._stalled_since_s = None
             return False
         if self._stalled_since_s is None:
@@ -179,7 +181,7 @@ def http_config(engine: Engine, settings: Settings, keys: KeyRing | None = None)
     """Return how HTTP is spoken: h11 with bounded heads and deadlines, signals and logs left to us."""
     return uvicorn.Config(
         create_app(engine, settings, keys),
-        http=DeadlineProtocol.with_deadline(settings.receive_timeout_s),
+        http=DeadlineProtocol.with_deadline(settings.receive_timeout_s, engine.metrics.http),
         ws="none",
         lifespan="off",
         log_config=None,

@@ -46,6 +46,9 @@ ERROR_CODES = (
     ErrorCode(422, "invalid_value", "fields", "a value breaks a rule; the message holds the rule"),
     ErrorCode(422, "wrong_route", "fields", "the model is of another kind; the message names its routes"),
     ErrorCode(422, "invalid_header", "sampling", "X-Request-Timeout is no number in its range"),
+    ErrorCode(
+        422, "request_too_large", "sampling", "its plan is larger than the queue; the message names fields"
+    ),
     ErrorCode(429, "queue_full", "sampling", "the queue is full; try again after Retry-After seconds"),
     ErrorCode(431, "headers_too_large", "any", "the head of the request is over the limit"),
     ErrorCode(500, "non_finite", "sampling", "the model gave no finite probabilities for this request"),

@@ -64,7 +64,7 @@ def test_a_server_settles_before_it_says_that_it_is_ready(
     monkeypatch.setattr(main, "_announce", announce)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        asyncio.run(asyncio.wait_for(_serve(server, listener, "ready"), 60))
+        asyncio.run(asyncio.wait_for(_serve(server, listener, "ready", Reloader(KeyRing())), 60))
     assert happened == ["settled", "ready"]
 
 

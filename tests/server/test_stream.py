@@ -236,6 +236,22 @@ def test_a_reader_that_goes_frees_the_rows_within_a_step(model_path: Path) -> No
         gate.opened.set()
         wait_until(lambda: server.engine.held_rows == 0)
         assert len(server.denoiser.lengths) <= calls + 1
+        # What the log and the metrics of HTTP say of it: nobody has had an answer.
+        wait_until(lambda: num_generate(server, "499") == 1)
+        assert num_generate(server, "200") == 0
+
+
+def num_generate(server: Running, status: str) -> float:
+    """How many requests of text were counted under a status."""
+    labels = {"route": "/generate", "method": "POST", "status": status}
+    return server.engine.metrics.registry.get_sample_value("prime_http_requests_total", labels) or 0
+
+
+def test_a_stream_that_is_read_to_its_end_counts_as_answered(model_path: Path) -> None:
+    with serving(model_path) as server:
+        stream(server, "/generate", max_tokens=4)
+        wait_until(lambda: num_generate(server, "200") == 1)
+        assert num_generate(server, "499") == 0
 
 
 @pytest.mark.parametrize("failure", ["the client goes", "a frame raises"])
@@ -285,6 +301,7 @@ def test_a_reader_that_does_not_read_is_cut_off_and_nobody_waits_for_it(model_pa
             assert mate.status_code == 200
             wait_until(lambda: server.metric("prime_request_failure_total", reason="cancelled") == 1)
             wait_until(lambda: server.engine.held_rows == 0)
+            wait_until(lambda: num_generate(server, "499") == 1)
             assert b"[DONE]" not in b"".join(iter(lambda: connection.recv(2**16), b""))
         assert len(server.denoiser.lengths) < CONTEXT  # of one call for each of two digits a token
         server.denoiser.hook = None
