@@ -11,6 +11,7 @@ from prime_core.tokenizer import Tokenizer
 from server.engine.engine import Engine
 from server.http.access import AccessMiddleware
 from server.http.body import Bodies
+from server.http.crowd import RefuseCrowds
 from server.http.errors import install_error_handlers
 from server.http.keys import KeyRing
 from server.http.leaving import CancelUnfinished
@@ -45,7 +46,9 @@ def create_app(engine: Engine, settings: Settings, keys: KeyRing | None = None) 
         engine,
         limits,
         Workers(engine.queues),
-        Bodies(settings.max_body_bytes, settings.receive_timeout_s),
+        Bodies(
+            settings.max_body_bytes, settings.max_held_body_bytes, settings.receive_timeout_s, engine.metrics
+        ),
         settings.max_request_s,
     )
     app.include_router(generate.router(service))
@@ -59,6 +62,7 @@ def create_app(engine: Engine, settings: Settings, keys: KeyRing | None = None) 
     app.include_router(playground.router())
     install_error_handlers(app)
     app.add_middleware(CancelUnfinished, metrics=engine.metrics)
+    app.add_middleware(RefuseCrowds, max_requests=settings.max_connections, metrics=engine.metrics)
     keys = KeyRing() if keys is None else keys
     app.add_middleware(RequireKey, keys=keys)
     routes = {path for _, path in route_table(app)}

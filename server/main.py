@@ -31,12 +31,17 @@ from server.http.access import MAX_HEADER_BYTES
 from server.http.keys import KeyRing, take_environment_keys
 from server.http.protocol import DeadlineProtocol
 from server.logs import configure_logs
+from server.open_files import allow_files
 from server.reload import Reloader
 from server.settings import Settings, SettingsError, load_settings
 
 logger = logging.getLogger("prime.server")
 
 CHECK_EVERY_S = 0.1
+# asyncio accepts so many connections before it looks at any of them, and as many again while it does; so this bounds how
+# many there are for a moment beyond --max-connections.
+ACCEPTED_AT_ONCE = 64
+LISTEN_BACKLOG = 2048  # connections that wait in the kernel to be accepted
 # Once all rows are done, answers are on their way; a client that does not read them is cut off after this.
 LAST_ANSWERS_S = 10
 
@@ -58,6 +63,12 @@ class Server(uvicorn.Server):
         self._stalled_since_s: float | None = None
         self.status = 0
         self._signals = 0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen; see `ACCEPTED_AT_ONCE` for why the queue of the kernel gets its length afterwards."""
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(LISTEN_BACKLOG)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Note the first signal, on which `watch` acts (a handler must take no locks); leave at the second.
@@ -135,7 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"prime-serve: {error}", file=sys.stderr)
         return 2
     _warn_if_open(settings, keys)
-    config = http_config(engine, settings, keys)
+    allowed = allow_files(settings.max_connections)
+    config = http_config(engine, settings.model_copy(update={"max_connections": allowed}), keys)
     server = Server(config, engine, settings.drain_timeout_s, settings.stall_exit_s)
     reloader = Reloader(keys, engine, partial(load_model, settings))
     return asyncio.run(_serve(server, listener, _banner(engine, listener), reloader))
@@ -181,7 +193,9 @@ def http_config(engine: Engine, settings: Settings, keys: KeyRing | None = None)
     """Return how HTTP is spoken: h11 with bounded heads and deadlines, signals and logs left to us."""
     return uvicorn.Config(
         create_app(engine, settings, keys),
-        http=DeadlineProtocol.with_deadline(settings.receive_timeout_s, engine.metrics.http),
+        http=DeadlineProtocol.with_bounds(
+            settings.receive_timeout_s, settings.max_connections, engine.metrics.http
+        ),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -192,6 +206,7 @@ def http_config(engine: Engine, settings: Settings, keys: KeyRing | None = None)
         timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=LAST_ANSWERS_S,
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        backlog=ACCEPTED_AT_ONCE,
     )
 
 

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from server.http.http_metrics import HttpMetrics
 
-Rejection = Literal["invalid", "queue_full", "deadline", "draining", "unavailable", "model_failed"]
+Rejection = Literal["invalid", "busy", "queue_full", "deadline", "draining", "unavailable", "model_failed"]
 Failure = Literal[
     "engine_error", "non_finite", "out_of_memory", "deadline", "cancelled", "unavailable", "model_failed"
 ]

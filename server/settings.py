@@ -85,6 +85,19 @@ class Settings(BaseSettings):
         description="most n * tokens * steps of one request (steps: denoiser calls)",
     )
     max_body_bytes: int = Field(default=2**20, ge=1024, le=2**28, description="largest request body in bytes")
+    max_held_body_bytes: int = Field(
+        default=2**25,
+        ge=1024,
+        le=2**40,
+        description="most bytes of bodies over 64 KiB held at once while they arrive and are parsed; beyond: 429",
+    )
+    max_connections: int = Field(
+        default=1024,
+        ge=1,
+        le=2**20,
+        description="most connections; beyond, those at rest are closed for new ones, and if all are at work, "
+        "requests get 429, but /health and /ready",
+    )
     receive_timeout_s: float = Field(
         default=10.0,
         gt=0,
@@ -148,6 +161,14 @@ class Settings(BaseSettings):
         rows = info.data.get("max_batch_rows")
         if rows is not None and value < rows:
             raise ValueError(f"must be at least max_batch_rows ({rows}), or a call could never be full")
+        return value
+
+    @field_validator("max_held_body_bytes")
+    @classmethod
+    def _hold_a_body(cls, value: int, info: ValidationInfo) -> int:
+        size = info.data.get("max_body_bytes")
+        if size is not None and value < size:
+            raise ValueError(f"must be at least max_body_bytes ({size}), or such a body could never be read")
         return value
 
     @field_validator("max_n")

@@ -11,28 +11,41 @@ from concurrent.futures import ThreadPoolExecutor
 
 from fastapi import Request
 
+from server.http.crowd import busy
 from server.http.errors import ApiError
 from server.http.json_text import parse_json
+from server.metrics import Metrics
 
 # A client that is cut off while it still sends often never sees the answer: its unread bytes make the kernel
 # reset the connection. So a body over the limit is read on and thrown away, up to this many bytes.
 DISCARD_BYTES = 2**24
 # Larger ones take milliseconds to parse, in which the event loop would answer nobody.
 _PARSED_AT_ONCE_BYTES = 2**16
+# So much of each body needs no room of the common one, so that large bodies never keep small ones out.
+FREE_BYTES = 2**16
 
 
 class Bodies:
-    """Reads the bodies of requests."""
+    """Reads the bodies of requests.
 
-    def __init__(self, max_bytes: int, timeout_s: float) -> None:
+    Attributes:
+        held_bytes: of large bodies that are arriving or wait to be parsed, beyond what is free of each.
+    """
+
+    def __init__(self, max_bytes: int, max_held_bytes: int, timeout_s: float, metrics: Metrics) -> None:
         """Have read nothing yet.
 
         Args:
             max_bytes: largest body.
+            max_held_bytes: most bytes of large bodies held at once.
             timeout_s: seconds in which a whole body must arrive.
+            metrics: where a refusal for want of room is counted.
         """
-        self.max_bytes = max_bytes
-        self.timeout_s = timeout_s
+        self.held_bytes = 0
+        self._max_bytes = max_bytes
+        self._max_held_bytes = max_held_bytes
+        self._timeout_s = timeout_s
+        self._metrics = metrics
         self._parser = ThreadPoolExecutor(1, "prime-json")
 
     async def read_json(self, request: Request) -> object:
@@ -44,23 +57,70 @@ class Bodies:
         Raises:
             ApiError: 400 for what is not JSON or has no clear length, 415 for a type or an encoding that is not
                 plain JSON, 413 for a body over the limit, 408 for one that comes too slowly, 422 for a duplicate
-                key.
+                key, 429 for one that there is no room for.
             ClientDisconnect: if the client went away.
         """
         _check_head(request)
+        body = bytearray()
         try:
-            async with asyncio.timeout(self.timeout_s):
-                body = await _receive(request, self.max_bytes)
+            await self._receive(request, body)
+            if len(body) <= _PARSED_AT_ONCE_BYTES:
+                return parse_json(body)
+            return await asyncio.get_running_loop().run_in_executor(self._parser, parse_json, body)
+        finally:
+            self._let_go(body)
+
+    async def _receive(self, request: Request, body: bytearray) -> None:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._fill(request, body)
         except TimeoutError:
             raise ApiError(
                 408,
                 "receive_timeout",
-                f"the body did not arrive within {self.timeout_s:g} seconds",
+                f"the body did not arrive within {self._timeout_s:g} seconds",
                 headers={"Connection": "close"},
             ) from None
-        if len(body) <= _PARSED_AT_ONCE_BYTES:
-            return parse_json(body)
-        return await asyncio.get_running_loop().run_in_executor(self._parser, parse_json, body)
+
+    async def _fill(self, request: Request, body: bytearray) -> None:
+        # h11 has checked that a Content-Length is a plain number.
+        declared = int(request.headers.get("content-length", "0"))
+        # Nothing to throw away if the client waits for leave to send, and too much if it declares a huge body.
+        allowed = self._max_bytes if "expect" in request.headers else self._max_bytes + DISCARD_BYTES
+        if declared > allowed:
+            raise _too_large(self._max_bytes)
+        received, fits = 0, True
+        async for chunk in request.stream():
+            received += len(chunk)
+            if received > self._max_bytes + DISCARD_BYTES:
+                break
+            fits = fits and received <= self._max_bytes and self._take_room(len(body), received)
+            if fits:
+                body += chunk
+            else:
+                self._let_go(body)
+        if received > self._max_bytes:
+            raise _too_large(self._max_bytes)
+        if not fits:
+            self._metrics.reject("", "busy")
+            raise busy("too many large bodies are on their way")
+
+    def _take_room(self, old_bytes: int, new_bytes: int) -> bool:
+        """Take room for a body that grows; return whether there was enough."""
+        more = _counted(new_bytes) - _counted(old_bytes)
+        if more and self.held_bytes + more > self._max_held_bytes:
+            return False
+        self.held_bytes += more
+        return True
+
+    def _let_go(self, body: bytearray) -> None:
+        """Give the room of a body back, and throw it away."""
+        self.held_bytes -= _counted(len(body))
+        body.clear()
+
+
+def _counted(num_bytes: int) -> int:
+    return max(0, num_bytes - FREE_BYTES)
 
 
 def _check_head(request: Request) -> None:
@@ -75,28 +135,6 @@ def _check_head(request: Request) -> None:
         )
     if request.headers.get("content-encoding", "identity").strip().lower() not in {"", "identity"}:
         raise ApiError(415, "unsupported_encoding", "compressed bodies are not read; send the JSON as it is")
-
-
-async def _receive(request: Request, max_bytes: int) -> bytearray:
-    # h11 has checked that a Content-Length is a plain number.
-    declared = int(request.headers.get("content-length", "0"))
-    # Nothing to throw away if the client waits for leave to send, and too much if it declares a huge body.
-    allowed = max_bytes if "expect" in request.headers else max_bytes + DISCARD_BYTES
-    if declared > allowed:
-        raise _too_large(max_bytes)
-    body = bytearray()
-    received = 0
-    async for chunk in request.stream():
-        received += len(chunk)
-        if received > max_bytes + DISCARD_BYTES:
-            break
-        if received <= max_bytes:
-            body += chunk
-        else:
-            body.clear()
-    if received > max_bytes:
-        raise _too_large(max_bytes)
-    return body
 
 
 def _too_large(max_bytes: int) -> ApiError:

@@ -49,6 +49,9 @@ ERROR_CODES = (
     ErrorCode(
         422, "request_too_large", "sampling", "its plan is larger than the queue; the message names fields"
     ),
+    ErrorCode(
+        429, "server_busy", "any", "all connections are at work, or too many large bodies on their way"
+    ),
     ErrorCode(429, "queue_full", "sampling", "the queue is full; try again after Retry-After seconds"),
     ErrorCode(431, "headers_too_large", "any", "the head of the request is over the limit"),
     ErrorCode(500, "non_finite", "sampling", "the model gave no finite probabilities for this request"),

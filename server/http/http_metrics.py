@@ -34,6 +34,11 @@ class HttpMetrics:
             buckets=_DURATION_S,
             registry=registry,
         )
+        self.connections_closed = Counter(
+            "prime_http_connections_closed",
+            "Connections at rest that were closed because others waited",
+            registry=registry,
+        )
         self._in_progress = Gauge(
             "prime_http_requests_in_progress", "HTTP requests without a whole answer", registry=registry
         )

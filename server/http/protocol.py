@@ -23,23 +23,38 @@ SEND_BUFFER_BYTES = 2**17
 
 
 class DeadlineProtocol(H11Protocol):
-    """Closes a connection whose client does not do its part within `deadline_s`.
+    """Closes a connection whose client does not do its part within `deadline_s`, or that rests while others wait.
 
     Receiving: the head of a request must arrive whole within the deadline of its start. The start is the
     connection itself, and after an answer the first byte of the next request; the wait in between is bounded
     by uvicorn's keep-alive timeout. Sending: while bytes wait for room in the kernel's send buffer, some of
     them must leave in each such time, so a client has to read about a third of that buffer in it.
+
+    When there are more than `max_connections`, the one that has rested longest is closed for each new one: one that
+    waits between requests, has not sent a whole head, or does not read the rest of its answer. If none rests, the new
+    one stays, and its requests are refused (`server.http.crowd`).
     """
 
     deadline_s: ClassVar[float] = 10.0
+    max_connections: ClassVar[int] = 1024
     metrics: ClassVar[HttpMetrics | None] = None
     _deadline: asyncio.TimerHandle | None = None
     _send_deadline: asyncio.TimerHandle | None = None
+    _rests_since_s = 0.0
 
     @classmethod
-    def with_deadline(cls, deadline_s: float, metrics: HttpMetrics | None = None) -> type[Self]:
-        """Return the protocol class with another deadline in seconds, and where it counts what is not HTTP."""
-        return type(cls.__name__, (cls,), {"deadline_s": deadline_s, "metrics": metrics})
+    def with_bounds(
+        cls, deadline_s: float, max_connections: int, metrics: HttpMetrics | None = None
+    ) -> type[Self]:
+        """Return the protocol class with other bounds.
+
+        Args:
+            deadline_s: see the class.
+            max_connections: see there.
+            metrics: where it counts what is not HTTP, and connections that it closes for others.
+        """
+        bounds = {"deadline_s": deadline_s, "max_connections": max_connections, "metrics": metrics}
+        return type(cls.__name__, (cls,), bounds)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the first deadline."""
@@ -52,7 +67,32 @@ class DeadlineProtocol(H11Protocol):
         # Writing counts as paused while anything waits: otherwise a small answer that nobody reads would go
         # unnoticed, and hold the connection open even after it was closed on our side.
         transport.set_write_buffer_limits(high=0)
+        self._rests_since_s = self.loop.time()
         self._arm()
+        if len(self.connections) > self.max_connections:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Close the connection that has rested longest, first of those that wait for nothing but a request."""
+        others = [
+            each for each in self.connections if isinstance(each, DeadlineProtocol) and each is not self
+        ]
+        resting = [each for each in others if each.rests]
+        if resting:
+            chosen = min(resting, key=lambda each: (each.has_unsent, each._rests_since_s))
+            chosen.transport.abort()
+            if self.metrics is not None:
+                self.metrics.connections_closed.inc()
+
+    @property
+    def rests(self) -> bool:
+        """Whether no request is at work on this connection."""
+        return not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete)
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether a part of an answer waits for its client to read on."""
+        return self.transport.get_write_buffer_size() > 0
 
     def data_received(self, data: bytes) -> None:
         """Receive, and see whether a request's head is complete."""
@@ -98,6 +138,7 @@ class DeadlineProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         """Wait for the next request under the keep-alive timeout alone."""
+        self._rests_since_s = self.loop.time()
         self._disarm()
         super().on_response_complete()
 

@@ -55,10 +55,12 @@ def _complete(path: str, operation: dict[str, Any], *, with_keys: bool) -> None:
         operation["security"] = _SECURITY
     else:
         del responses["401"]
+    if path in OPEN_PATHS:
+        del responses["429"]  # these are answered in any crowd
     operation["responses"] = dict(sorted(responses.items()))
     for status, response in responses.items():
         named = [_ID_HEADER]
-        if status in _HEADERS_OF_STATUS and (samples or status == "401"):
+        if status in _HEADERS_OF_STATUS and (samples or status != "503"):
             named.append(_HEADERS_OF_STATUS[status])
         references = {name: {"$ref": f"#/components/headers/{name}"} for name in named}
         response["headers"] = {**response.get("headers", {}), **references}

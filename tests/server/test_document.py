@@ -103,7 +103,8 @@ def test_headers_are_told_where_they_are_taken_and_given(document: Any) -> None:
         assert named == ["X-Request-Id", "X-Request-Timeout"][: 1 + samples]
         for response in operation["responses"].values():
             assert "X-Request-Id" in response["headers"]
-        if samples:
+        assert ("429" in operation["responses"]) == (path not in OPEN_PATHS)
+        if path not in OPEN_PATHS:
             assert "Retry-After" in operation["responses"]["429"]["headers"], path
     assert parameters["X-Request-Timeout"]["in"] == "header"
 
