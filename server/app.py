@@ -11,6 +11,7 @@ from prime_core.tokenizer import Tokenizer
 from server.engine.engine import Engine
 from server.http.access import AccessMiddleware
 from server.http.errors import install_error_handlers
+from server.http.head import AnswerHead
 from server.http.keys import KeyRing
 from server.http.leaving import CancelUnfinished
 from server.http.route_table import route_table
@@ -58,6 +59,7 @@ def create_app(engine: Engine, settings: Settings, keys: KeyRing | None = None) 
     app.include_router(docs_router(app.openapi))
     app.include_router(playground.router())
     install_error_handlers(app)
+    app.add_middleware(AnswerHead)
     app.add_middleware(CancelUnfinished, metrics=engine.metrics)
     keys = KeyRing() if keys is None else keys
     app.add_middleware(RequireKey, keys=keys)

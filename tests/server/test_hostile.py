@@ -106,6 +106,39 @@ def test_wrong_methods_and_paths(server: Running) -> None:
     assert_error(server.client.post("/generate/", json={}), 404, "not_found")
 
 
+def test_head_is_answered_wherever_get_is_but_of_images(server: Running) -> None:
+    paths = [
+        "/",
+        "/health",
+        "/ready",
+        "/info",
+        "/metrics",
+        "/v1/models",
+        "/v1/models/tiny",
+        "/docs",
+        "/openapi.json",
+    ]
+    for path in [*paths, "/playground/app.js"]:
+        asked, head = server.client.get(path), server.client.head(path)
+        assert (head.status_code, head.content) == (200, b""), path
+        assert head.headers["content-type"] == asked.headers["content-type"]
+        if path != "/metrics":  # it has counted the one before
+            assert head.headers["content-length"] == asked.headers["content-length"]
+        assert server.client.request("DELETE", path).headers["allow"] == "GET, HEAD"
+    for path, allow in [("/images", "GET, POST"), ("/generate", "POST")]:
+        response = server.client.head(path)
+        assert (response.status_code, response.content, response.headers["allow"]) == (405, b"", allow)
+    assert server.client.head("/nowhere").status_code == 404
+
+
+def test_head_is_counted_by_its_route(server: Running) -> None:
+    labels = {"route": "/v1/models/{name:path}", "method": "HEAD", "status": "200"}
+    registry = server.engine.metrics.registry
+    before = registry.get_sample_value("prime_http_requests_total", labels) or 0
+    server.client.head("/v1/models/tiny")
+    wait_until(lambda: registry.get_sample_value("prime_http_requests_total", labels) == before + 1)
+
+
 def test_body_over_the_limit_with_content_length(server: Running) -> None:
     exact = b'{"max_tokens": 1}'.ljust(LIMIT)
     assert post(server, exact, JSON).status_code == 200
