@@ -10,6 +10,7 @@ from prime_core.checkpoint import Checkpoint
 from prime_core.tokenizer import Tokenizer
 from server.engine.engine import Engine
 from server.http.access import AccessMiddleware
+from server.http.body import Bodies
 from server.http.errors import install_error_handlers
 from server.http.head import AnswerHead
 from server.http.keys import KeyRing
@@ -45,8 +46,7 @@ def create_app(engine: Engine, settings: Settings, keys: KeyRing | None = None) 
         engine,
         limits,
         Workers(engine.queues),
-        settings.receive_timeout_s,
-        settings.max_body_bytes,
+        Bodies(settings.max_body_bytes, settings.receive_timeout_s),
         settings.max_request_s,
     )
     app.include_router(generate.router(service))

@@ -26,6 +26,7 @@ from server.app import create_app
 from server.engine.engine import Engine
 from server.engine.model_queue import LoadedModel, ModelQueue
 from server.fault_seam import add_faults
+from server.heap import settle
 from server.http.access import MAX_HEADER_BYTES
 from server.http.keys import KeyRing, take_environment_keys
 from server.http.protocol import DeadlineProtocol
@@ -89,6 +90,7 @@ class Server(uvicorn.Server):
                 logger.info("draining: %d rows are left", self.engine.held_rows)
                 drain_until_s = time.monotonic() + self.drain_timeout_s
             elif not announced and self.engine.state == "ready":
+                settle()
                 _announce(banner)
                 announced = True
 

@@ -33,6 +33,7 @@ from server.engine.failures import (
 )
 from server.engine.feed import Changes, Feed
 from server.engine.model_queue import ModelQueue
+from server.http.body import Bodies
 from server.http.deadline import deadline_of
 from server.http.errors import ApiError
 from server.refusals import check_deadline, failure_of, reserve, submit
@@ -62,16 +63,14 @@ class Service:
         engine: runs the rows.
         limits: largest values of a request, by the name of the model.
         workers: threads for whatever takes a while, so that the event loop never waits for it.
-        receive_timeout_s: seconds in which a body must arrive.
-        max_body_bytes: largest body.
+        bodies: reads those of requests.
         max_request_s: seconds in which a request must be answered once it was read.
     """
 
     engine: Engine
     limits: Mapping[str, Limits]
     workers: Workers
-    receive_timeout_s: float
-    max_body_bytes: int
+    bodies: Bodies
     max_request_s: float
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.http.body import DISCARD_BYTES, parse_json
+from server.http.body import DISCARD_BYTES
+from server.http.json_text import parse_json
 from tests.server.running import Running, assert_error, serving, wait_until
 
 JSON = {"content-type": "application/json"}
