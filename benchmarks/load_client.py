@@ -103,7 +103,7 @@ class Answer:
 
 
 def mixed_requests(num: int, seed: int, mix: Mix) -> list[LoadRequest]:
-    """Return a seeded mixture of requests, each with a seed of its own.
+    """Return a seeded mixture of requests in exactly its shares, each with a seed of its own.
 
     Args:
         num: how many.
@@ -111,8 +111,11 @@ def mixed_requests(num: int, seed: int, mix: Mix) -> list[LoadRequest]:
         mix: of what.
     """
     draw = random.Random(seed)
-    weights = (mix.image_share, mix.score_share, 1 - mix.image_share - mix.score_share)
-    kinds: list[Kind] = draw.choices(("images", "scores", "text"), weights, k=num)
+    num_images = round(num * mix.image_share)
+    num_scores = min(round(num * mix.score_share), num - num_images)
+    kinds: list[Kind] = [*["images"] * num_images, *["scores"] * num_scores]  # type: ignore[list-item]
+    kinds.extend(["text"] * (num - len(kinds)))
+    draw.shuffle(kinds)
     return [LoadRequest(kind, {**mix.body(kind, draw), "seed": number}) for number, kind in enumerate(kinds)]
 
 

@@ -34,6 +34,13 @@ class DrawSettings(NamedTuple):
     top_k: Tensor | None
     top_p: Tensor | None
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the numbers; what is the same at every position takes none."""
+        return self.u.nbytes + (
+            0 if self.temperature is None else self.temperature.untyped_storage().nbytes()
+        )
+
     def to(self, device: torch.device) -> DrawSettings:
         """Return them on a device."""
         u, *optional = self

@@ -50,6 +50,7 @@ def estimate_likelihood(
     *,
     generator: torch.Generator,
     num_draws: int = 1,
+    batch_rows: int | None = None,
     chunk_rows: int = 1024,
     labels: Tensor | None = None,
 ) -> Likelihood:
@@ -65,6 +66,7 @@ def estimate_likelihood(
         x_0: (B, L) tokens.
         generator: source of the masks.
         num_draws: masks per row, at least 1.
+        batch_rows: rows that the network sees at a time, at least 1; None for all. The masks do not depend on it.
         chunk_rows: tokens whose logits exist at the same time.
         labels: (B,) int64, for networks with labels.
 
@@ -72,12 +74,9 @@ def estimate_likelihood(
         Likelihood.
 
     Raises:
-        ValueError: if ``num_draws`` is below 1 or x_0 is empty.
+        ValueError: if ``num_draws`` or ``batch_rows`` is below 1 or x_0 is empty.
     """
-    if num_draws < 1:
-        raise ValueError(f"num_draws must be at least 1, got {num_draws}")
-    if x_0.numel() == 0:
-        raise ValueError("x_0 holds no tokens")
+    size = _checked_size(x_0, num_draws, batch_rows)
     repeated = x_0.repeat_interleave(num_draws, 0)
     labels = None if labels is None else labels.repeat_interleave(num_draws, 0)
     y_0 = codec.encode(repeated)
@@ -85,7 +84,11 @@ def estimate_likelihood(
     counts = _stratified_counts(len(y_0), num_digits, generator)
     y_t = _mask_exactly(y_0, counts, generator, codec.mask_index)
     t = _time_given_count(counts, num_digits, schedule, generator).to(x_0.device)
-    nll = _masked_nll(denoiser, codec, y_t, repeated, t, chunk_rows, labels)
+    parts = [
+        _masked_nll(denoiser, codec, y_t[rows], repeated[rows], t[rows], chunk_rows, _labels_of(labels, rows))
+        for rows in _slices(len(y_t), size)
+    ]
+    nll = [torch.cat(part) for part in zip(*parts, strict=True)]
     weight = (num_digits / counts.double()).to(x_0.device)
     per_row = [(part.double() * weight).view(len(x_0), num_draws).mean(1) for part in nll]
     return Likelihood(nelbo=per_row[1], coded_loss=per_row[0])
@@ -102,6 +105,7 @@ def estimate_grid_nelbo(
     generator: torch.Generator,
     num_draws: int = 1,
     eps: float = 0.0,
+    batch_rows: int | None = None,
     chunk_rows: int = 1024,
     labels: Tensor | None = None,
 ) -> Tensor:
@@ -123,6 +127,7 @@ def estimate_grid_nelbo(
         generator: source of steps and masks.
         num_draws: steps per row, at least 1.
         eps: last time of the grid; what is masked there is revealed in one more step.
+        batch_rows: rows that the network sees at a time, at least 1; None for all. Steps and masks do not depend on it.
         chunk_rows: tokens whose logits exist at the same time.
         labels: (B,) int64, for networks with labels.
 
@@ -132,10 +137,7 @@ def estimate_grid_nelbo(
     Raises:
         ValueError: if an argument is out of range or x_0 is empty.
     """
-    if num_draws < 1:
-        raise ValueError(f"num_draws must be at least 1, got {num_draws}")
-    if x_0.numel() == 0:
-        raise ValueError("x_0 holds no tokens")
+    size = _checked_size(x_0, num_draws, batch_rows)
     repeated = x_0.repeat_interleave(num_draws, 0)
     labels = None if labels is None else labels.repeat_interleave(num_draws, 0)
     y_0 = codec.encode(repeated)
@@ -151,9 +153,36 @@ def estimate_grid_nelbo(
     y_t = torch.where(levels < start, torch.full_like(y_0, codec.mask_index), y_0)
     y_next = torch.where(levels < end, torch.full_like(y_0, codec.mask_index), y_0)
     t = times[steps.clamp_max(num_steps)].to(x_0.device)
-    nll = _revealed_nll(denoiser, codec, y_t, y_next, t, chunk_rows, labels)
+    parts = [
+        _revealed_nll(denoiser, codec, y_t[rows], y_next[rows], t[rows], chunk_rows, _labels_of(labels, rows))
+        for rows in _slices(len(y_t), size)
+    ]
+    nll = torch.cat(parts)
     weight = (1 / step_share[steps]).to(x_0.device)
     return (nll * weight).view(len(x_0), num_draws).mean(1)
+
+
+def _checked_size(x_0: Tensor, num_draws: int, batch_rows: int | None) -> int:
+    """Return how many masks the network sees at a time.
+
+    Raises:
+        ValueError: if a number is below 1 or x_0 is empty.
+    """
+    if num_draws < 1:
+        raise ValueError(f"num_draws must be at least 1, got {num_draws}")
+    if batch_rows is not None and batch_rows < 1:
+        raise ValueError(f"batch_rows must be at least 1, got {batch_rows}")
+    if x_0.numel() == 0:
+        raise ValueError("x_0 holds no tokens")
+    return num_draws * (len(x_0) if batch_rows is None else batch_rows)
+
+
+def _slices(num_rows: int, size: int) -> list[slice]:
+    return [slice(first, first + size) for first in range(0, num_rows, size)]
+
+
+def _labels_of(labels: Tensor | None, rows: slice) -> Tensor | None:
+    return None if labels is None else labels[rows]
 
 
 def masked_counts(levels: Tensor, num_digits: int) -> Tensor:

@@ -100,6 +100,12 @@ class RevealPlan:
         return len(self._numbers.steps)
 
     @property
+    def num_bytes(self) -> int:
+        """Memory of its tensors."""
+        parts = (self.steps, self.times, self.offsets, self.positions, self.due)
+        return sum(part.nbytes for part in (*parts, self.remask_offsets, self.remasked))
+
+    @property
     def steps_skipped(self) -> int:
         """Steps of the grid without a denoiser call.
 

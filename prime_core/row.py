@@ -58,6 +58,11 @@ class Row:
         return self.remaining == 0
 
     @property
+    def num_bytes(self) -> int:
+        """Memory of its digits and its plan."""
+        return self.y.nbytes + self.plan.num_bytes + self.draws.num_bytes
+
+    @property
     def event(self) -> Event:
         """The event that comes next."""
         return self.plan.event(self.next_event)

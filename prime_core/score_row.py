@@ -135,6 +135,12 @@ class ScoreRow:
         return self.remaining == 0
 
     @property
+    def num_bytes(self) -> int:
+        """Memory of its states and its results; the digits are those of the input, which its rows share."""
+        results = self.nats.nbytes + (0 if self.token_nats is None else self.token_nats.nbytes)
+        return self.states.masked.nbytes + self.states.t.nbytes + results
+
+    @property
     def label(self) -> int | None:
         """What the network is conditioned on in the next call."""
         labels = self.states.labels

@@ -10,7 +10,9 @@ from prime_core.checkpoint import Checkpoint
 from prime_core.tokenizer import Tokenizer
 from server.engine.engine import Engine
 from server.http.access import AccessMiddleware
+from server.http.body import Bodies
 from server.http.errors import install_error_handlers
+from server.http.head import AnswerHead
 from server.http.keys import KeyRing
 from server.http.leaving import CancelUnfinished
 from server.http.route_table import route_table
@@ -18,6 +20,7 @@ from server.http.security import RequireKey
 from server.request import Service
 from server.routes import completions, generate, generations, images, models, operations, playground, score
 from server.routes.docs_page import docs_router
+from server.routes.document import complete_document
 from server.schemas.base import Limits
 from server.settings import Settings
 from server.workers import Workers
@@ -43,8 +46,7 @@ def create_app(engine: Engine, settings: Settings, keys: KeyRing | None = None) 
         engine,
         limits,
         Workers(engine.queues),
-        settings.receive_timeout_s,
-        settings.max_body_bytes,
+        Bodies(settings.max_body_bytes, settings.receive_timeout_s),
         settings.max_request_s,
     )
     app.include_router(generate.router(service))
@@ -57,11 +59,15 @@ def create_app(engine: Engine, settings: Settings, keys: KeyRing | None = None) 
     app.include_router(docs_router(app.openapi))
     app.include_router(playground.router())
     install_error_handlers(app)
+    app.add_middleware(AnswerHead)
     app.add_middleware(CancelUnfinished, metrics=engine.metrics)
-    app.add_middleware(RequireKey, keys=KeyRing() if keys is None else keys)
+    keys = KeyRing() if keys is None else keys
+    app.add_middleware(RequireKey, keys=keys)
     routes = {path for _, path in route_table(app)}
     # Outermost: a refusal has an id and a line in the log too.
     app.add_middleware(AccessMiddleware, metrics=engine.metrics.http, routes=routes)
+    # FastAPI keeps the document that it makes here, when all routes are there.
+    complete_document(app.openapi(), settings.max_request_s, with_keys=bool(keys))
     return app
 
 

@@ -26,6 +26,7 @@ from server.app import create_app
 from server.engine.engine import Engine
 from server.engine.model_queue import LoadedModel, ModelQueue
 from server.fault_seam import add_faults
+from server.heap import settle
 from server.http.access import MAX_HEADER_BYTES
 from server.http.keys import KeyRing, take_environment_keys
 from server.http.protocol import DeadlineProtocol
@@ -89,6 +90,7 @@ class Server(uvicorn.Server):
                 logger.info("draining: %d rows are left", self.engine.held_rows)
                 drain_until_s = time.monotonic() + self.drain_timeout_s
             elif not announced and self.engine.state == "ready":
+                settle()
                 _announce(banner)
                 announced = True
 
@@ -96,6 +98,8 @@ class Server(uvicorn.Server):
         """Whether the engine has been stalled for too long; nothing but a new process helps then."""
         now_s = time.monotonic()
         if not self.engine.stalled:
+            if self._stalled_since_s is not None:
+                logger.info("the engine goes on after %.1f s", now_s - self._stalled_since_s)
             self._stalled_since_s = None
             return False
         if self._stalled_since_s is None:
@@ -151,6 +155,7 @@ def build_engine(settings: Settings) -> Engine:
         max_batch_rows=settings.max_batch_rows,
         max_batch_tokens=settings.max_batch_tokens,
         max_queue_rows=settings.max_queue_rows,
+        max_queue_bytes=settings.max_queue_bytes,
     )
 
 
@@ -176,7 +181,7 @@ def http_config(engine: Engine, settings: Settings, keys: KeyRing | None = None)
     """Return how HTTP is spoken: h11 with bounded heads and deadlines, signals and logs left to us."""
     return uvicorn.Config(
         create_app(engine, settings, keys),
-        http=DeadlineProtocol.with_deadline(settings.receive_timeout_s),
+        http=DeadlineProtocol.with_deadline(settings.receive_timeout_s, engine.metrics.http),
         ws="none",
         lifespan="off",
         log_config=None,

@@ -27,17 +27,41 @@ def reserve(engine: Engine, model: str, num_rows: int) -> None:
     try:
         engine.reserve(model, num_rows)
     except QueueFullError as error:
-        engine.metrics.reject(model, "queue_full")
-        raise ApiError(
-            429,
-            "queue_full",
-            f"the queue holds at most {engine.max_queue_rows} rows; try again in {error.retry_after_s} s",
-            headers={"Retry-After": str(error.retry_after_s)},
-        ) from None
+        raise _queue_full(engine, model, error, f"{engine.max_queue_rows} rows") from None
     except UnavailableError as error:
         reason: Rejection = "draining" if engine.state == "draining" else _unavailable_reason(error)
         engine.metrics.reject(model, reason)
         raise ApiError(503, reason, _UNAVAILABLE[reason]) from None
+
+
+def submit(engine: Engine, job: Job) -> None:
+    """Hand a job whose rows have reserved room over to the engine, or count its refusal.
+
+    Raises:
+        ApiError: 422 if its plans alone take more memory than the queue may, 429 if they do with those of the others.
+        UnavailableError: if the engine has stopped meanwhile.
+    """
+    num_bytes = sum(row.num_bytes for row in job.rows)
+    if num_bytes > engine.max_queue_bytes:
+        message = (
+            f"the plans of this request take {num_bytes} bytes, and all of the queue at most "
+            f"{engine.max_queue_bytes}; lower n, steps, num_samples or corrector.scale"
+        )
+        raise ApiError(422, "request_too_large", message)
+    try:
+        engine.submit(job)
+    except QueueFullError as error:
+        raise _queue_full(engine, job.model, error, f"{engine.max_queue_bytes} bytes of plans") from None
+
+
+def _queue_full(engine: Engine, model: str, error: QueueFullError, limit: str) -> ApiError:
+    engine.metrics.reject(model, "queue_full")
+    return ApiError(
+        429,
+        "queue_full",
+        f"the queue holds at most {limit}; try again in {error.retry_after_s} s",
+        headers={"Retry-After": str(error.retry_after_s)},
+    )
 
 
 def check_deadline(engine: Engine, job: Job) -> None:

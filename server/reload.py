@@ -19,6 +19,7 @@ from typing import Any
 from prime_core.checkpoint import Checkpoint
 from server.engine.engine import Engine
 from server.engine.model_queue import LoadedModel, try_model
+from server.heap import settle
 from server.http.keys import KeyRing
 
 logger = logging.getLogger("prime.server")
@@ -65,6 +66,7 @@ class Reloader:
         if asked and self._engine is not None and self._load is not None:
             for name in self._engine.queues:
                 reload_model(self._engine, name, self._load)
+            settle()
 
 
 async def _in_daemon_thread(call: Callable[[], None]) -> None:

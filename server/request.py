@@ -33,9 +33,10 @@ from server.engine.failures import (
 )
 from server.engine.feed import Changes, Feed
 from server.engine.model_queue import ModelQueue
+from server.http.body import Bodies
 from server.http.deadline import deadline_of
 from server.http.errors import ApiError
-from server.refusals import check_deadline, failure_of, reserve
+from server.refusals import check_deadline, failure_of, reserve, submit
 from server.schemas.base import Limits, Timings
 from server.workers import Workers, disconnected, in_time
 
@@ -51,7 +52,9 @@ class Prepared(Protocol):
 _Answer = TypeVar("_Answer")
 _Prepared = TypeVar("_Prepared", bound=Prepared)
 
-MIN_INTERVAL_S = 0.01  # between two changes of a stream: more of them a second would only load the event loop
+# Between a frame of a stream and the next change that is looked at: a frame is made of the whole row, on the CPU that
+# the engine's thread needs, and nobody sees more than 50 a second.
+MIN_INTERVAL_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -62,16 +65,14 @@ class Service:
         engine: runs the rows.
         limits: largest values of a request, by the name of the model.
         workers: threads for whatever takes a while, so that the event loop never waits for it.
-        receive_timeout_s: seconds in which a body must arrive.
-        max_body_bytes: largest body.
+        bodies: reads those of requests.
         max_request_s: seconds in which a request must be answered once it was read.
     """
 
     engine: Engine
     limits: Mapping[str, Limits]
     workers: Workers
-    receive_timeout_s: float
-    max_body_bytes: int
+    bodies: Bodies
     max_request_s: float
 
 
@@ -148,7 +149,7 @@ async def start_request(
         feed = _feed_of(rows, engine.queues[model]) if followed else None
         job = Job(model, rows, arrived_s, feed=feed, deadline_s=deadline_s)
         check_deadline(engine, job)
-        engine.submit(job)
+        submit(engine, job)
         submitted = True
         # Its line in the log tells of them, and those that are not finished when it ends are cancelled.
         request.state.jobs = [*getattr(request.state, "jobs", []), job]
@@ -206,7 +207,8 @@ class Running(Generic[_Prepared]):
     async def changes(self) -> AsyncIterator[Changes]:
         """Yield what happens to the rows, until they are done or have failed; `answer` tells which.
 
-        Changes come as fast as they are taken, `MIN_INTERVAL_S` apart at least; what happens in between is merged.
+        Changes come as fast as they are taken, and `MIN_INTERVAL_S` after that; what happens in between is merged. So a
+        stream makes no frame while its last one is still being made or sent.
 
         Raises:
             ClientDisconnect: if the client went away; its rows are free within a step.

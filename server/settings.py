@@ -70,6 +70,12 @@ class Settings(BaseSettings):
     max_queue_rows: int = Field(
         default=512, ge=1, le=2**20, description="most rows held at once, waiting and running; beyond: 429"
     )
+    max_queue_bytes: int = Field(
+        default=2**30,
+        ge=2**20,
+        le=2**45,
+        description="most memory of these rows in bytes: digits and plans; beyond: 429",
+    )
     max_n: int = Field(default=64, ge=1, le=4096, description="most outputs of one request")
     max_steps: int = Field(default=4096, ge=1, le=2**20, description="most steps of one request")
     max_work: int = Field(

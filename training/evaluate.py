@@ -28,6 +28,7 @@ from training import evaluate_images
 from training.baselines import unigram_nats, xz_bits_per_byte
 from training.command_line import load_settings
 from training.data.corpus import CorpusOptions
+from training.evaluation_noise import NOISE_ROWS, noise_seeds
 from training.heldout import HeldoutText, cut_rows, mean_over_rows, read_documents
 from training.image_report import NOT_A_BOUND, cell
 from training.model_kind import is_toy, makes_images
@@ -72,7 +73,9 @@ class EvalConfig(CheckpointSettings):
     length: int | None = Field(
         default=None, ge=1, description="tokens of a row; default: the model's context"
     )
-    batch_rows: int = Field(default=8, ge=1, description="rows in memory at a time (times num_draws)")
+    batch_rows: int = Field(
+        default=8, ge=1, le=NOISE_ROWS, description="rows in memory at a time (times num_draws)"
+    )
     chunk_rows: int = Field(default=1024, ge=1, description="tokens whose logits are in memory at a time")
     seed: int = Field(default=0, ge=0, lt=2**63, description="of the masks")
     as_json: bool = Field(default=False, description="print JSON instead of a table (short: --json)")
@@ -136,24 +139,24 @@ def evaluate(config: EvalConfig, *, progress: bool = True) -> dict[str, Any]:
 def _estimates(
     config: EvalConfig, checkpoint: Checkpoint, text: HeldoutText, progress: bool
 ) -> dict[str, dict[str, Any]]:
-    """Estimate every objective, batch by batch."""
-    generator = torch.Generator().manual_seed(config.seed)
+    """Estimate every objective, block by block; each has noise of its own, so none changes another."""
+    noise, grid_noise = (torch.Generator().manual_seed(seed) for seed in noise_seeds(config.seed, 2))
     nats: dict[str, list[npt.NDArray[np.float64]]] = {"nelbo": [], "coded_loss": []}
     model = (checkpoint.denoiser, checkpoint.codec, checkpoint.schedule)
     device = next(checkpoint.denoiser.parameters()).device
     options: dict[str, Any] = {
-        "generator": generator,
         "num_draws": config.num_draws,
+        "batch_rows": config.batch_rows,
         "chunk_rows": config.chunk_rows,
     }
     with progress_bar(total=len(text.rows), unit="row", shown=progress) as bar:
-        for rows in text.batches(config.batch_rows):
+        for rows in text.batches(NOISE_ROWS):
             x_0 = torch.from_numpy(rows).to(device)
-            both = estimate_likelihood(*model, x_0, **options)
+            both = estimate_likelihood(*model, x_0, generator=noise, **options)
             nats["nelbo"].append(both.nelbo.cpu().numpy())
             nats["coded_loss"].append(both.coded_loss.cpu().numpy())
             if config.grid_steps is not None:
-                grid = estimate_grid_nelbo(*model, x_0, config.grid_steps, **options)
+                grid = estimate_grid_nelbo(*model, x_0, config.grid_steps, generator=grid_noise, **options)
                 nats.setdefault("grid_nelbo", []).append(grid.cpu().numpy())
             bar.update(len(rows))
     estimates = {

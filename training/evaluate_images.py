@@ -36,6 +36,7 @@ from training.classifier_net import Classifier
 from training.command_line import load_settings
 from training.data.images import ImageSet, open_images
 from training.data.rows import evenly_spread
+from training.evaluation_noise import NOISE_ROWS, noise_seeds
 from training.heldout import mean_over_rows
 from training.image_draws import ImageDraws
 from training.image_eval_config import ImageEvalConfig
@@ -149,27 +150,34 @@ def _open_data(config: ImageEvalConfig, model: Config) -> _Data:
 def _bounds(
     config: ImageEvalConfig, checkpoint: Checkpoint, heldout: ImageSet, progress: bool
 ) -> dict[str, Any]:
-    """Estimate bounds and the coded loss, batch by batch."""
+    """Estimate bounds and the coded loss, block by block; each has noise of its own, so none changes another."""
     model = checkpoint.config.model
     assert isinstance(model, UNetConfig)
     codec = PixelCodec(model)
-    generator = torch.Generator().manual_seed(config.seed)
+    noise, grid_noise, label_noise = (
+        torch.Generator().manual_seed(seed) for seed in noise_seeds(config.seed, 3)
+    )
     rows = evenly_spread(config.rows, len(heldout))
     nats: dict[str, list[npt.NDArray[np.float64]]] = {"nelbo": [], "coded_loss": []}
     parts = checkpoint.denoiser, checkpoint.codec, checkpoint.schedule
     device = next(checkpoint.denoiser.parameters()).device
-    options: dict[str, Any] = {"generator": generator, "chunk_rows": config.chunk_rows}
+    options: dict[str, Any] = {
+        "batch_rows": config.batch_rows * config.num_draws,
+        "chunk_rows": config.chunk_rows,
+    }
     with progress_bar(total=len(rows), unit="image", desc="bounds", shown=progress) as bar:
-        for first in range(0, len(rows), config.batch_rows):
-            batch = rows[first : first + config.batch_rows]
+        for first in range(0, len(rows), NOISE_ROWS):
+            batch = rows[first : first + NOISE_ROWS]
             # Every mask is a row of its own here, so that it can have a label of its own.
             x_0 = codec.encode(torch.from_numpy(heldout.pixels[batch])).repeat_interleave(config.num_draws, 0)
-            labels = _labels(model, heldout, batch.repeat(config.num_draws), generator)
+            labels = _labels(model, heldout, batch.repeat(config.num_draws), label_noise)
             x_0, options["labels"] = x_0.to(device), None if labels is None else labels.to(device)
-            both = estimate_likelihood(*parts, x_0, **options)
+            both = estimate_likelihood(*parts, x_0, generator=noise, **options)
             found = {"nelbo": both.nelbo, "coded_loss": both.coded_loss}
             if config.grid_steps is not None:
-                found["grid_nelbo"] = estimate_grid_nelbo(*parts, x_0, config.grid_steps, **options)
+                found["grid_nelbo"] = estimate_grid_nelbo(
+                    *parts, x_0, config.grid_steps, generator=grid_noise, **options
+                )
             for name, value in found.items():
                 per_image = value.view(len(batch), config.num_draws).mean(1)
                 nats.setdefault(name, []).append(per_image.cpu().numpy())

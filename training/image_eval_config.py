@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from training.data.images import DatasetName
+from training.evaluation_noise import NOISE_ROWS
 from training.image_sampler import ImageSamplerSettings
 from training.shared_settings import CheckpointSettings
 
@@ -50,7 +51,9 @@ class ImageEvalConfig(ImageSamplerSettings, CheckpointSettings):
     )
     rows: int = Field(default=1000, ge=0, description="held-out images, evenly spread; 0 leaves bounds out")
     num_draws: int = Field(default=4, ge=1, description="masks drawn per image")
-    batch_rows: int = Field(default=16, ge=1, description="images in memory at a time (times num_draws)")
+    batch_rows: int = Field(
+        default=16, ge=1, le=NOISE_ROWS, description="images in memory at a time (times num_draws)"
+    )
     chunk_rows: int = Field(default=16384, ge=1, description="tokens whose logits are in memory at a time")
     grid_steps: int | None = Field(
         default=None,

@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 
 from kernels.triton_ops.compile_case import CompileCase
 from kernels.triton_ops.embed_gradient import table_gradient
+from kernels.triton_ops.launch import on_its_device
 
 Layout = Literal["tokens", "channels_last", "channels_first"]
 
@@ -111,6 +112,7 @@ def channels_first_kernel(
         tl.store(out, value, inside)
 
 
+@on_its_device
 def launch_embed(y_t: Tensor, table: Tensor, out_dtype: torch.dtype, layout: Layout) -> Tensor:
     """Return the embeddings of y_t, (..., S) or (B, C, H, W, S) contiguous, as a flat contiguous tensor."""
     num_columns = table.shape[1]

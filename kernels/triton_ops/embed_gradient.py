@@ -28,6 +28,7 @@ from torch import Tensor
 
 from kernels.triton_ops.compile_case import CompileCase
 from kernels.triton_ops.embed_runs import COLUMNS, GradientRows, column_if, row_offset, sum_sorted_runs
+from kernels.triton_ops.launch import on_its_device
 
 FEW_VALUES = 32
 MAX_PIECES = 1024
@@ -102,6 +103,7 @@ def atomic_kernel(
     tl.atomic_add(mask_row + column, mask_sum, any_masked & (column < E), sem="relaxed")
 
 
+@on_its_device
 def table_gradient(
     gradient: Tensor,
     y: Tensor,

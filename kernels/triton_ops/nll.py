@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kernels.token_sets import TokenSets, wide_dtype
 from kernels.triton_ops.compile_case import CompileCase
+from kernels.triton_ops.launch import on_its_device
 
 
 @triton.jit
@@ -169,6 +170,7 @@ def _finite(lse):
     return tl.where(lse == float("-inf"), 0.0, lse)
 
 
+@on_its_device
 def set_lse(logits: Tensor, sets: TokenSets) -> Tensor:
     """Launch `_set_lse_kernel`: arguments and result as of `kernels.token_sets.set_lse`.
 
@@ -193,6 +195,7 @@ def set_lse(logits: Tensor, sets: TokenSets) -> Tensor:
     return lse
 
 
+@on_its_device
 def set_gradient(
     logits: Tensor,
     sets: TokenSets,

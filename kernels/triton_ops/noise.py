@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.triton_ops.compile_case import CompileCase
+from kernels.triton_ops.launch import on_its_device
 
 BLOCK = 256
 
@@ -87,6 +88,7 @@ def uniform_kernel(
     tl.store(out_ptr + element, philox_uniform(position, index, zero, zero + PURPOSE, k0, k1), inside)
 
 
+@on_its_device
 def launch_uniform(
     seed: tuple[int, int] | Tensor, positions: Tensor, index: Tensor, purpose: int, *, block: int = BLOCK
 ) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from kernels.token_digits import TokenDigits
 from kernels.triton_ops.compile_case import CompileCase
+from kernels.triton_ops.launch import on_its_device
 from kernels.triton_ops.scores import (
     carry_over,
     is_due,
@@ -194,6 +195,7 @@ def cut_kernel(
         tl.store(last_ptr + row, last)
 
 
+@on_its_device
 def launch_cut(
     logits: Tensor,
     y: Tensor,

@@ -28,6 +28,7 @@ class Job:
         finished_s: of its last.
         feed: follows the rows for a reader; None without one.
         deadline_s: `time.monotonic()` at which it is given up.
+        num_bytes: memory of its rows, as the engine counts it while it holds them.
     """
 
     model: str
@@ -37,6 +38,7 @@ class Job:
     finished_s: float | None = None
     feed: Feed | None = None
     deadline_s: float = math.inf
+    num_bytes: int = 0
     done: Future[None] = field(default_factory=Future)
 
     @property

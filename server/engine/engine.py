@@ -38,7 +38,9 @@ EngineState = Literal["warming up", "ready", "stalled", "draining", "stopped"]
 
 
 class Engine:
-    """Runs the rows of all requests. Every public member may be used from any thread, but `step` from its own only.
+    """Runs the rows of all requests.
+
+    Every public member may be used from any thread but `step`, which is for the engine's own.
 
     Attributes:
         queues: the loaded models by name, in the order they were given.
@@ -46,6 +48,7 @@ class Engine:
         max_batch_rows: most rows of a denoiser call.
         max_batch_tokens: most tokens of a denoiser call.
         max_queue_rows: most rows held at once, waiting and running, of all models together.
+        max_queue_bytes: most memory of these rows.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Engine:
         max_batch_rows: int,
         max_batch_tokens: int,
         max_queue_rows: int,
+        max_queue_bytes: int = 2**30,
         metrics: Metrics | None = None,
     ) -> None:
         """Build the engine; `start` makes it run.
@@ -64,6 +68,7 @@ class Engine:
             max_batch_rows: most rows of a denoiser call, at least 1.
             max_batch_tokens: most tokens of a denoiser call; it must hold every model's context.
             max_queue_rows: most rows held at once, at least 1.
+            max_queue_bytes: most memory of these rows: digits and plans.
             metrics: where to count; None for new metrics.
 
         Raises:
@@ -76,7 +81,8 @@ class Engine:
         self.metrics = Metrics() if metrics is None else metrics
         self.max_batch_rows, self.max_batch_tokens = max_batch_rows, max_batch_tokens
         self.max_queue_rows = max_queue_rows
-        self._room = Room(max_queue_rows)
+        self.max_queue_bytes = max_queue_bytes
+        self._room = Room(max_queue_rows, max_queue_bytes)
         self.queues: Mapping[str, ModelQueue] = MappingProxyType(
             {
                 model.name: ModelQueue(
@@ -170,9 +176,13 @@ class Engine:
                 raise ModelFailedError("the model has failed")
             excess = self._room.excess(num_rows)
             if excess > 0:
-                seconds = self._seconds_until_free(excess)
-                raise QueueFullError(min(max(math.ceil(seconds), 1), MAX_RETRY_AFTER_S))
+                raise self._queue_full(excess)
             self._room.take(num_rows)
+
+    def _queue_full(self, num_rows: int) -> QueueFullError:
+        """Return the refusal of a request that waits for so many rows to come free."""
+        seconds = self._seconds_until_free(num_rows)
+        return QueueFullError(min(max(math.ceil(seconds), 1), MAX_RETRY_AFTER_S))
 
     def _seconds_until_free(self, num_rows: int) -> float:
         """Return about how long it takes until so many rows, of any models, have come free."""
@@ -197,6 +207,7 @@ class Engine:
         Raises:
             UnavailableError: if the engine has stopped; the room stays with the caller.
             ModelFailedError: if the job's model is out of service; the same.
+            QueueFullError: if there is not so much memory for rows; the same.
         """
         with self._wake:
             if self._stopping:
@@ -204,6 +215,10 @@ class Engine:
             queue = self.queues[job.model]
             if queue.failed:
                 raise ModelFailedError("the model has failed")
+            num_bytes = sum(row.num_bytes for row in job.rows)
+            if not self._room.fill(num_bytes):
+                raise self._queue_full(len(job.rows))
+            job.num_bytes = num_bytes
             queue.put(job)
             self._wake.notify_all()
 

@@ -240,7 +240,9 @@ class ModelQueue:
             for job in finished:
                 if job in self.inbox:
                     self.inbox.remove(job)
-            self._room.give_back(sum(len(job.rows) for job in finished))
+            self._room.give_back(
+                sum(len(job.rows) for job in finished), sum(job.num_bytes for job in finished)
+            )
         for job in finished:
             job.finished_s = time.monotonic()
             if not job.done.set_running_or_notify_cancel():

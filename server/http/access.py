@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,7 +17,9 @@ access_log = logging.getLogger("prime.access")
 
 # uvicorn bounds a head only while it is incomplete, so one that arrives in a single read may be larger.
 MAX_HEADER_BYTES = 2**16
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+CLIENT_GONE = 499  # nginx's: there is no status for an answer that nobody waited for
+REQUEST_ID_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+_REQUEST_ID = re.compile(REQUEST_ID_PATTERN.encode())
 
 
 class HalfAnswerError(RuntimeError):
@@ -29,7 +31,8 @@ class AccessMiddleware:
 
     The id is the client's if it is made of up to 64 letters, digits, '.', '_' and '-'; else a new one. Exceptions that
     nobody expected are answered here: further out, their answers would carry no id. The line holds nothing else that a
-    client can choose: neither path nor query, only the route, and the name of a loaded model.
+    client can choose: neither path nor query, only the route, and the name of a loaded model. The status of an answer
+    whose end was not sent is 499, whatever it began with: the client has gone, or was cut off.
     """
 
     def __init__(self, app: ASGIApp, metrics: HttpMetrics, routes: Collection[str]) -> None:
@@ -51,25 +54,37 @@ class AccessMiddleware:
             return
         request_id = scope.setdefault("state", {})["request_id"] = _request_id(scope)
         started_s = time.monotonic()
-        status = 0
+        status, ended, left = 0, False, False
         app = _headers_too_large if _head_bytes(scope) > MAX_HEADER_BYTES else self.app
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, ended
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
             await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                ended = True
+
+        async def receive_until_left() -> Message:
+            nonlocal left
+            message = await receive()
+            if message["type"] == "http.disconnect" and not ended:  # after the end, every client has gone
+                left = True
+            return message
 
         try:
             with self._metrics.in_progress():
-                await app(scope, receive, send_with_id)
+                await app(scope, receive_until_left, send_with_id)
         except Exception as error:  # noqa: BLE001  # it is logged by `internal_error`, without its text
             answer = internal_error(request_id, error)
             if status:
+                status, left = 500, False
                 raise HalfAnswerError(request_id) from None  # its own text is not for the log
             await answer.response()(scope, receive, send_with_id)
         finally:
+            if 0 < status < 400 and (left or not ended):
+                status = CLIENT_GONE
             self._note(scope, status, time.monotonic() - started_s)
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
@@ -77,27 +92,50 @@ class AccessMiddleware:
         route = getattr(scope.get("route"), "path", scope["path"])
         route = route if route in self._routes else OTHER
         method = scope["method"] if scope["method"] in METHODS else OTHER
-        self._metrics.done(route, method, status, seconds)
         state = scope["state"]
         details = {**({"key": state["key_name"]} if "key_name" in state else {}), **_work(state)}
-        fields = {
-            "request_id": state["request_id"],
-            "method": method,
-            "route": route,
-            "status": status,
-            "duration_s": round(seconds, 6),
-            **details,
-        }
-        access_log.info(
-            "%s %s %s %d %.1f ms%s",
-            state["request_id"],
-            method,
-            route,
-            status,
-            1000 * seconds,
-            "".join(f" {name}={value}" for name, value in details.items()),
-            extra={"fields": fields},
-        )
+        note_request(self._metrics, state["request_id"], method, route, status, seconds, details)
+
+
+def note_request(
+    metrics: HttpMetrics,
+    request_id: str,
+    method: str,
+    route: str,
+    status: int,
+    seconds: float,
+    details: Mapping[str, object],
+) -> None:
+    """Count a request and write its line in the log.
+
+    Args:
+        metrics: where to count.
+        request_id: of the request.
+        method: one of `METHODS`, or "other".
+        route: template of a route, or "other".
+        status: of the answer; 0 for none.
+        seconds: that it took.
+        details: what else the line says.
+    """
+    metrics.done(route, method, status, seconds)
+    fields = {
+        "request_id": request_id,
+        "method": method,
+        "route": route,
+        "status": status,
+        "duration_s": round(seconds, 6),
+        **details,
+    }
+    access_log.info(
+        "%s %s %s %d %.1f ms%s",
+        request_id,
+        method,
+        route,
+        status,
+        1000 * seconds,
+        "".join(f" {name}={value}" for name, value in details.items()),
+        extra={"fields": fields},
+    )
 
 
 def _work(state: dict[str, Any]) -> dict[str, Any]:

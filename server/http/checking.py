@@ -9,7 +9,6 @@ from fastapi import Request
 from pydantic import ValidationError
 
 from server.engine.model_queue import Kind, ModelQueue
-from server.http.body import read_json
 from server.http.errors import ApiError
 from server.request import Service
 from server.schemas.base import ModelRequest, find_unknown_key
@@ -30,7 +29,7 @@ async def read_request(
     """Read a body, and return the model that it is for and the request that it holds.
 
     Args:
-        service: the models and the limits of a body.
+        service: the models, and the reader of bodies.
         kind: what the route makes.
         request_types: class of the request of each model of that kind.
         request: the HTTP request; its body must not have been read.
@@ -47,10 +46,10 @@ async def read_fields(service: Service, request: Request) -> dict[str, object]:
     """Return the fields of a JSON body, unchecked.
 
     Raises:
-        ApiError: see `read_json`; 422 if the body is no object.
+        ApiError: see `Bodies.read_json`; 422 if the body is no object.
         ClientDisconnect: if the client went away.
     """
-    body = await read_json(request, service.max_body_bytes, service.receive_timeout_s)
+    body = await service.bodies.read_json(request)
     if not isinstance(body, dict):
         raise ApiError(422, "invalid_body", "the body must be a JSON object")
     return body

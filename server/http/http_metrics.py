@@ -23,7 +23,7 @@ class HttpMetrics:
         """
         self.requests = Counter(
             "prime_http_requests",
-            "HTTP requests by what they were answered; status 0: not at all",
+            "HTTP requests by what they were answered; status 0: not at all, 499: the client went, or was cut off",
             ["route", "method", "status"],
             registry=registry,
         )

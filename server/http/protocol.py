@@ -13,7 +13,9 @@ from typing import ClassVar, Self
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from server.http.access import note_request
 from server.http.errors import ApiError, new_request_id
+from server.http.http_metrics import OTHER, HttpMetrics
 
 # The kernel tells of room in its send buffer only when about a third is free, and on a fast network the buffer
 # grows to megabytes: a client that reads slowly would seem not to read at all. It also is memory held for it.
@@ -30,13 +32,14 @@ class DeadlineProtocol(H11Protocol):
     """
 
     deadline_s: ClassVar[float] = 10.0
+    metrics: ClassVar[HttpMetrics | None] = None
     _deadline: asyncio.TimerHandle | None = None
     _send_deadline: asyncio.TimerHandle | None = None
 
     @classmethod
-    def with_deadline(cls, deadline_s: float) -> type[Self]:
-        """Return the protocol class with another deadline in seconds."""
-        return type(cls.__name__, (cls,), {"deadline_s": deadline_s})
+    def with_deadline(cls, deadline_s: float, metrics: HttpMetrics | None = None) -> type[Self]:
+        """Return the protocol class with another deadline in seconds, and where it counts what is not HTTP."""
+        return type(cls.__name__, (cls,), {"deadline_s": deadline_s, "metrics": metrics})
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the first deadline."""
@@ -76,12 +79,22 @@ class DeadlineProtocol(H11Protocol):
                 400,
                 "invalid_http",
                 "this is not a valid HTTP/1.1 request, or its head is too large",
-                headers={"Connection": "close", "X-Request-Id": new_request_id()},
+                headers={"Connection": "close", "X-Request-Id": self._note_invalid()},
             ).response()
             head = h11.Response(status_code=400, headers=error.raw_headers, reason=b"Bad Request")
             for event in (head, h11.Data(data=bytes(error.body)), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+
+    def _note_invalid(self) -> str:
+        """Return the id of what is not HTTP; write its line and count it, unless it is the rest of a request."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            return str(self.cycle.scope["state"]["request_id"])  # which has a line of its own
+        request_id = new_request_id()
+        if self.metrics is not None:
+            client = {"client": self.client[0]} if self.client else {}
+            note_request(self.metrics, request_id, OTHER, OTHER, 400, 0.0, client)
+        return request_id
 
     def on_response_complete(self) -> None:
         """Wait for the next request under the keep-alive timeout alone."""

@@ -6,8 +6,8 @@ import re
 from collections.abc import Collection
 from urllib.parse import parse_qsl
 
-from server.http.body import parse_json
 from server.http.errors import ApiError
+from server.http.json_text import parse_json
 from server.schemas.base import find_unknown_key
 
 MAX_FIELDS = 64
@@ -19,7 +19,7 @@ def read_query(
 ) -> dict[str, object]:
     """Return the fields of a query.
 
-    A value that is written like a JSON number becomes one, under the same bounds as in a body (see `read_json`);
+    A value that is written like a JSON number becomes one, under the same bounds as in a body (see `parse_json`);
     others stay text, for the schema to judge.
 
     Args:

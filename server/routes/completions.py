@@ -10,11 +10,17 @@ from server.http.checking import read_request
 from server.http.sampling_headers import SAMPLING_HEADERS, sampling_headers
 from server.http.sse import streamed
 from server.request import Service, answered
-from server.routes.openapi import ERRORS, STREAM, body_schema, models_of
-from server.schemas.completions import Completion, completion_request
+from server.routes.openapi import ERRORS, body_schema, models_of, stream_content
+from server.schemas.completions import (
+    Completion,
+    CompletionChunkWithUsage,
+    completion_request,
+)
 from server.text.completion_stream import completion_frames
 from server.text.completions import completion_of, joined_response, origin_of, start_completion
 from server.text.generate import count_text
+
+_STREAM = stream_content((None, CompletionChunkWithUsage))
 
 
 def router(service: Service) -> APIRouter:
@@ -34,7 +40,7 @@ def router(service: Service) -> APIRouter:
         response_model=Completion,
         responses={
             **ERRORS,
-            200: {"description": "The text", "content": STREAM, "headers": SAMPLING_HEADERS},
+            200: {"description": "The text", "content": _STREAM, "headers": SAMPLING_HEADERS},
         },
         openapi_extra=body_schema(request_types),
         include_in_schema=bool(request_types),

@@ -7,10 +7,13 @@ from fastapi import APIRouter, Request, Response
 from server.http.checking import read_request
 from server.http.sse import streamed
 from server.request import Service, answered
-from server.routes.openapi import ERRORS, STREAM, body_schema, models_of
+from server.routes.openapi import ERRORS, body_schema, models_of, stream_content
+from server.schemas.denoise import TextFrame
 from server.schemas.text import GenerateResponse, text_request
 from server.text.generate import generate
 from server.text.text_stream import stream_text
+
+_STREAM = stream_content(("denoise", TextFrame), (None, GenerateResponse))
 
 
 def router(service: Service) -> APIRouter:
@@ -26,7 +29,7 @@ def router(service: Service) -> APIRouter:
         "/generate",
         summary="Generate text",
         response_model=GenerateResponse,
-        responses={**ERRORS, 200: {"description": "The text", "content": STREAM}},
+        responses={**ERRORS, 200: {"description": "The text", "content": _STREAM}},
         openapi_extra=body_schema(request_types),
         include_in_schema=bool(request_types),
     )

@@ -16,9 +16,20 @@ from server.images.generations import generation_of, size_of, start_generation
 from server.images.image_answer import images_response
 from server.images.images import count_images
 from server.request import Service, answered
-from server.routes.openapi import ERRORS, STREAM, body_schema, models_of
+from server.routes.openapi import ERRORS, body_schema, models_of, stream_content
 from server.schemas.base import Limits
-from server.schemas.generations import Generation, GenerationRequest, generation_request
+from server.schemas.generations import (
+    CompletedImageEvent,
+    Generation,
+    GenerationRequest,
+    PartialImageEvent,
+    generation_request,
+)
+
+_STREAM = stream_content(
+    ("image_generation.partial_image", PartialImageEvent),
+    ("image_generation.completed", CompletedImageEvent),
+)
 
 
 def router(service: Service) -> APIRouter:
@@ -37,7 +48,7 @@ def router(service: Service) -> APIRouter:
         response_model=Generation,
         responses={
             **ERRORS,
-            200: {"description": "The images", "content": STREAM, "headers": SAMPLING_HEADERS},
+            200: {"description": "The images", "content": _STREAM, "headers": SAMPLING_HEADERS},
         },
         openapi_extra=body_schema(request_types),
         include_in_schema=bool(request_types),

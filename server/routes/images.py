@@ -19,8 +19,16 @@ from server.images.image_stream import stream_images
 from server.images.images import make_images
 from server.images.known import KnownShape
 from server.request import Service, answered
-from server.routes.openapi import ERRORS, STREAM, body_schema, models_of, query_schema
+from server.routes.openapi import (
+    ERRORS,
+    QUERY_ERRORS,
+    body_schema,
+    models_of,
+    query_schema,
+    stream_content,
+)
 from server.schemas.base import Limits
+from server.schemas.denoise import ImageFrame
 from server.schemas.image_query import QUERY_FIELDS, image_query
 from server.schemas.images import ImagesRequest, ImagesResponse, ResponseFormat, image_request
 
@@ -34,6 +42,7 @@ _HEADERS: dict[str, dict[str, Any]] = {
         "description": "the label of each image in order, joined by commas; absent for a model without labels",
     },
 }
+_STREAM = stream_content(("denoise", ImageFrame), (None, ImagesResponse))
 _OF_FILES_ONLY = "Not in JSON answers, which say it in their body: "
 
 
@@ -52,7 +61,8 @@ def router(service: Service) -> APIRouter:
         "/images",
         summary="Generate images",
         response_model=ImagesResponse,
-        responses={**ERRORS, 200: _answers("image/png", "application/octet-stream", **STREAM)},
+        description="JSON with PNG files, unless response_format, or the header Accept: image/png, asks for a file.",
+        responses={**ERRORS, 200: _answers("image/png", "application/octet-stream", **_STREAM)},
         openapi_extra=body_schema(body_types),
         include_in_schema=bool(queues),
     )
@@ -63,7 +73,8 @@ def router(service: Service) -> APIRouter:
         "/images",
         summary="Generate images, as a picture for a browser",
         response_model=ImagesResponse,
-        responses={**ERRORS, 200: _answers("image/png")},
+        responses={**QUERY_ERRORS, 200: _answers("image/png")},
+        description="One image, or a grid of them, as a PNG file; with the header Accept: application/json it is JSON.",
         openapi_extra=query_schema(query_types, QUERY_FIELDS),
         include_in_schema=bool(queues),
     )

@@ -9,7 +9,7 @@ from fastapi.responses import Response
 
 from server.engine.engine import Engine
 from server.http.errors import ApiError
-from server.schemas.base import ErrorBody
+from server.routes.openapi import error_responses
 from server.schemas.models import Model, ModelList
 
 OWNER = "mdm-prime"
@@ -42,7 +42,7 @@ def router(engine: Engine) -> APIRouter:
         "/v1/models/{name:path}",
         summary="Describe a loaded model, in OpenAI's shape",
         response_model=Model,
-        responses={404: {"model": ErrorBody}},
+        responses=error_responses("model"),
         openapi_extra={"parameters": [_NAME]},
     )
     async def get_model(request: Request) -> Response:

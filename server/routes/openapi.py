@@ -5,17 +5,59 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import BaseModel
+
 from server.engine.engine import Engine
 from server.engine.model_queue import Kind
+from server.http.error_codes import Group, codes_of
 from server.http.sse import MEDIA_TYPE
 from server.schemas.base import ErrorBody, ModelRequest, inlined_schema
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504)
-}
 
-STREAM: dict[str, Any] = {MEDIA_TYPE: {}}
-"""Content of an answer that may also be a stream; OpenAPI 3.1 has no words for what its events hold."""
+def error_responses(*groups: Group) -> dict[int | str, dict[str, Any]]:
+    """Return the error answers of a route, each with its codes: those of any route, and of these groups."""
+    return {
+        status: {
+            "model": ErrorBody,
+            "description": "; ".join(f"{each.code}: {each.meaning}" for each in codes),
+        }
+        for status, codes in sorted(codes_of(("any", *groups)).items())
+    }
+
+
+SAMPLING_STATUS = "504"
+"""No other route has this answer."""
+
+ERRORS = error_responses("body", "fields", "model", "sampling")
+QUERY_ERRORS = error_responses("query", "fields", "model", "sampling")
+
+
+def stream_content(*events: tuple[str | None, type[BaseModel]]) -> dict[str, Any]:
+    """Return the content of an answer that may also be a stream.
+
+    OpenAPI 3.1 has no words for what the events of a stream hold; an extension, ``x-events``, lists them in order; one
+    without a name is plain data.
+
+    Args:
+        events: kind of each event, None for plain data, and what its data holds.
+    """
+    shown: list[tuple[str | None, type[BaseModel]]] = [*events, ("error", ErrorBody)]
+    lines = ", then ".join("data" if event is None else f"event: {event}" for event, _ in events)
+    return {
+        MEDIA_TYPE: {
+            "schema": {
+                "type": "string",
+                "description": f"with stream: {lines}, then data: [DONE]; what fails on the way comes as event: error "
+                "before it, under the status 200",
+            },
+            "x-events": [
+                {"event": event, "schema": inlined_schema(data)}
+                if event
+                else {"schema": inlined_schema(data)}
+                for event, data in shown
+            ],
+        }
+    }
 
 
 def models_of(engine: Engine, kind: Kind) -> list[str]:

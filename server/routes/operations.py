@@ -22,6 +22,8 @@ from server.schemas.base import Limits, Status
 from server.schemas.score import MAX_SAMPLES
 from server.schemas.text import MAX_STOP_CHARS, MAX_STOPS, MAX_TEMPLATE_PARTS
 
+_TEXT = {"schema": {"type": "string", "description": "Prometheus' text format"}}
+
 
 def router(engine: Engine, limits: Mapping[str, Limits]) -> APIRouter:
     """Return the operational routes of an engine.
@@ -50,7 +52,12 @@ def router(engine: Engine, limits: Mapping[str, Limits]) -> APIRouter:
         shown = [{**models[name], "in_service": not queue.failed} for name, queue in engine.queues.items()]
         return {"models": shown, **process}
 
-    @routes.get("/metrics", summary="Prometheus metrics", response_class=Response)
+    @routes.get(
+        "/metrics",
+        summary="Prometheus metrics",
+        response_class=Response,
+        responses={200: {"description": "The metrics", "content": {"text/plain": _TEXT}}},
+    )
     async def get_metrics() -> Response:
         return Response(engine.metrics.render(), headers={"content-type": CONTENT_TYPE_LATEST})
 
@@ -106,6 +113,7 @@ def describe_process(engine: Engine, limits: Limits) -> dict[str, Any]:
             "max_batch_rows": engine.max_batch_rows,
             "max_batch_tokens": engine.max_batch_tokens,
             "max_queue_rows": engine.max_queue_rows,
+            "max_queue_bytes": engine.max_queue_bytes,
         },
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }

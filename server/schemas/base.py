@@ -166,10 +166,10 @@ class Timings(Strict):
 class ErrorInfo(Strict):
     """What went wrong, and which field of the request is at fault."""
 
-    message: str
-    type: str
-    code: str
-    param: str | None
+    message: str = Field(description="one sentence for people: which limit, and the remedy")
+    type: str = Field(description="the sort of error, by OpenAI's names")
+    code: str = Field(description="the error, for programs")
+    param: str | None = Field(description="the field or header that is at fault; null if none is")
 
 
 class ErrorBody(Strict):

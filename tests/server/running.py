@@ -159,6 +159,7 @@ def make_engine(settings: Settings) -> tuple[Engine, Hooked]:
         max_batch_rows=settings.max_batch_rows,
         max_batch_tokens=settings.max_batch_tokens,
         max_queue_rows=settings.max_queue_rows,
+        max_queue_bytes=settings.max_queue_bytes,
     )
     denoiser: Any = models[0].checkpoint.denoiser
     return engine, denoiser

@@ -34,6 +34,10 @@ def test_an_unexpected_failure_has_an_id_that_its_log_names(
     assert server.client.get("/health").status_code == 200
 
 
+async def _gone() -> Message:
+    return {"type": "http.disconnect"}
+
+
 async def _unused(*arguments: Any) -> Any:
     raise AssertionError("not to be called")
 
@@ -54,7 +58,7 @@ def _run(app: Any, **scope: Any) -> list[Message]:
         **scope,
     }
     try:
-        asyncio.run(AccessMiddleware(app, Metrics().http, ["/"])(filled, _unused, send))
+        asyncio.run(AccessMiddleware(app, Metrics().http, ["/"])(filled, _gone, send))
     except HalfAnswerError:
         sent.append({"type": "raised"})
     return sent
@@ -66,6 +70,27 @@ def test_a_failure_after_half_an_answer_is_not_answered_again() -> None:
         raise ZeroDivisionError
 
     assert [message["type"] for message in _run(fail_late)] == ["http.response.start", "raised"]
+
+
+@pytest.mark.parametrize(("ending", "status"), [("whole", 200), ("cut", 499), ("left", 499), ("failed", 500)])
+def test_the_status_of_an_answer_tells_whether_its_end_was_sent(
+    ending: str, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "prime.access")
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        if ending == "left":
+            await receive()
+        if ending == "failed":
+            raise ZeroDivisionError
+        if ending != "cut":
+            await send({"type": "http.response.body", "body": b""})
+        await receive()  # as a client that goes after the end
+
+    _run(answer)
+    assert [record.fields["status"] for record in caplog.records if record.name == "prime.access"] == [status]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

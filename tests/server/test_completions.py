@@ -331,5 +331,5 @@ def test_it_is_described(server: Running) -> None:
     assert {"type": "null"} in schema["properties"]["n"]["anyOf"]
     assert schema["properties"]["max_tokens"]["default"] == 16
     assert "left" in schema["properties"]["logprobs"]["description"]
-    assert operation["responses"]["200"]["headers"].keys() == {"X-Seed", "X-NFE"}
+    assert operation["responses"]["200"]["headers"].keys() == {"X-Seed", "X-NFE", "X-Request-Id"}
     assert "Completion" in str(operation["responses"]["200"]["content"]["application/json"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from server.routes.docs_page import render_page
+from tests.server.browser import Browser
 from tests.server.running import Running, assert_error
 
 VOID = {"meta", "br"}
@@ -77,7 +79,8 @@ def test_every_route_and_field_is_there_with_its_rule(both: Running) -> None:
         for path in ("/generate", "/images", "/v1/completions", "/v1/images/generations")
         for name, field in body_of(document, path)["properties"].items()
     ]
-    queries = document["paths"]["/images"]["get"]["parameters"]
+    queries = [item for item in document["paths"]["/images"]["get"]["parameters"] if "$ref" not in item]
+    assert queries
     fields += [(item["name"], {**item["schema"], "description": item["description"]}) for item in queries]
     for name, field in fields:
         default = f"<code>{json.dumps(field['default'])}</code>" if "default" in field else ""
@@ -87,26 +90,81 @@ def test_every_route_and_field_is_there_with_its_rule(both: Running) -> None:
         assert f"<code>{name}</code>" in page
 
 
+def examples(page: str, address: str) -> list[list[str]]:
+    """The words of the commands that ask for an address."""
+    commands = [shlex.split(unescape(found)) for found in re.findall(r">(curl [^<]*)</pre>", page)]
+    return [words for words in commands if address in {word.partition("?")[0] for word in words}]
+
+
+def headers_of(words: list[str]) -> dict[str, str]:
+    """The headers that a command sends."""
+    return dict(value.split(": ") for option, value in itertools.pairwise(words) if option == "-H")
+
+
 @pytest.mark.parametrize(
     "path", ["/generate", "/images", "/score", "/v1/completions", "/v1/images/generations"]
 )
 def test_the_examples_of_bodies_work(both: Running, path: str) -> None:
-    page = unescape(both.client.get("/docs").text)
-    found = re.search(rf"curl [^<?]*:8000{path} [^<?]*", page)
-    assert found
-    words = shlex.split(found[0])
-    headers = dict([words[words.index("-H") + 1].split(": ")])
-    path = "/" + words[1].split("/", 3)[3]
-    response = both.client.post(path, content=words[words.index("-d") + 1], headers=headers)
-    assert response.status_code == 200
+    commands = examples(both.client.get("/docs").text, both.url + path)
+    posts = [words for words in commands if "-d" in words]
+    assert len(posts) >= 1 if path == "/score" else len(posts) >= 2  # of the others, a stream too
+    for words in posts:
+        response = both.client.post(path, content=words[words.index("-d") + 1], headers=headers_of(words))
+        assert response.status_code == 200
+        streamed = "-N" in words
+        assert response.headers["content-type"].startswith("text/event-stream") == streamed
 
 
-def test_the_example_of_a_query_works(both: Running) -> None:
+def test_the_examples_of_a_query_work(both: Running) -> None:
+    commands = examples(both.client.get("/docs").text, f"{both.url}/images")
+    gets = [words for words in commands if "-d" not in words]
+    answers = [
+        both.client.get(next(word for word in words if "?" in word), headers=headers_of(words))
+        for words in gets
+    ]
+    types = [(answer.status_code, answer.headers["content-type"]) for answer in answers]
+    assert types == [(200, "image/png"), (200, "application/json")]
+
+
+def test_the_page_tells_of_headers_streams_and_every_error(both: Running) -> None:
     page = unescape(both.client.get("/docs").text)
-    found = re.search(r"curl '[^<]*/(images\?[^<]*)' --output", page)
-    assert found
-    response = both.client.get("/" + found[1])
-    assert (response.status_code, response.headers["content-type"]) == (200, "image/png")
+    for text in ["X-Request-Id", "X-Request-Timeout", "Retry-After", "X-Seed", "X-NFE", "X-Labels"]:
+        assert f"<code>{text}</code>" in page
+    assert f"at most {both.settings.max_request_s:g}," in page
+    events = ["event: denoise", "event: image_generation.partial_image", "event: image_generation.completed"]
+    for event in [*events, "data"]:
+        assert f"Stream: {event}</h3>" in page
+    for name in ["eta_s", "progress", "digits", "pieces", "revealed", "error.code", "error.param"]:
+        assert f"<code>{name}</code>" in page
+    for each in both.client.get("/openapi.json").json()["x-errors"]:
+        assert f"<code>{each['code']}</code></th><td>{each['meaning']}</td>" in page
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [
+        ("prime.example:8001", "http://prime.example:8001"),
+        ("[::1]:9", "http://[::1]:9"),
+        ("$(reboot)", None),
+        ("a'b", None),
+        ("<script>", None),
+    ],
+)
+def test_the_examples_name_the_address_that_was_asked(both: Running, host: str, shown: str | None) -> None:
+    page = both.client.get("/docs", headers={"Host": host}).text
+    assert examples(page, f"{both.url if shown is None else shown}/health")
+    assert (host in page) == (shown is not None)
+
+
+def test_the_page_fits_a_narrow_window(window: Browser, both: Running) -> None:
+    window.resize(400)
+    try:
+        window.open(f"{both.url}/docs")
+        assert window.js("document.documentElement.scrollWidth <= 400")
+        assert window.js("document.querySelectorAll('pre').length") > 15
+        assert window.complaints() == []
+    finally:
+        window.resize(1400)
 
 
 def test_text_of_the_document_is_escaped() -> None:
@@ -114,8 +172,11 @@ def test_text_of_the_document_is_escaped() -> None:
     page = render_page(
         {
             "info": {"title": evil, "version": "1"},
-            "paths": {"/a": {"get": {"summary": evil, "responses": {}}}},
-        }
+            "paths": {"/a": {"get": {"summary": evil, "description": evil, "responses": {}}}},
+            "components": {"schemas": {"ErrorBody": {"properties": {evil: {"description": evil}}}}},
+            "x-errors": [{"status": 400, "code": evil, "meaning": evil}],
+        },
+        "http://127.0.0.1",
     )
     assert "script" not in Outline(page).tags
 

@@ -120,6 +120,31 @@ def test_a_full_queue_refuses_with_an_honest_retry_after(server: Running, backgr
     assert server.post(n=8, max_tokens=4).status_code == 200
 
 
+def test_the_memory_of_plans_is_bounded(model_path: Path) -> None:
+    settings: Any = {"max_queue_bytes": 2**20, "max_n": 200, "max_work": 2**40}
+    with serving(model_path, **settings) as server:
+        background = Background(server)
+        body: dict[str, Any] = {"max_tokens": 60, "steps": "exact", "seed": 1}
+        rows = prepare_rows(server.engine.queues[NAME].checkpoint, n=1, **body).rows
+        fitting = 2**20 // rows[0].num_bytes
+        assert 5000 < rows[0].num_bytes and 2 <= fitting < 200
+        assert sum(part.nbytes for part in rows[0].draws if part is not None) < rows[0].num_bytes
+        message = assert_error(server.post(n=fitting + 1, **body), 422, "request_too_large")
+        assert str(2**20) in message
+        gate = server.denoiser.hook = Gate()
+        first = background.post(n=fitting, **body)
+        assert gate.entered.wait(60)
+        refused = server.post(n=fitting, **body)
+        assert_error(refused, 429, "queue_full")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert server.engine.held_rows == fitting
+        gate.opened.set()
+        assert first.result().status_code == 200
+        server.denoiser.hook = None
+        assert server.post(n=fitting, **body).status_code == 200  # all was given back
+        background.pool.shutdown()
+
+
 @pytest.mark.parametrize("admitted", [True, False])
 def test_retry_after_grows_with_the_queue(model_path: Path, admitted: bool) -> None:
     settings = Settings(model=model_path, max_batch_rows=2, max_queue_rows=4, max_n=4)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import logging
 import math
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -13,8 +15,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.http.body import DISCARD_BYTES, parse_json
-from tests.server.running import Running, assert_error, serving
+from server.http.body import DISCARD_BYTES
+from server.http.json_text import parse_json
+from tests.server.running import Running, assert_error, serving, wait_until
 
 JSON = {"content-type": "application/json"}
 LIMIT = 4096
@@ -104,6 +107,39 @@ def test_wrong_methods_and_paths(server: Running) -> None:
     assert_error(server.client.post("/generate/", json={}), 404, "not_found")
 
 
+def test_head_is_answered_wherever_get_is_but_of_images(server: Running) -> None:
+    paths = [
+        "/",
+        "/health",
+        "/ready",
+        "/info",
+        "/metrics",
+        "/v1/models",
+        "/v1/models/tiny",
+        "/docs",
+        "/openapi.json",
+    ]
+    for path in [*paths, "/playground/app.js"]:
+        asked, head = server.client.get(path), server.client.head(path)
+        assert (head.status_code, head.content) == (200, b""), path
+        assert head.headers["content-type"] == asked.headers["content-type"]
+        if path != "/metrics":  # it has counted the one before
+            assert head.headers["content-length"] == asked.headers["content-length"]
+        assert server.client.request("DELETE", path).headers["allow"] == "GET, HEAD"
+    for path, allow in [("/images", "GET, POST"), ("/generate", "POST")]:
+        response = server.client.head(path)
+        assert (response.status_code, response.content, response.headers["allow"]) == (405, b"", allow)
+    assert server.client.head("/nowhere").status_code == 404
+
+
+def test_head_is_counted_by_its_route(server: Running) -> None:
+    labels = {"route": "/v1/models/{name:path}", "method": "HEAD", "status": "200"}
+    registry = server.engine.metrics.registry
+    before = registry.get_sample_value("prime_http_requests_total", labels) or 0
+    server.client.head("/v1/models/tiny")
+    wait_until(lambda: registry.get_sample_value("prime_http_requests_total", labels) == before + 1)
+
+
 def test_body_over_the_limit_with_content_length(server: Running) -> None:
     exact = b'{"max_tokens": 1}'.ljust(LIMIT)
     assert post(server, exact, JSON).status_code == 200
@@ -171,6 +207,36 @@ def test_what_is_not_http_is_answered_in_the_one_shape(server: Running) -> None:
         assert headers["connection"] == "close"
         content = httpx.Response(int(status.split()[1]), headers=headers, content=body)
         assert_error(content, 400, "invalid_http")
+
+
+def test_what_is_not_http_has_a_line_with_its_id_and_a_place_in_the_metrics(
+    server: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "prime.access")
+    labels = {"route": "other", "method": "other", "status": "400"}
+    registry = server.engine.metrics.registry
+    before = registry.get_sample_value("prime_http_requests_total", labels) or 0
+    with connect(server) as connection:
+        connection.sendall(b"NOT HTTP\r\n\r\n")
+        reply = received(connection).decode().lower()
+    (request_id,) = re.findall(r"x-request-id: (\S+)", reply)
+    lines = [record.getMessage() for record in caplog.records if record.name == "prime.access"]
+    assert lines == [f"{request_id} other other 400 0.0 ms client=127.0.0.1"]
+    assert registry.get_sample_value("prime_http_requests_total", labels) == before + 1
+
+
+def test_the_id_of_a_body_that_breaks_off_is_that_of_its_request(
+    server: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "prime.access")
+    with connect(server) as connection:
+        connection.sendall(HEAD + b"X-Request-Id: mine\r\nTransfer-Encoding: chunked\r\n\r\n")
+        time.sleep(0.2)
+        connection.sendall(b"zz\r\n")
+        assert b"x-request-id: mine\r\n" in received(connection).lower()
+    wait_until(lambda: any(record.name == "prime.access" for record in caplog.records))
+    lines = [record.getMessage() for record in caplog.records if record.name == "prime.access"]
+    assert [line.split()[:4] for line in lines] == [["mine", "POST", "/generate", "499"]]
 
 
 def test_bad_bytes_after_half_an_answer_only_close(server: Running, caplog: pytest.LogCaptureFixture) -> None:

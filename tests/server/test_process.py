@@ -69,6 +69,14 @@ def test_fault_21_a_hang_shows_within_five_seconds_and_ends_the_process_if_it_la
         assert "the engine hangs" in served.log
 
 
+def test_the_log_tells_when_a_hang_is_over(model_path: Path) -> None:
+    with Served("--model", str(model_path), faults=[{"fault": "hang", "seconds": 6}]) as served:
+        assert httpx.post(f"{served.url}/generate", json={"max_tokens": 2}, timeout=60).status_code == 200
+        wait_until(lambda: served.get("/ready").status_code == 200)
+        wait_until(lambda: "the engine goes on after " in served.log, timeout_s=5)
+        assert served.log.index("the engine hangs") < served.log.index("the engine goes on after ")
+
+
 def test_a_hang_ends_the_process_also_while_it_drains(model_path: Path) -> None:
     with Served("--model", str(model_path), "--stall-exit-s", "0.5", faults=[{"fault": "hang"}]) as served:
         with ThreadPoolExecutor(1) as pool:

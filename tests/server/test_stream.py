@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import server.text.text_stream as text_stream
 from prime_core.provisional import UNKNOWN
-from server.text import text_stream
 from tests.server.running import (
     CONTEXT,
     Gate,
@@ -100,7 +100,7 @@ def test_text_frames_retell_the_answer(server: Running) -> None:
 
 
 def test_progress_and_eta_are_those_of_the_plan(server: Running) -> None:
-    server.denoiser.hook = lambda lengths: time.sleep(0.03)
+    server.denoiser.hook = lambda lengths: time.sleep(0.06)  # so that no frame is merged with the next
     try:
         frames = [
             frame for event, frame in stream(server, "/generate", max_tokens=8, steps=12, seed=1) if event
@@ -112,7 +112,28 @@ def test_progress_and_eta_are_those_of_the_plan(server: Running) -> None:
     assert [frame["nfe"] for frame in frames] == list(range(1, nfe + 1))
     assert frames[-1]["eta_s"] == 0
     for frame in frames[1:]:
-        assert frame["eta_s"] >= 0.03 * (nfe - frame["nfe"])
+        assert frame["eta_s"] >= 0.06 * (nfe - frame["nfe"])
+
+
+def test_a_stream_rests_a_fiftieth_of_a_second_after_each_frame(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times: list[tuple[float, float]] = []
+    make = text_stream.text_frames
+
+    def timed(*arguments: Any) -> Any:
+        began = time.monotonic()
+        frames = make(*arguments)
+        times.append((began, time.monotonic()))
+        return frames
+
+    monkeypatch.setattr(text_stream, "text_frames", timed)
+    frames = stream(server, "/generate", max_tokens=CONTEXT, steps="exact", seed=1)
+    assert frames[-2][1]["progress"] == 1
+    *rests, _ = [
+        later[0] - earlier[1] for earlier, later in itertools.pairwise(times)
+    ]  # the end is not waited for
+    assert min(rests) > 0.0199
 
 
 def test_known_text_is_in_the_frames_from_the_start(server: Running) -> None:
@@ -215,6 +236,22 @@ def test_a_reader_that_goes_frees_the_rows_within_a_step(model_path: Path) -> No
         gate.opened.set()
         wait_until(lambda: server.engine.held_rows == 0)
         assert len(server.denoiser.lengths) <= calls + 1
+        # What the log and the metrics of HTTP say of it: nobody has had an answer.
+        wait_until(lambda: num_generate(server, "499") == 1)
+        assert num_generate(server, "200") == 0
+
+
+def num_generate(server: Running, status: str) -> float:
+    """How many requests of text were counted under a status."""
+    labels = {"route": "/generate", "method": "POST", "status": status}
+    return server.engine.metrics.registry.get_sample_value("prime_http_requests_total", labels) or 0
+
+
+def test_a_stream_that_is_read_to_its_end_counts_as_answered(model_path: Path) -> None:
+    with serving(model_path) as server:
+        stream(server, "/generate", max_tokens=4)
+        wait_until(lambda: num_generate(server, "200") == 1)
+        assert num_generate(server, "499") == 0
 
 
 @pytest.mark.parametrize("failure", ["the client goes", "a frame raises"])
@@ -264,6 +301,7 @@ def test_a_reader_that_does_not_read_is_cut_off_and_nobody_waits_for_it(model_pa
             assert mate.status_code == 200
             wait_until(lambda: server.metric("prime_request_failure_total", reason="cancelled") == 1)
             wait_until(lambda: server.engine.held_rows == 0)
+            wait_until(lambda: num_generate(server, "499") == 1)
             assert b"[DONE]" not in b"".join(iter(lambda: connection.recv(2**16), b""))
         assert len(server.denoiser.lengths) < CONTEXT  # of one call for each of two digits a token
         server.denoiser.hook = None

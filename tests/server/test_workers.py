@@ -144,7 +144,7 @@ def test_images_that_are_prepared_delay_no_text(server: Running, hold: Hold) -> 
 
 
 def test_deadlines_and_clients_are_seen_while_answers_are_made(server: Running, hold: Hold) -> None:
-    held = hold(text, "text_answer")
+    held = hold(text, "text_response")
     assert_error(post_in_time(server, "0.5", max_tokens=7, steps=2), 504, "deadline_exceeded")
     assert (held.calls, failures(server, "deadline")) == (1, 1)
     leave_early(server, max_tokens=7, steps=2)

@@ -148,6 +148,21 @@ def test_a_seed_is_a_figure_and_more_draws_agree(tmp_path: Path, text: Path) -> 
     assert nelbo(num_draws=200, seed=1, batch_rows=1) == pytest.approx(many, rel=0.03)
 
 
+def test_neither_memory_nor_another_figure_changes_a_figure(tmp_path: Path, text: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path)
+
+    def figures(**settings: Any) -> dict[str, float]:
+        estimates = _evaluate(checkpoint, text, seed=3, num_draws=2, **settings)["estimates"]
+        return {name: each["nats_per_token"] for name, each in estimates.items()}
+
+    plain = figures()
+    assert figures(batch_rows=1) == pytest.approx(plain, rel=1e-6)
+    assert figures(batch_rows=3, chunk_rows=5) == pytest.approx(plain, rel=1e-6)
+    both = figures(grid_steps=4)
+    assert {name: both[name] for name in plain} == plain
+    assert figures(grid_steps=4, batch_rows=2) == pytest.approx(both, rel=1e-6)
+
+
 def test_baselines(text: Path, tmp_path: Path) -> None:
     training = tmp_path / "training.txt"
     training.write_text("\n\n".join([*DOCUMENTS, "more words"]))
