@@ -97,7 +97,7 @@ def _prepare_one(checkpoint: Checkpoint, body: GenerateRequest) -> PreparedRows:
         temperature=body.temperature,
         top_p=body.top_p,
         top_k=body.top_k,
-        stop=body.stop,
+        stop=body.stops,
         **_layout(body),
     )
 
