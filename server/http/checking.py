@@ -29,7 +29,7 @@ async def read_request(
     """Read a body, and return the model that it is for and the request that it holds.
 
     Args:
-        service: the models and the limits of a body.
+        service: the models, and the reader of bodies.
         kind: what the route makes.
         request_types: class of the request of each model of that kind.
         request: the HTTP request; its body must not have been read.

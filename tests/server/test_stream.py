@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import server.text.text_stream as text_stream
 from prime_core.provisional import UNKNOWN
-from server.text import text_stream
 from tests.server.running import (
     CONTEXT,
     Gate,
@@ -100,7 +100,7 @@ def test_text_frames_retell_the_answer(server: Running) -> None:
 
 
 def test_progress_and_eta_are_those_of_the_plan(server: Running) -> None:
-    server.denoiser.hook = lambda lengths: time.sleep(0.03)
+    server.denoiser.hook = lambda lengths: time.sleep(0.06)  # so that no frame is merged with the next
     try:
         frames = [
             frame for event, frame in stream(server, "/generate", max_tokens=8, steps=12, seed=1) if event
@@ -112,7 +112,28 @@ def test_progress_and_eta_are_those_of_the_plan(server: Running) -> None:
     assert [frame["nfe"] for frame in frames] == list(range(1, nfe + 1))
     assert frames[-1]["eta_s"] == 0
     for frame in frames[1:]:
-        assert frame["eta_s"] >= 0.03 * (nfe - frame["nfe"])
+        assert frame["eta_s"] >= 0.06 * (nfe - frame["nfe"])
+
+
+def test_a_stream_rests_a_fiftieth_of_a_second_after_each_frame(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times: list[tuple[float, float]] = []
+    make = text_stream.text_frames
+
+    def timed(*arguments: Any) -> Any:
+        began = time.monotonic()
+        frames = make(*arguments)
+        times.append((began, time.monotonic()))
+        return frames
+
+    monkeypatch.setattr(text_stream, "text_frames", timed)
+    frames = stream(server, "/generate", max_tokens=CONTEXT, steps="exact", seed=1)
+    assert frames[-2][1]["progress"] == 1
+    *rests, _ = [
+        later[0] - earlier[1] for earlier, later in itertools.pairwise(times)
+    ]  # the end is not waited for
+    assert min(rests) > 0.0199
 
 
 def test_known_text_is_in_the_frames_from_the_start(server: Running) -> None:
