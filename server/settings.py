@@ -45,7 +45,8 @@ class Settings(BaseSettings):
 
     model: Annotated[tuple[ModelSource, ...], NoDecode] = Field(
         default_factory=demo_models,
-        description="checkpoint, a folder or one .safetensors file: PATH or NAME=PATH; repeat it to serve several "
+        description="checkpoint, a folder or one .safetensors file: PATH or NAME=PATH; PATH alone is named by its last "
+        "part, RUN/checkpoint by RUN; repeat it to serve several "
         "(as a variable: a JSON list, or between commas); default: the bundled demos",
     )
     served_model_name: str | None = Field(

@@ -48,16 +48,7 @@ class Bodies:
             ClientDisconnect: if the client went away.
         """
         _check_head(request)
-        try:
-            async with asyncio.timeout(self.timeout_s):
-                body = await _receive(request, self.max_bytes)
-        except TimeoutError:
-            raise ApiError(
-                408,
-                "receive_timeout",
-                f"the body did not arrive within {self.timeout_s:g} seconds",
-                headers={"Connection": "close"},
-            ) from None
+        body = await _receive(request, self.max_bytes, self.timeout_s)
         if len(body) <= _PARSED_AT_ONCE_BYTES:
             return parse_json(body)
         return await asyncio.get_running_loop().run_in_executor(self._parser, parse_json, body)
@@ -77,7 +68,7 @@ def _check_head(request: Request) -> None:
         raise ApiError(415, "unsupported_encoding", "compressed bodies are not read; send the JSON as it is")
 
 
-async def _receive(request: Request, max_bytes: int) -> bytearray:
+async def _receive(request: Request, max_bytes: int, timeout_s: float) -> bytearray:
     # h11 has checked that a Content-Length is a plain number.
     declared = int(request.headers.get("content-length", "0"))
     # Nothing to throw away if the client waits for leave to send, and too much if it declares a huge body.
@@ -86,17 +77,27 @@ async def _receive(request: Request, max_bytes: int) -> bytearray:
         raise _too_large(max_bytes)
     body = bytearray()
     received = 0
-    async for chunk in request.stream():
-        received += len(chunk)
-        if received > max_bytes + DISCARD_BYTES:
-            break
-        if received <= max_bytes:
-            body += chunk
-        else:
-            body.clear()
-    if received > max_bytes:
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for chunk in request.stream():
+                received += len(chunk)
+                if received > max_bytes + DISCARD_BYTES:
+                    break
+                if received <= max_bytes:
+                    body += chunk
+                else:
+                    body.clear()
+    except TimeoutError:
+        if max(received, declared) <= max_bytes:  # else more time would not help
+            raise _too_late(timeout_s) from None
+    if max(received, declared) > max_bytes:
         raise _too_large(max_bytes)
     return body
+
+
+def _too_late(timeout_s: float) -> ApiError:
+    message = f"the body did not arrive within {timeout_s:g} seconds"
+    return ApiError(408, "receive_timeout", message, headers={"Connection": "close"})
 
 
 def _too_large(max_bytes: int) -> ApiError:

@@ -167,6 +167,24 @@ def connect(server: Running) -> socket.socket:
     return connection
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"Transfer-Encoding: chunked\r\n\r\n1001\r\n" + b" " * (LIMIT + 1) + b"\r\n",
+        b"Content-Length: %d\r\n\r\n{" % (LIMIT + 1),
+    ],
+)
+def test_a_body_that_is_known_to_be_too_large_gets_413_also_if_its_end_never_comes(
+    server: Running, sent: bytes
+) -> None:
+    assert LIMIT + 1 == 0x1001
+    with connect(server) as connection:
+        connection.sendall(HEAD + sent)
+        reply = received(connection)
+    assert reply.startswith(b"HTTP/1.1 413")
+    assert b'"code":"body_too_large"' in reply
+
+
 def received(connection: socket.socket) -> bytes:
     """Everything until the server closes."""
     parts = []
