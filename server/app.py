@@ -17,6 +17,7 @@ from server.http.keys import KeyRing
 from server.http.leaving import CancelUnfinished
 from server.http.route_table import route_table
 from server.http.security import RequireKey
+from server.http.target import OriginForm
 from server.request import Service
 from server.routes import completions, generate, generations, images, models, operations, playground, score
 from server.routes.docs_page import docs_router
@@ -64,8 +65,9 @@ def create_app(engine: Engine, settings: Settings, keys: KeyRing | None = None) 
     keys = KeyRing() if keys is None else keys
     app.add_middleware(RequireKey, keys=keys)
     routes = {path for _, path in route_table(app)}
-    # Outermost: a refusal has an id and a line in the log too.
+    # Around all others but the last: a refusal has an id and a line in the log too.
     app.add_middleware(AccessMiddleware, metrics=engine.metrics.http, routes=routes)
+    app.add_middleware(OriginForm)
     # FastAPI keeps the document that it makes here, when all routes are there.
     complete_document(app.openapi(), settings.max_request_s, with_keys=bool(keys))
     return app

@@ -357,3 +357,50 @@ def test_broken_http_is_closed(server: Running, request_bytes: bytes) -> None:
         reply = received(connection)
     assert reply == b"" or reply.split()[1] in {b"400", b"408", b"422", b"431"}
     assert b"HTTP/1.1 200" not in reply
+
+
+def read_answer(connection: socket.socket) -> bytes:
+    """One answer, whose body ends with its brace."""
+    answer = b""
+    while not answer.endswith(b"}"):
+        part = connection.recv(65536)
+        assert part
+        answer += part
+    return answer
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_an_empty_line_before_a_request_is_none_of_it(server: Running, split: bool) -> None:
+    request = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    with connect(server) as connection:
+        for _ in range(2):  # also on a connection that is kept
+            connection.sendall(b"\r\n" if split else b"\r\n" + request)
+            if split:
+                time.sleep(0.05)
+                connection.sendall(request)
+            assert read_answer(connection).startswith(b"HTTP/1.1 200")
+        connection.sendall(b"\r\n\r\n" + request)  # one is enough
+        assert read_answer(connection).startswith(b"HTTP/1.1 400")
+
+
+def test_an_empty_line_alone_does_not_keep_a_connection(server: Running) -> None:
+    started = time.monotonic()
+    with connect(server) as connection:
+        connection.sendall(b"\r\n")
+        assert received(connection) == b""
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize(
+    ("target", "status"), [("/health", 200), ("/v1/models/tiny?a=1", 200), ("", 200), ("/nowhere", 404)]
+)
+def test_a_target_may_be_in_absolute_form(server: Running, target: str, status: int) -> None:
+    with connect(server) as connection:
+        connection.sendall(f"GET http://prime.example:8000{target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert connection.recv(65536).startswith(b"HTTP/1.1 %d" % status)
+
+
+def test_the_host_of_an_absolute_target_counts(server: Running) -> None:
+    with connect(server) as connection:
+        connection.sendall(b"GET http://prime.example/docs HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert b"curl http://prime.example/health" in received(connection)

@@ -102,6 +102,7 @@ def test_a_full_queue_counts_down_and_a_server_that_ends_says_so(window: Browser
         page.click(f"{TEXT} form button[type=submit]")
         fault = page.wait("document.querySelector('.fault:not([hidden])')?.textContent")
         assert "shutting down" in fault
+        page.wait(f"!document.querySelector('{TEXT} form button[type=submit]').disabled")
     page.click(f"{TEXT} form button[type=submit]")
     page.wait("document.querySelector('.fault:not([hidden])')?.textContent.includes('lost')")
     assert page.complaints() == []
