@@ -15,7 +15,7 @@ RUN /opt/venv/bin/pip install --extra-index-url "https://download.pytorch.org/wh
 WORKDIR /src
 COPY . .
 RUN echo "torch==${TORCH_VERSION}+${TORCH_VARIANT}" > /opt/constraints.txt
-RUN /opt/venv/bin/pip install --constraint /opt/constraints.txt .
+RUN /opt/venv/bin/pip install --constraint /opt/constraints.txt '.[otel]'
 
 FROM python:${PYTHON_VERSION}-slim AS runtime
 ARG TORCH_VARIANT=cpu

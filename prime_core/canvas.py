@@ -203,7 +203,7 @@ def _prompt_parts(
         raise CanvasError(
             "max_tokens",
             f"max_tokens must be at most {context - num_fixed}: the context holds {context} tokens, and "
-            f"{num_fixed} are given",
+            f"{num_fixed} {'is' if num_fixed == 1 else 'are'} given",
         )
     return [before, max_tokens] if after is None else [before, max_tokens, after]
 

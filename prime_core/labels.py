@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 # Longer numerals are no label's number: a model has at most 2^16.
-_NUMERAL = re.compile(r"[0-9]{1,9}")
+_NUMERAL = re.compile(r"0|[1-9][0-9]{0,8}")
 # What an address or a JSON body writes for "no label".
 _NO_LABEL = "null"
 
@@ -14,6 +14,19 @@ _NO_LABEL = "null"
 def parse_label(text: str) -> int | str:
     """Return a label that was written as text, on a command line or in an address: its number or its name."""
     return int(text) if _NUMERAL.fullmatch(text) else text
+
+
+def find_label(names: Sequence[str], text: str) -> int | None:
+    """Return the number of the label with a name, whatever its case if no other name differs in case alone.
+
+    Args:
+        names: of all labels.
+        text: a name as somebody wrote it.
+    """
+    if text in names:
+        return names.index(text)
+    alike = [number for number, name in enumerate(names) if name.casefold() == text.casefold()]
+    return alike[0] if len(alike) == 1 else None
 
 
 def check_label_name(name: str) -> str:

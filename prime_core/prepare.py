@@ -20,6 +20,7 @@ from prime_core.config import Config, UNetConfig
 from prime_core.correctors import Corrector
 from prime_core.curves import TimeWarp
 from prime_core.image_canvas import image_canvas
+from prime_core.labels import find_label
 from prime_core.pixels import PixelCodec
 from prime_core.plan import Steps
 from prime_core.render import render
@@ -218,10 +219,11 @@ def label_index(config: Config, model: UNetConfig, label: int | str | None) -> i
         raise CanvasError("label", "this model has no labels to choose from; leave label out")
     last = model.num_labels - 1
     if isinstance(label, str):
-        if label not in config.label_names:
+        index = find_label(config.label_names, label)
+        if index is None:
             names = ", ".join(config.label_names[:20]) or "none: give a number"
             raise CanvasError("label", f"label must be a number in 0..{last} or one of its names ({names})")
-        return config.label_names.index(label)
+        return index
     if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label <= last:
         raise CanvasError("label", f"label must be in 0..{last}")
     return label

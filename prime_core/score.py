@@ -204,7 +204,15 @@ def contents_of(checkpoint: Checkpoint, request: ScoreRequest) -> list[Content]:
         return [_text(checkpoint, param, getattr(request, param))]
     if isinstance(request.inputs, str) or not request.inputs:
         raise CanvasError("inputs", "inputs must be a list of texts or token ids that is not empty")
-    return [_text(checkpoint, "inputs", each, f" (number {n})") for n, each in enumerate(request.inputs)]
+    return [_input(checkpoint, index, each) for index, each in enumerate(request.inputs)]
+
+
+def _input(checkpoint: Checkpoint, index: int, given: str | Sequence[int]) -> Content:
+    """Return the tokens of one of several inputs; an error names its place, `inputs[0]` for the first."""
+    try:
+        return _text(checkpoint, "inputs", given, f" (number {index + 1})")
+    except CanvasError as error:
+        raise CanvasError(f"inputs[{index}]", str(error)) from None
 
 
 def _text(checkpoint: Checkpoint, param: str, given: str | Sequence[int], which: str = "") -> Content:

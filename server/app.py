@@ -13,10 +13,12 @@ from server.http.access import AccessMiddleware
 from server.http.body import Bodies
 from server.http.crowd import RefuseCrowds
 from server.http.errors import install_error_handlers
+from server.http.head import AnswerHead
 from server.http.keys import KeyRing
 from server.http.leaving import CancelUnfinished
 from server.http.route_table import route_table
 from server.http.security import RequireKey
+from server.http.target import OriginForm
 from server.request import Service
 from server.routes import completions, generate, generations, images, models, operations, playground, score
 from server.routes.docs_page import docs_router
@@ -61,13 +63,15 @@ def create_app(engine: Engine, settings: Settings, keys: KeyRing | None = None) 
     app.include_router(docs_router(app.openapi))
     app.include_router(playground.router())
     install_error_handlers(app)
+    app.add_middleware(AnswerHead)
     app.add_middleware(CancelUnfinished, metrics=engine.metrics)
     app.add_middleware(RefuseCrowds, max_requests=settings.max_connections, metrics=engine.metrics)
     keys = KeyRing() if keys is None else keys
     app.add_middleware(RequireKey, keys=keys)
     routes = {path for _, path in route_table(app)}
-    # Outermost: a refusal has an id and a line in the log too.
+    # Around all others but the last: a refusal has an id and a line in the log too.
     app.add_middleware(AccessMiddleware, metrics=engine.metrics.http, routes=routes)
+    app.add_middleware(OriginForm)
     # FastAPI keeps the document that it makes here, when all routes are there.
     complete_document(app.openapi(), settings.max_request_s, with_keys=bool(keys))
     return app

@@ -33,12 +33,13 @@ class Fault(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    fault: Literal["raise", "hang", "slow", "nan", "oom", "die"]
+    fault: Literal["raise", "hang", "slow", "nan", "oom", "die", "leak"]
     call: int = Field(default=1, ge=1, description="the first call that it strikes")
     calls: int = Field(default=1, ge=1, description="how many calls it strikes")
     model: str | None = Field(default=None, description="of one model only")
     seconds: float = Field(default=3600.0, ge=0, description="of hang and slow")
     rows: int = Field(default=0, ge=0, description="oom strikes only calls of more rows")
+    leaked_bytes: int = Field(default=4096, ge=1, description="what leak keeps of each call that it strikes")
 
 
 def add_faults(models: Sequence[LoadedModel], environment: Mapping[str, str]) -> list[LoadedModel]:
@@ -90,6 +91,7 @@ class FaultyDenoiser(nn.Module):
         self._num_calls = -1  # the warm-up is call 0
         self._num_rows = 0  # of the call that comes, without those that fill it up
         self._spoil = False
+        self._leaked: list[bytes] = []
 
     def features(self, y_t: Tensor, lengths: Sequence[int], *arguments: Any, **named: Any) -> Any:
         """Run the trunk, see `Denoiser.features`, with the faults of this call."""
@@ -107,6 +109,8 @@ class FaultyDenoiser(nn.Module):
                 raise torch.OutOfMemoryError("out of memory, on purpose")
         elif fault.fault == "nan":
             self._spoil = True
+        elif fault.fault == "leak":
+            self._leaked.append(b"\xff" * fault.leaked_bytes)  # a page of zeros might take no memory
         elif fault.fault == "die":
             raise SystemExit("the engine's thread dies, on purpose")
         else:

@@ -16,13 +16,14 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import torch
 import uvicorn
 
 from prime_core.checkpoint import load_checkpoint
 from prime_core.device import choose_device
-from server.app import create_app
+from server.app import create_app, package_version
 from server.engine.engine import Engine
 from server.engine.model_queue import LoadedModel, ModelQueue
 from server.fault_seam import add_faults
@@ -35,11 +36,14 @@ from server.open_files import allow_files
 from server.reload import Reloader
 from server.settings import Settings, SettingsError, load_settings
 
+if TYPE_CHECKING:
+    from server.http.tracing import Tracing
+
 logger = logging.getLogger("prime.server")
 
 CHECK_EVERY_S = 0.1
-# asyncio accepts so many connections before it looks at any of them, and as many again while it does; so this bounds how
-# many there are for a moment beyond --max-connections.
+# asyncio accepts so many connections before it looks at any of them, and as many again while it does; so this bounds
+# how many there are for a moment beyond --max-connections.
 ACCEPTED_AT_ONCE = 64
 LISTEN_BACKLOG = 2048  # connections that wait in the kernel to be accepted
 # Once all rows are done, answers are on their way; a client that does not read them is cut off after this.
@@ -140,6 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = load_settings(argv)
         configure_logs(settings.log_level, settings.log_format)
         keys = KeyRing(settings.api_keys_file, take_environment_keys())
+        tracing = start_tracing(settings)
         engine = build_engine(settings)
         listener = _listen(settings)
     except (SettingsError, ValueError, OSError) as error:
@@ -147,10 +152,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     _warn_if_open(settings, keys)
     allowed = allow_files(settings.max_connections)
-    config = http_config(engine, settings.model_copy(update={"max_connections": allowed}), keys)
+    config = http_config(engine, settings.model_copy(update={"max_connections": allowed}), keys, tracing)
     server = Server(config, engine, settings.drain_timeout_s, settings.stall_exit_s)
     reloader = Reloader(keys, engine, partial(load_model, settings))
-    return asyncio.run(_serve(server, listener, _banner(engine, listener), reloader))
+    try:
+        return asyncio.run(_serve(server, listener, _banner(engine, listener), reloader))
+    finally:
+        if tracing is not None:
+            tracing.close()
+
+
+def start_tracing(settings: Settings) -> Tracing | None:
+    """Return where traces go; None, and nothing that sends any is imported, unless the settings ask for them.
+
+    Raises:
+        SettingsError: if its packages are not installed.
+    """
+    if settings.otlp_traces_endpoint is None:
+        return None
+    try:
+        from server.http.tracing import Tracing
+    except ImportError:
+        raise SettingsError(
+            "--otlp-traces-endpoint: traces need OpenTelemetry: pip install 'mdm-prime[otel]', or leave it out"
+        ) from None
+    return Tracing.to(settings.otlp_traces_endpoint, package_version())
 
 
 def build_engine(settings: Settings) -> Engine:
@@ -189,10 +215,13 @@ def _warn_if_open(settings: Settings, keys: KeyRing) -> None:
         logger.warning("anybody who reaches %s may send requests: no API key is set", settings.host)
 
 
-def http_config(engine: Engine, settings: Settings, keys: KeyRing | None = None) -> uvicorn.Config:
+def http_config(
+    engine: Engine, settings: Settings, keys: KeyRing | None = None, tracing: Tracing | None = None
+) -> uvicorn.Config:
     """Return how HTTP is spoken: h11 with bounded heads and deadlines, signals and logs left to us."""
+    app = create_app(engine, settings, keys)
     return uvicorn.Config(
-        create_app(engine, settings, keys),
+        app if tracing is None else tracing.around(app),
         http=DeadlineProtocol.with_bounds(
             settings.receive_timeout_s, settings.max_connections, engine.metrics.http
         ),

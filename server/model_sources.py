@@ -10,6 +10,7 @@ from typing import NamedTuple
 MAX_NAME_CHARS = 128
 DEMO_FOLDER = Path(__file__).resolve().parent / "demo"
 DEMOS = ("text", "images")
+TRAINED = "checkpoint"  # where training puts its result, in the folder of each run
 
 
 class ModelSource(NamedTuple):
@@ -87,4 +88,7 @@ def _parse_part(part: object) -> ModelSource:
 
 
 def _name_of(path: Path) -> str:
-    return path.resolve().name.removesuffix(".safetensors")
+    """Return the name of a file or folder, or of the run that a folder called "checkpoint" is of."""
+    path = path.resolve()
+    named = path.parent if path.name == TRAINED and path.parent.name else path
+    return named.name.removesuffix(".safetensors")

@@ -31,7 +31,10 @@ def reserve(engine: Engine, model: str, num_rows: int) -> None:
     except UnavailableError as error:
         reason: Rejection = "draining" if engine.state == "draining" else _unavailable_reason(error)
         engine.metrics.reject(model, reason)
-        raise ApiError(503, reason, _UNAVAILABLE[reason]) from None
+        headers = (
+            {"Retry-After": "1"} if reason == "draining" else None
+        )  # by then another instance has its place
+        raise ApiError(503, reason, _UNAVAILABLE[reason], headers=headers) from None
 
 
 def submit(engine: Engine, job: Job) -> None:

@@ -108,11 +108,13 @@ def prepare_score(
 
 def _check_chars(body: TextScoreRequest, limits: Limits) -> None:
     """Refuse a text that cannot fit."""
-    texts: dict[str, Sequence[object]] = {"text": [body.text], "inputs": body.inputs or []}
-    for param, parts in texts.items():
-        longest = max((len(part) for part in parts if isinstance(part, str)), default=0)
-        has = "has" if param == "text" else "holds a text of"
-        check_chars(longest, limits, param, has=has, remedy="cut it into parts")
+    remedy = "cut it into parts"
+    if body.text is not None:
+        check_chars(len(body.text), limits, "text", remedy=remedy)
+    for index, given in enumerate(body.inputs or []):
+        if isinstance(given, str):
+            name = f"inputs (number {index + 1})"
+            check_chars(len(given), limits, f"inputs[{index}]", remedy=remedy, name=name)
 
 
 def _check_work(contents: Sequence[Content], num_samples: int, target_length: int, limits: Limits) -> None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
@@ -45,7 +47,8 @@ class Settings(BaseSettings):
 
     model: Annotated[tuple[ModelSource, ...], NoDecode] = Field(
         default_factory=demo_models,
-        description="checkpoint, a folder or one .safetensors file: PATH or NAME=PATH; repeat it to serve several "
+        description="checkpoint, a folder or one .safetensors file: PATH or NAME=PATH; PATH alone is named by its last "
+        "part, RUN/checkpoint by RUN; repeat it to serve several "
         "(as a variable: a JSON list, or between commas); default: the bundled demos",
     )
     served_model_name: str | None = Field(
@@ -135,6 +138,11 @@ class Settings(BaseSettings):
     log_format: LogFormat = Field(
         default="text", description="text, or json: one object a line; on stderr either way"
     )
+    otlp_traces_endpoint: str | None = Field(
+        default=None,
+        description="URL to send traces to by OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces; needs the "
+        "extra otel; default: no traces",
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -181,6 +189,13 @@ class Settings(BaseSettings):
             )
         return value
 
+    @field_validator("otlp_traces_endpoint")
+    @classmethod
+    def _name_a_collector(cls, value: str | None) -> str | None:
+        if value is not None and not _is_http_url(value):
+            raise ValueError("must be an http or https URL, such as http://127.0.0.1:4318/v1/traces")
+        return value
+
     @property
     def models(self) -> tuple[ModelSource, ...]:
         """What to serve, under the names to be used."""
@@ -206,6 +221,16 @@ def load_settings(argv: Sequence[str] | None = None) -> Settings:
         raise SettingsError(
             "; ".join(_explain(item["loc"], item["msg"]) for item in error.errors())
         ) from None
+
+
+def _is_http_url(text: str) -> bool:
+    if not re.fullmatch("[!-~]+", text):  # `urlsplit` would leave line ends out
+        return False
+    try:
+        url = urlsplit(text)
+        return url.scheme in {"http", "https"} and bool(url.hostname) and url.port != 0
+    except ValueError:  # a port that is none, or brackets of an address that is none
+        return False
 
 
 def _parser() -> argparse.ArgumentParser:

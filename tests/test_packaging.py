@@ -143,6 +143,11 @@ def test_extras_ask_for_a_recent_triton_only_on_request() -> None:
     assert not any(item.startswith("triton") for item in PROJECT["dependencies"])
 
 
+def test_whoever_develops_has_what_traces_need() -> None:
+    extras = PROJECT["optional-dependencies"]
+    assert extras["otel"] and set(extras["otel"]) <= set(extras["dev"])
+
+
 def test_set_up_files_name_one_version_of_torch_and_it_is_in_range(install: types.ModuleType) -> None:
     named = {
         *re.findall(r"^TORCH +\?= torch==(\S+)$", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE),

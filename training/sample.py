@@ -101,6 +101,10 @@ def write_samples(config: SampleConfig, *, progress: bool = True) -> int:
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     checkpoint = load_checkpoint(config.checkpoint, device=choose_device(config.device), dtype=config.dtype)
+    if config.output.is_dir():
+        raise ValueError(
+            f"--output: {config.output} is a folder; name a file, as in {config.output / 'samples.jsonl'}"
+        )
     _prepare(config, checkpoint, 0)  # refuses what does not fit before any file is touched
     with exclusive_file(config.output) as file:
         seed, done = _continue_request(config, checkpoint, file)

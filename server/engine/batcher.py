@@ -24,6 +24,7 @@ class Job:
         rows: one row per output, or some for each input that is scored; the engine takes them on.
         done: resolved when every row is finished; cancelling it frees the rows within a step.
         arrived_s: `time.monotonic()` when the request arrived, before its plans were drawn.
+        submitted_s: when the engine took it on, its plans drawn.
         started_s: of its first denoiser call.
         finished_s: of its last.
         feed: follows the rows for a reader; None without one.
@@ -34,6 +35,7 @@ class Job:
     model: str
     rows: Sequence[AnyRow]
     arrived_s: float
+    submitted_s: float | None = None
     started_s: float | None = None
     finished_s: float | None = None
     feed: Feed | None = None

@@ -125,6 +125,7 @@ class ModelQueue:
 
     def put(self, job: Job) -> None:
         """Take a job on; whoever calls holds the room's lock."""
+        job.submitted_s = time.monotonic()
         self._departures.watch(job)
         self.inbox.append(job)
         self._forecast = None

@@ -6,7 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -26,13 +26,32 @@ class HalfAnswerError(RuntimeError):
     """A request failed when half of its answer was out; the connection is closed, so that it cannot pass for whole."""
 
 
+class Access(NamedTuple):
+    """What was made of a request.
+
+    Attributes:
+        method: one of `METHODS`, or "other".
+        route: template of a route, or "other".
+        status: of the answer; 0 for none.
+        started_s: `time.monotonic()` when its head had been read.
+        finished_s: when it had been answered.
+    """
+
+    method: str
+    route: str
+    status: int
+    started_s: float
+    finished_s: float
+
+
 class AccessMiddleware:
     """Bounds the head; gives each request an id (header X-Request-Id), one line in the log and one count.
 
     The id is the client's if it is made of up to 64 letters, digits, '.', '_' and '-'; else a new one. Exceptions that
     nobody expected are answered here: further out, their answers would carry no id. The line holds nothing else that a
     client can choose: neither path nor query, only the route, and the name of a loaded model. The status of an answer
-    whose end was not sent is 499, whatever it began with: the client has gone, or was cut off.
+    whose end was not sent is 499, whatever it began with: the client has gone, or was cut off. What is told of a
+    request is left in its state, as ``access``.
     """
 
     def __init__(self, app: ASGIApp, metrics: HttpMetrics, routes: Collection[str]) -> None:
@@ -85,14 +104,17 @@ class AccessMiddleware:
         finally:
             if 0 < status < 400 and (left or not ended):
                 status = CLIENT_GONE
-            self._note(scope, status, time.monotonic() - started_s)
+            self._note(scope, status, started_s)
 
-    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+    def _note(self, scope: Scope, status: int, started_s: float) -> None:
         """Count a request and write its line."""
+        finished_s = time.monotonic()
+        seconds = finished_s - started_s
         route = getattr(scope.get("route"), "path", scope["path"])
         route = route if route in self._routes else OTHER
         method = scope["method"] if scope["method"] in METHODS else OTHER
         state = scope["state"]
+        state["access"] = Access(method, route, status, started_s, finished_s)
         details = {**({"key": state["key_name"]} if "key_name" in state else {}), **_work(state)}
         note_request(self._metrics, state["request_id"], method, route, status, seconds, details)
 

@@ -71,18 +71,7 @@ class Bodies:
             self._let_go(body)
 
     async def _receive(self, request: Request, body: bytearray) -> None:
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                await self._fill(request, body)
-        except TimeoutError:
-            raise ApiError(
-                408,
-                "receive_timeout",
-                f"the body did not arrive within {self._timeout_s:g} seconds",
-                headers={"Connection": "close"},
-            ) from None
-
-    async def _fill(self, request: Request, body: bytearray) -> None:
+        """Read what arrives into ``body``, which is empty."""
         # h11 has checked that a Content-Length is a plain number.
         declared = int(request.headers.get("content-length", "0"))
         # Nothing to throw away if the client waits for leave to send, and too much if it declares a huge body.
@@ -90,16 +79,21 @@ class Bodies:
         if declared > allowed:
             raise _too_large(self._max_bytes)
         received, fits = 0, True
-        async for chunk in request.stream():
-            received += len(chunk)
-            if received > self._max_bytes + DISCARD_BYTES:
-                break
-            fits = fits and received <= self._max_bytes and self._take_room(len(body), received)
-            if fits:
-                body += chunk
-            else:
-                self._let_go(body)
-        if received > self._max_bytes:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                async for chunk in request.stream():
+                    received += len(chunk)
+                    if received > self._max_bytes + DISCARD_BYTES:
+                        break
+                    fits = fits and received <= self._max_bytes and self._take_room(len(body), received)
+                    if fits:
+                        body += chunk
+                    else:
+                        self._let_go(body)
+        except TimeoutError:
+            if fits and declared <= self._max_bytes:  # else more time would not help
+                raise _too_late(self._timeout_s) from None
+        if max(received, declared) > self._max_bytes:
             raise _too_large(self._max_bytes)
         if not fits:
             self._metrics.reject("", "busy")
@@ -135,6 +129,11 @@ def _check_head(request: Request) -> None:
         )
     if request.headers.get("content-encoding", "identity").strip().lower() not in {"", "identity"}:
         raise ApiError(415, "unsupported_encoding", "compressed bodies are not read; send the JSON as it is")
+
+
+def _too_late(timeout_s: float) -> ApiError:
+    message = f"the body did not arrive within {timeout_s:g} seconds"
+    return ApiError(408, "receive_timeout", message, headers={"Connection": "close"})
 
 
 def _too_large(max_bytes: int) -> ApiError:

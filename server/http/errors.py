@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from server.http.head import WITHOUT_HEAD
 from server.http.http_metrics import METHODS
 from server.schemas.base import ErrorBody, ErrorInfo
 
@@ -90,11 +91,14 @@ def new_request_id() -> str:
 def allowed_methods(app: FastAPI, request: Request) -> list[str]:
     """Return the methods that some route takes on the path of a request, in alphabetical order."""
     scope = dict(request.scope)
-    return [
+    found = {
         method
         for method in METHODS
         if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in app.routes)
-    ]
+    }
+    if "GET" in found and scope["path"] not in WITHOUT_HEAD:
+        found.add("HEAD")
+    return sorted(found)
 
 
 def internal_error(request_id: str, error: Exception) -> ApiError:

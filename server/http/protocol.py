@@ -96,6 +96,11 @@ class DeadlineProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Receive, and see whether a request's head is complete."""
+        if data[:2] == b"\r\n" and self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]:
+            # An empty line before a request is none of it (RFC 9112, section 2.2); h11 would refuse it.
+            data = data[2:]
+            if not data:  # to h11 that is the end of the connection
+                return
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
             self._disarm()

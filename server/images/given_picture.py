@@ -63,8 +63,8 @@ def _read_png(png: str, shape: KnownShape) -> Tensor:
     if head != PngHead(width, height, 8, _COLOUR_TYPES[channels]):
         raise CanvasError(
             "png",
-            f"png must be {width} x {height} pixels (width x height) with {channels} channels of 8 bits, without "
-            "palette or alpha",
+            f"png must be {width} x {height} pixels (width x height) with {channels} "
+            f"{'channel' if channels == 1 else 'channels'} of 8 bits, without palette or alpha",
         )
     found = torch.from_numpy(_unpacked(file, (width, height), mode)).long().view(height, width, channels)
     if int(found.max()) > shape.top_pixel:

@@ -50,6 +50,7 @@ export class Run {
   /** Send what the form says, unless a request is under way. */
   async start(extra = {}) {
     if (this.abort !== null || this.button.disabled) return;
+    this.box.hidden = true; // it was about an earlier request
     const fields = this.tab.request(extra);
     if (fields === null) return;
     this.abort = new AbortController();
@@ -90,7 +91,7 @@ export class Run {
     if (this.streamed) this.bar.value = 0;
     else this.bar.removeAttribute("value");
     this.line.textContent = this.streamed ? "Waiting for its turn." : "Under way.";
-    this.facts.replaceChildren();
+    this.#show({});
     this.node.setAttribute("aria-busy", "true");
     this.button.setAttribute("aria-disabled", "true"); // not `disabled`, which would take the focus away
     this.stop.hidden = false;
@@ -134,7 +135,8 @@ export class Run {
       facts["Per step"] = `${((last.ms - first.ms) / (last.nfe - first.nfe)).toFixed(1)} ms`;
     }
     if (last.eta_s !== null) {
-      facts.Left = seconds(Math.max(0, last.eta_s - (performance.now() - last.ms) / 1000));
+      const leftS = last.eta_s - (performance.now() - last.ms) / 1000;
+      facts.Left = leftS > 0 ? seconds(leftS) : "more than foretold";
     }
     this.#show(facts);
     this.line.textContent = `${Math.floor(100 * last.progress)} %`;
@@ -166,6 +168,7 @@ export class Run {
   }
 
   #show(facts) {
+    this.told = facts;
     this.facts.replaceChildren(
       ...Object.entries(facts).map(([name, value]) => el("div", {}, el("dt", { text: name }), el("dd", { text: value }))),
     );
@@ -174,6 +177,8 @@ export class Run {
   #fail(raised) {
     if (!this.streamed) this.bar.value = 0;
     if (this.taken) this.tab.halted();
+    const { Left: _, ...kept } = this.told; // of a request that has ended, nothing is left
+    this.#show(kept);
     const error = (raised instanceof Problem && this.tab.explain?.(raised)) || raised;
     if (error.name === "AbortError") {
       this.line.textContent = "Stopped.";
@@ -183,10 +188,11 @@ export class Run {
     if (!(error instanceof Problem)) throw error; // a fault of the page itself: the console shows where
     this.line.textContent = "";
     this.box.hidden = false;
-    this.box.replaceChildren(el("p", { text: error.message }));
+    const message = inWordsOfTheForm(error.message, this.tab.fields());
+    this.box.replaceChildren(el("p", { text: message }));
     const field = this.tab.fields().find((each) => each.param === error.param && !each.hidden);
     if (field) {
-      field.problem = error.message;
+      field.problem = message;
       field.node.closest("details")?.setAttribute("open", "");
       field.input.focus();
     }
@@ -206,6 +212,17 @@ export class Run {
     this.countdown = setInterval(tick, 250);
     tick();
   }
+}
+
+/** Return a message of the server that names fields as requests do with the names that they have in the form. */
+function inWordsOfTheForm(message, fields) {
+  return fields.reduce((text, { param, node }) => {
+    const label = node.querySelector("label").textContent;
+    if (label.toLowerCase() === param) return text;
+    // A name that is a word of English too is a name only where messages begin, or say what to change.
+    const before = param.includes("_") ? "\\b" : "(?<=^|shorten |lower )";
+    return text.replace(new RegExp(`${before}${param}\\b`, "gi"), `“${label}”`);
+  }, message);
 }
 
 /** Show what is wrong with controls before anything is sent; returns whether all is well. */

@@ -90,13 +90,11 @@ class ScoreTab {
   /** Two texts are sent as `inputs`: say what is wrong with them of the one that it is about. */
   explain(error) {
     if (error.param === "token_ids") return new Problem(error.message, { ...error, param: "text" });
-    if (error.param !== "inputs") return error;
-    const number = /^Inputs \(number ([01])\)/.exec(error.message)?.[1];
-    const second = number === undefined ? this.other.value.length > this.text.value.length : number === "1";
+    const found = /^inputs(?:\[([01])\])?$/.exec(error.param);
+    if (found === null) return error;
+    const second = found[1] === undefined ? this.other.value.length > this.text.value.length : found[1] === "1";
     const name = second ? "The second text" : "The first text";
-    const message = error.message
-      .replace("Inputs holds a text of", `${name} has`)
-      .replace(/^Inputs( \(number [01]\))?/, name);
+    const message = error.message.replace(/^Inputs( \(number [12]\))?/, name);
     return new Problem(message, { ...error, param: second ? "inputs" : "text" });
   }
 

@@ -29,6 +29,8 @@ def common_section(document: Mapping[str, Any], base: str) -> str:
         parts.append(f"<p>Every route but {open_paths} asks for {ways}.</p>\n")
     else:
         parts.append("<p>This server asks for no API key.</p>\n")
+    if "description" in document["info"]:
+        parts.append(f"<p>{escape(document['info']['description'])}</p>\n")
     parameters = components.get("parameters", {})
     rows = [
         (code(name), f"{escape(each['description'])}; {_routes_with(document, name)}")

@@ -8,6 +8,7 @@ from typing import Any
 from server.http.access import REQUEST_ID_PATTERN
 from server.http.deadline import HEADER as TIMEOUT_HEADER
 from server.http.error_codes import ERROR_CODES
+from server.http.head import WITHOUT_HEAD
 from server.http.security import OPEN_PATHS
 from server.routes.openapi import SAMPLING_STATUS, error_responses
 
@@ -24,6 +25,9 @@ def complete_document(document: dict[str, Any], max_request_s: float, *, with_ke
         max_request_s: the longest time of a request, in seconds.
         with_keys: whether the server asks for API keys.
     """
+    document["info"]["description"] = (
+        f"Every route that answers GET answers HEAD too, but {' and '.join(sorted(WITHOUT_HEAD))}."
+    )
     components = document.setdefault("components", {})
     components["parameters"] = _parameters(max_request_s)
     components["headers"] = _HEADERS

@@ -76,11 +76,11 @@ def router() -> APIRouter:
     routes = APIRouter(include_in_schema=False)
     assets = load_assets()
 
-    @routes.api_route("/", methods=["GET", "HEAD"])
+    @routes.get("/")
     async def get_page(request: Request) -> Response:
         return _answer(assets[PAGE], request)
 
-    @routes.api_route("/playground/{name}", methods=["GET", "HEAD"])
+    @routes.get("/playground/{name}")
     async def get_asset(name: str, request: Request) -> Response:
         if name == PAGE or name not in assets:
             raise ApiError(404, "not_found", "the playground has no such file")

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from server.schemas.base import Limits, Rule, SamplingRequest, Strict, bounded, shared_rules
 from server.schemas.openai import NO_USER, Nothing, Zero, or_null
-from server.schemas.text import MAX_STOP_CHARS, MAX_STOPS, StopString, drawing_rules, layout_rules
+from server.schemas.text import StopString, drawing_rules, layout_rules
 
 DEFAULT_MAX_TOKENS = 16
 
@@ -101,11 +101,7 @@ def completion_request(limits: Limits) -> type[CompletionRequest]:
             {"ge": 1, "le": limits.context, "default": min(DEFAULT_MAX_TOKENS, limits.context)},
         ),
         "temperature": drawing_rules()["temperature"],
-        "stop": (
-            StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)],
-            f"a string of 1 to {MAX_STOP_CHARS} characters, or a list of at most {MAX_STOPS} of them",
-            {},
-        ),
+        "stop": drawing_rules()["stop"],
         "echo": (bool, "true or false; true puts the prompt before the text", {}),
         **_stream_rules(),
         **_off_rules(),

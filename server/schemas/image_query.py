@@ -11,7 +11,7 @@ from kernels.noise import MAX_SEED
 from prime_core.curves import MAX_TEMPERATURE
 from prime_core.presets import PRESETS
 from server.schemas.base import Rule, bounded
-from server.schemas.images import ImagesRequest, shown_names
+from server.schemas.images import ImagesRequest, name_type, shown_names
 
 QUERY_FIELDS = ("n", "steps", "temperature", "top_p", "seed", "label", "model", "preset")
 
@@ -57,6 +57,5 @@ def _label_rule(num_labels: int, names: Sequence[str]) -> Rule:
     end = "; without it, one is drawn for every image"
     if not names:
         return (number, f"an integer from 0 to {num_labels - 1}{end}", {})
-    name: Any = Literal[tuple(names)]
     text = f"an integer from 0 to {num_labels - 1}, or one of the names {shown_names(names)}"
-    return (number | name, f"{text}{end}", {})
+    return (number | name_type(names), f"{text}{end}", {})

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from prime_core.correctors import MAX_CORRECTOR_SCALE, CorrectorKind
 from prime_core.curves import MAX_POWER, MAX_TEMPERATURE, MAX_WARP_SCALE
+from prime_core.labels import find_label
 from prime_core.presets import PRESETS
 from prime_core.settings import ImageSampler
 from server.images.known import KnownShape
@@ -165,11 +166,21 @@ def label_rule(num_labels: int, names: Sequence[str], *, drawn: bool = True) -> 
     value_type: Any = Annotated[int, Field(ge=0, le=num_labels - 1)]
     text = f"an integer from 0 to {num_labels - 1}"
     if names:
-        value_type = value_type | Literal[tuple(names)]
+        value_type = value_type | name_type(names)
         text += f", one of the names {shown_names(names)}"
     if not drawn:
         return (value_type, text, {"default": ...})
     return (value_type | None, f"{text}, or null for one that is drawn for every image", {})
+
+
+def name_type(names: Sequence[str]) -> Any:
+    """Return the type of the name of a label, which may be written in another case (see `find_label`)."""
+
+    def written(value: object) -> object:
+        number = find_label(names, value) if isinstance(value, str) else None
+        return value if number is None else names[number]
+
+    return Annotated[Literal[tuple(names)], BeforeValidator(written)]
 
 
 def shown_names(names: Sequence[str]) -> str:

@@ -40,16 +40,23 @@ class GenerateRequest(SamplingRequest):
     template: list[str | Gap] | None = None
     max_tokens: int | None = None
     temperature: float = 1.0
-    stop: list[StopString] = Field(default=[])
+    stop: str | list[StopString] = Field(default=[])
     stream: bool = False
 
     @classmethod
     def find_malformed_field(cls, fields: Mapping[str, object]) -> str | None:
-        """Return "template" if it holds an object with other keys than "gap", of which there may be many."""
-        template = fields.get("template")
+        """Return a field with objects of other keys than "gap", or items that are no texts: they may be many."""
+        template, stop = fields.get("template"), fields.get("stop")
+        if isinstance(stop, list) and not set(map(type, stop)) <= {str}:
+            return "stop"
         parts = template if isinstance(template, list) else []
         malformed = any(isinstance(part, dict) and part.keys() != {"gap"} for part in parts)
         return "template" if malformed else None
+
+    @property
+    def stops(self) -> list[str]:
+        """The stop strings."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop
 
 
 def text_request(limits: Limits) -> type[GenerateRequest]:
@@ -65,8 +72,8 @@ def layout_rules(limits: Limits) -> dict[str, Rule]:
     gap: Any = create_model("Gap", __base__=Gap, gap=(int, Field(ge=1, le=context)))
     return {
         "prompt": (
-            str | Annotated[list[token_id], Field(max_length=context)] | None,
-            f"Unicode text, or a list of at most {context} token ids from 0 to {top_token}, or null",
+            str | Annotated[list[token_id], Field(min_length=1, max_length=context)] | None,
+            f"Unicode text, or a list of 1 to {context} token ids from 0 to {top_token}, or null",
             {},
         ),
         "suffix": (str | None, "Unicode text, or null", {}),
@@ -93,9 +100,9 @@ def drawing_rules() -> dict[str, Rule]:
             {"ge": 0, "le": MAX_TEMPERATURE},
         ),
         "stop": (
-            list[StopString],
-            f"a list of at most {MAX_STOPS} strings of 1 to {MAX_STOP_CHARS} characters",
-            {"max_length": MAX_STOPS},
+            StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)],
+            f"a string of 1 to {MAX_STOP_CHARS} characters, or a list of at most {MAX_STOPS} of them",
+            {},
         ),
         "stream": (bool, STREAM_RULE, {}),
     }

@@ -97,7 +97,7 @@ def _prepare_one(checkpoint: Checkpoint, body: GenerateRequest) -> PreparedRows:
         temperature=body.temperature,
         top_p=body.top_p,
         top_k=body.top_k,
-        stop=body.stop,
+        stop=body.stops,
         **_layout(body),
     )
 
@@ -124,7 +124,7 @@ def _check_chars(body: GenerateRequest, limits: Limits) -> None:
     }
     for param, parts in texts.items():
         num_chars = sum(len(part) for part in parts if isinstance(part, str))
-        check_chars(num_chars, limits, param, has="has", remedy=f"shorten {param}")
+        check_chars(num_chars, limits, param, remedy=f"shorten {param}")
 
 
 def _check_work(checkpoint: Checkpoint, requests: Sequence[GenerateRequest], limits: Limits) -> None:

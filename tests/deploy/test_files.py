@@ -77,3 +77,10 @@ def test_the_deployment_asks_the_right_routes_and_gives_time_to_drain() -> None:
         float(each["value"]) for each in container["env"] if each["name"] == "PRIME_DRAIN_TIMEOUT_S"
     )
     assert spec["terminationGracePeriodSeconds"] > drain_s
+
+
+def test_compose_gives_time_to_drain() -> None:
+    service = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))["services"]["prime"]
+    variables = dict(each.split("=") for each in service["environment"] if "=" in each)
+    grace_s = re.fullmatch(r"(\d+)s", service["stop_grace_period"])
+    assert grace_s is not None and float(grace_s[1]) > float(variables["PRIME_DRAIN_TIMEOUT_S"])

@@ -77,7 +77,16 @@ def test_prompt_of_token_ids_without_a_tokenizer() -> None:
     [
         ({"prompt": "x" * 12}, "prompt", "prompt has 12 tokens, but at most 11 fit: the context holds 12"),
         ({"prompt": "x" * 9, "suffix": "yyy"}, "suffix", "suffix has 3 tokens, but at most 2 fit"),
-        ({"prompt": "abc", "max_tokens": 10}, "max_tokens", "max_tokens must be at most 9"),
+        (
+            {"prompt": "abc", "max_tokens": 10},
+            "max_tokens",
+            "max_tokens must be at most 9: .*, and 3 are given",
+        ),
+        (
+            {"prompt": "a", "max_tokens": 12},
+            "max_tokens",
+            "max_tokens must be at most 11: .*, and 1 is given",
+        ),
         ({"max_tokens": 0}, "max_tokens", "at least 1"),
         ({"max_tokens": True}, "max_tokens", "at least 1"),
         ({"template": ["a", 2], "prompt": ""}, "prompt", "exclude each other"),

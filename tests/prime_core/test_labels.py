@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from prime_core.labels import check_label_name, check_label_names, parse_label
+from prime_core.labels import check_label_name, check_label_names, find_label, parse_label
 
 
 @pytest.mark.parametrize(
     ("text", "label"),
-    [("7", 7), ("007", 7), ("999999999", 999_999_999), ("9" * 5000, "9" * 5000), ("-1", "-1"), ("1e3", "1e3"),
-     ("", ""), ("cat", "cat"), ("class 7", "class 7"), ("٧", "٧"), (" 7", " 7")],
+    [("7", 7), ("0", 0), ("007", "007"), ("999999999", 999_999_999), ("9" * 5000, "9" * 5000), ("-1", "-1"),
+     ("1e3", "1e3"), ("", ""), ("cat", "cat"), ("class 7", "class 7"), ("٧", "٧"), (" 7", " 7")],
 )  # fmt: skip
 def test_a_label_is_a_number_or_a_name(text: str, label: int | str) -> None:
     assert parse_label(text) == label
@@ -55,3 +55,11 @@ def test_two_labels_of_one_name_are_refused() -> None:
     check_label_names(["cat", "dog", "Cat"])
     with pytest.raises(ValueError, match="labels 0 and 2 have one name, 'cat'; give every label its own"):
         check_label_names(["cat", "dog", "cat"])
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("Bag", 0), ("bag", 0), ("BAG", 0), ("Cat", 1), ("cat", 2), ("CAT", None), ("b", None)],
+)
+def test_names_are_found_in_any_case_that_leaves_no_doubt(text: str, number: int | None) -> None:
+    assert find_label(("Bag", "Cat", "cat"), text) == number

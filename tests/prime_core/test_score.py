@@ -287,7 +287,11 @@ def test_every_state_of_a_mixture_has_a_label_of_its_own() -> None:
         ({"token_ids": []}, "token_ids", "nothing to score"),
         ({"inputs": []}, "inputs", "not empty"),
         ({"inputs": "abc"}, "inputs", "list"),
-        ({"inputs": ["a", "b" * 17]}, "inputs", r"number 1\) has 17 tokens, but the context holds 16"),
+        (
+            {"inputs": ["a", "b" * 17]},
+            "inputs[1]",
+            r"inputs \(number 2\) has 17 tokens, but the context holds 16",
+        ),
         ({"text": "a" * 17}, "text", "has 17 tokens, but the context holds 16"),
         ({"text": [1]}, "text", "must be text"),
         ({"token_ids": "ab"}, "token_ids", "list of token ids"),

@@ -291,7 +291,9 @@ def test_drain_refuses_the_new_and_finishes_the_old(model_path: Path) -> None:
         assert gate.entered.wait(60)
         running.engine.drain()
         assert running.client.get("/ready").json() == {"status": "draining"}
-        assert_error(running.post(max_tokens=6), 503, "draining")
+        refused = running.post(max_tokens=6)
+        assert_error(refused, 503, "draining")
+        assert refused.headers["retry-after"] == "1"
         gate.opened.set()
         assert reply.result().status_code == 200
         background.pool.shutdown()

@@ -104,7 +104,7 @@ FAULTS = """
 25. deadlines
     test_deadline.py::test_fault_25_who_is_late_in_the_queue_never_runs
 26. SIGTERM under load
-    test_process.py::test_fault_26_a_drain_under_load_loses_nothing
+    test_drain.py::test_fault_26_a_drain_under_load_loses_nothing
     test_main.py::test_a_second_signal_ends_at_once
 27. a clock that moves
     test_deadline.py::test_fault_27_a_clock_that_moves_by_a_day_moves_no_deadline

@@ -107,6 +107,14 @@ def test_stop_string_ends_the_text(server: Running) -> None:
     row = outputs(server.post(prompt="q", max_tokens=30, seed=seed, stop=[stop]))[0]
     assert row["finish_reason"] == "stop"
     assert row["text"] == "q" + free["gaps"][0].split(stop)[0]
+    alone = server.post(prompt="q", max_tokens=30, seed=seed, stop=stop)  # as in /v1/completions
+    assert outputs(alone) == [row]
+
+
+def test_an_empty_list_of_token_ids_is_no_prompt_on_either_route(server: Running) -> None:
+    for path in ("/generate", "/v1/completions"):
+        answer = server.client.post(path, json={"prompt": [], "max_tokens": 1})
+        assert "a list of 1 to " in assert_error(answer, 422, "invalid_value", "prompt")
 
 
 def test_same_seed_gives_the_same_text_alone_and_among_thirty_others(server: Running) -> None:

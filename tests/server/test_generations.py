@@ -92,7 +92,7 @@ def test_a_model_without_labels_takes_no_prompt(tmp_path: Path) -> None:
 
 
 BAD: list[tuple[str, Any]] = [
-    *[("prompt", value) for value in ["cow", "3", "-1", "Dog", " dog", 1, ["dog"], None]],
+    *[("prompt", value) for value in ["cow", "3", "-1", "Dogs", " dog", 1, ["dog"], None]],
     *[("size", value) for value in ["16x16", "8X8", "1024x1024", "", 8]],
     *[("n", value) for value in [0, 17, True]],
     *[("response_format", value) for value in ["url", "png", ""]],

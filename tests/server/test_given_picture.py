@@ -164,3 +164,9 @@ def test_whatever_a_decoder_raises_is_the_fault_of_the_file(
 ) -> None:
     monkeypatch.setattr("server.images.given_picture.Image.open", lambda file, formats: [][0])
     assert_error(post(both, GOOD), 422, "invalid_value", "png")
+
+
+def test_the_size_is_told_in_good_words(both: Running) -> None:
+    content = png_of(lambda image: image.resize((SIDE + 1, SIDE)))
+    message = assert_error(post(both, content), 422, "invalid_value", "png")
+    assert f"{SIDE} x {SIDE} pixels (width x height) with 1 channel of 8 bits" in message

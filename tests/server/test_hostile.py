@@ -107,6 +107,39 @@ def test_wrong_methods_and_paths(server: Running) -> None:
     assert_error(server.client.post("/generate/", json={}), 404, "not_found")
 
 
+def test_head_is_answered_wherever_get_is_but_of_images(server: Running) -> None:
+    paths = [
+        "/",
+        "/health",
+        "/ready",
+        "/info",
+        "/metrics",
+        "/v1/models",
+        "/v1/models/tiny",
+        "/docs",
+        "/openapi.json",
+    ]
+    for path in [*paths, "/playground/app.js"]:
+        asked, head = server.client.get(path), server.client.head(path)
+        assert (head.status_code, head.content) == (200, b""), path
+        assert head.headers["content-type"] == asked.headers["content-type"]
+        if path != "/metrics":  # it has counted the one before
+            assert head.headers["content-length"] == asked.headers["content-length"]
+        assert server.client.request("DELETE", path).headers["allow"] == "GET, HEAD"
+    for path, allow in [("/images", "GET, POST"), ("/generate", "POST")]:
+        response = server.client.head(path)
+        assert (response.status_code, response.content, response.headers["allow"]) == (405, b"", allow)
+    assert server.client.head("/nowhere").status_code == 404
+
+
+def test_head_is_counted_by_its_route(server: Running) -> None:
+    labels = {"route": "/v1/models/{name:path}", "method": "HEAD", "status": "200"}
+    registry = server.engine.metrics.registry
+    before = registry.get_sample_value("prime_http_requests_total", labels) or 0
+    server.client.head("/v1/models/tiny")
+    wait_until(lambda: registry.get_sample_value("prime_http_requests_total", labels) == before + 1)
+
+
 def test_body_over_the_limit_with_content_length(server: Running) -> None:
     exact = b'{"max_tokens": 1}'.ljust(LIMIT)
     assert post(server, exact, JSON).status_code == 200
@@ -132,6 +165,24 @@ def connect(server: Running) -> socket.socket:
     connection.settimeout(60)
     connection.connect((host, int(port)))
     return connection
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"Transfer-Encoding: chunked\r\n\r\n1001\r\n" + b" " * (LIMIT + 1) + b"\r\n",
+        b"Content-Length: %d\r\n\r\n{" % (LIMIT + 1),
+    ],
+)
+def test_a_body_that_is_known_to_be_too_large_gets_413_also_if_its_end_never_comes(
+    server: Running, sent: bytes
+) -> None:
+    assert LIMIT + 1 == 0x1001
+    with connect(server) as connection:
+        connection.sendall(HEAD + sent)
+        reply = received(connection)
+    assert reply.startswith(b"HTTP/1.1 413")
+    assert b'"code":"body_too_large"' in reply
 
 
 def received(connection: socket.socket) -> bytes:
@@ -306,3 +357,50 @@ def test_broken_http_is_closed(server: Running, request_bytes: bytes) -> None:
         reply = received(connection)
     assert reply == b"" or reply.split()[1] in {b"400", b"408", b"422", b"431"}
     assert b"HTTP/1.1 200" not in reply
+
+
+def read_answer(connection: socket.socket) -> bytes:
+    """One answer, whose body ends with its brace."""
+    answer = b""
+    while not answer.endswith(b"}"):
+        part = connection.recv(65536)
+        assert part
+        answer += part
+    return answer
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_an_empty_line_before_a_request_is_none_of_it(server: Running, split: bool) -> None:
+    request = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    with connect(server) as connection:
+        for _ in range(2):  # also on a connection that is kept
+            connection.sendall(b"\r\n" if split else b"\r\n" + request)
+            if split:
+                time.sleep(0.05)
+                connection.sendall(request)
+            assert read_answer(connection).startswith(b"HTTP/1.1 200")
+        connection.sendall(b"\r\n\r\n" + request)  # one is enough
+        assert read_answer(connection).startswith(b"HTTP/1.1 400")
+
+
+def test_an_empty_line_alone_does_not_keep_a_connection(server: Running) -> None:
+    started = time.monotonic()
+    with connect(server) as connection:
+        connection.sendall(b"\r\n")
+        assert received(connection) == b""
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize(
+    ("target", "status"), [("/health", 200), ("/v1/models/tiny?a=1", 200), ("", 200), ("/nowhere", 404)]
+)
+def test_a_target_may_be_in_absolute_form(server: Running, target: str, status: int) -> None:
+    with connect(server) as connection:
+        connection.sendall(f"GET http://prime.example:8000{target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert connection.recv(65536).startswith(b"HTTP/1.1 %d" % status)
+
+
+def test_the_host_of_an_absolute_target_counts(server: Running) -> None:
+    with connect(server) as connection:
+        connection.sendall(b"GET http://prime.example/docs HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert b"curl http://prime.example/health" in received(connection)

@@ -22,6 +22,10 @@ from server.settings import SettingsError, load_settings
         ("./x=a/b", [("b", "./x=a/b")]),
         ("a,x=b , c", [("a", "a"), ("x", "b"), ("c", "c")]),
         ('["a", "x=b,c"]', [("a", "a"), ("x", "b,c")]),
+        ("runs/tiny/checkpoint", [("tiny", "runs/tiny/checkpoint")]),
+        ("runs/a/checkpoint,runs/b/checkpoint/", [("a", "runs/a/checkpoint"), ("b", "runs/b/checkpoint")]),
+        (Path("/checkpoint"), [("checkpoint", "/checkpoint")]),
+        ("checkpoint=runs/a/checkpoint", [("checkpoint", "runs/a/checkpoint")]),
         (["a,b", Path("c")], [("a,b", "a,b"), ("c", "c")]),
     ],
 )

@@ -104,7 +104,9 @@ def test_what_is_wrong_with_one_of_two_texts_is_said_there(page: Browser, both: 
     put(page, "inputs", "")
     put(page, "text", "a" * (CONTEXT + 1))
     page.click(f"{SCORE} form button[type=submit]")
-    page.wait(f"document.querySelector('{SCORE} .fault:not([hidden])')?.textContent.startsWith('Text has')")
+    page.wait(
+        f"document.querySelector('{SCORE} .fault:not([hidden])')?.textContent.startsWith('“Text to score” has')"
+    )
     assert page.js("document.activeElement.closest('.wrong').dataset.param") == "text"
     put(page, "text", "ab")
     put(page, "inputs", "ba")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,9 @@ from server.http.errors import ApiError
 from server.main import http_config
 from server.settings import Settings
 from tests.server import running as running_module
-from tests.server.browser import ENTER, Browser
+from tests.server.browser import ENTER, ESCAPE, Browser
 from tests.server.playground_page import TEXT, field, opened, run
-from tests.server.running import Gate, serving
+from tests.server.running import Gate, Running, serving, wait_until
 
 
 def test_what_the_server_refuses_is_shown_at_its_control(page: Browser) -> None:
@@ -36,6 +38,47 @@ def test_what_the_server_refuses_is_shown_at_its_control(page: Browser) -> None:
     page.fill(field(TEXT, "seed", "input"), str(2**64))
     page.click(f"{TEXT} form button[type=submit]")
     assert page.js("document.activeElement.closest('[data-param]').dataset.param") == "seed"
+
+
+def test_a_banner_names_the_field_of_the_form_and_goes_with_its_cause(page: Browser) -> None:
+    page.fill(field(TEXT, "prompt", "textarea"), "a" * 65)
+    page.click(f"{TEXT} form button[type=submit]")
+    message = page.wait(f"document.querySelector('{TEXT} .fault:not([hidden])')?.textContent")
+    assert message.startswith("“Begins with” has 65 characters")
+    assert message.endswith("; shorten “Begins with”.")
+    page.fill(field(TEXT, "prompt", "textarea"), "And")
+    page.fill(field(TEXT, "seed", "input"), "abc")
+    page.click(f"{TEXT} form button[type=submit]")
+    assert page.js("document.activeElement.closest('.wrong').dataset.param") == "seed"
+    assert page.js(f"document.querySelector('{TEXT} .fault').hidden")
+
+
+def test_the_time_that_is_left_is_never_stale(page: Browser, both: Running) -> None:
+    """A server that is slower than it foretold, and a request that is stopped."""
+    gate, calls = Gate(), itertools.count()
+
+    def stall(lengths: Sequence[int]) -> None:
+        if next(calls) == 3:
+            gate(lengths)
+
+    both.denoiser.hook = stall
+    left = (
+        f"[...document.querySelectorAll('{TEXT} .facts dt')].find((each) => each.textContent === 'Left')"
+        "?.nextSibling.textContent"
+    )
+    try:
+        page.fill(field(TEXT, "steps"), "30")
+        page.click(f"{TEXT} form button[type=submit]")
+        assert gate.entered.wait(30)
+        page.wait(f"{left} === 'more than foretold'")
+        page.press(ESCAPE)
+        page.wait(f"document.querySelector('{TEXT} .line').textContent === 'Stopped.'")
+        assert page.js(f"{left} === undefined")
+        assert page.js(f"document.querySelectorAll('{TEXT} .facts dt').length > 0")
+    finally:
+        gate.opened.set()
+        both.denoiser.hook = None
+        wait_until(lambda: both.engine.held_rows == 0)
 
 
 def test_a_full_queue_counts_down_and_a_server_that_ends_says_so(window: Browser, model_path: Path) -> None:
@@ -59,6 +102,7 @@ def test_a_full_queue_counts_down_and_a_server_that_ends_says_so(window: Browser
         page.click(f"{TEXT} form button[type=submit]")
         fault = page.wait("document.querySelector('.fault:not([hidden])')?.textContent")
         assert "shutting down" in fault
+        page.wait(f"!document.querySelector('{TEXT} form button[type=submit]').disabled")
     page.click(f"{TEXT} form button[type=submit]")
     page.wait("document.querySelector('.fault:not([hidden])')?.textContent.includes('lost')")
     assert page.complaints() == []

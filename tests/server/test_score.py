@@ -142,8 +142,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     *[({"text": value}, "text") for value in ["", 1, ["a"], True, "a" * (CONTEXT + 1)]],
     *[({"token_ids": value}, "token_ids") for value in [[], "a", [-1], [257], [1.0], [True], ["a"], [[1]]]],
     ({"token_ids": [1] * (CONTEXT + 1)}, "token_ids"),
-    *[({"inputs": value}, "inputs") for value in [[], "a", {}, [1], [None], ["a", ""], [{}], ["a"] * 17]],
-    *[({"inputs": ["a", value]}, "inputs") for value in [[], [257], [True], "a" * (CONTEXT + 1), [1] * 65]],
+    *[({"inputs": value}, "inputs") for value in [[], "a", {}, [1], [None], [{}], ["a"] * 17]],
+    *[({"inputs": ["a", value]}, "inputs") for value in [[], [257], [True], [1] * 65]],
+    *[({"inputs": ["a", value]}, "inputs[1]") for value in ["", "a" * (CONTEXT + 1)]],
+    ({"inputs": ["", "a"]}, "inputs[0]"),
     *[
         ({"text": "a", "num_samples": value}, "num_samples")
         for value in [0, -1, 1025, 2**70, 1.0, True, "1", None]
@@ -206,9 +208,13 @@ def test_text_that_cannot_fit_is_refused_before_it_is_tokenized(
     both: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Tokenizer, "encode", lambda self, text: 1 / 0)
-    for body in ({"text": "a" * (CONTEXT + 1)}, {"inputs": ["b", "a" * (CONTEXT + 1)]}):
-        param = next(iter(body))
-        assert f"of {CONTEXT} tokens" in assert_error(post(both, **body), 422, "invalid_value", param)
+    long = "a" * (CONTEXT + 1)
+    for body, param, name in [
+        ({"text": long}, "text", "text"),
+        ({"inputs": ["b", long]}, "inputs[1]", "inputs (number 2)"),  # an index from 0, a number from 1
+    ]:
+        message = assert_error(post(both, **body), 422, "invalid_value", param)
+        assert message.startswith(f"{name} has {CONTEXT + 1} characters, but the context of {CONTEXT} tokens")
     assert both.engine.held_rows == 0
 
 

@@ -33,7 +33,7 @@ BAD: list[tuple[str, Any]] = [
     *[("template", value) for value in ["text", [], [1], [None], [{"gap": 0}], [{"gap": CONTEXT + 1}]]],
     *[("template", value) for value in [[{"gap": True}], [{"gap": 3, CANARY: 1}], [{}], [[]], {"gap": 3}]],
     ("template", [{"gap": 1}] * 1025),
-    *[("stop", value) for value in ["a", None, [1], [""], ["a" * 257], ["a"] * 9, [None], {}]],
+    *[("stop", value) for value in ["", "a" * 257, None, [1], [""], ["a" * 257], ["a"] * 9, [None], {}]],
     *[("stream", value) for value in [1, 0, "false", None]],
     *[("model", value) for value in [1, True, ["tiny"], {}]],
 ]

@@ -199,6 +199,7 @@ def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFix
         (["--prompt", "x" * 17], "context"),
         (["--prompt", "x", "--suffix", "y", "--stop", "z"], "stop"),
         (["--output", "/absent/out.jsonl"], "the folder /absent does not exist"),
+        (["--output", "/"], "--output: / is a folder; name a file, as in /samples.jsonl"),
         (["--checkpoint", "/absent"], "/absent"),
     ],
 )
