@@ -18,6 +18,7 @@ from server.http.keys import KeyRing
 from server.http.leaving import CancelUnfinished
 from server.http.route_table import route_table
 from server.http.security import RequireKey
+from server.http.sites import RefuseOtherSites
 from server.http.target import OriginForm
 from server.request import Service
 from server.routes import completions, generate, generations, images, models, operations, playground, score
@@ -67,6 +68,7 @@ def create_app(engine: Engine, settings: Settings, keys: KeyRing | None = None) 
     app.add_middleware(CancelUnfinished, metrics=engine.metrics)
     app.add_middleware(RefuseCrowds, max_requests=settings.max_connections, metrics=engine.metrics)
     keys = KeyRing() if keys is None else keys
+    app.add_middleware(RefuseOtherSites, host=settings.host, allowed_hosts=settings.allowed_hosts, keys=keys)
     app.add_middleware(RequireKey, keys=keys)
     routes = {path for _, path in route_table(app)}
     # Around all others but the last: a refusal has an id and a line in the log too.

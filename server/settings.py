@@ -27,6 +27,7 @@ from pydantic_settings import (
 from prime_core.device import DEVICE_PATTERN
 from server.fault_seam import VARIABLE as FAULTS_VARIABLE
 from server.http.keys import KEY_VARIABLES
+from server.http.sites import parse_hosts
 from server.logs import LogFormat
 from server.model_sources import MAX_NAME_CHARS, ModelSource, demo_models, parse_models
 
@@ -122,6 +123,11 @@ class Settings(BaseSettings):
         description="file of API keys, one a line or NAME:KEY, read again when it changes; keys may also be in the "
         "environment: PRIME_API_KEY, or PRIME_API_KEYS between commas; default: no key is asked for",
     )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default_factory=tuple,
+        description="names that the server may be asked under besides localhost and addresses, between commas, or * "
+        "for any; default: any, but none on a loopback address without API keys",
+    )
     drain_timeout_s: float = Field(
         default=600.0, ge=0, le=86400, description="seconds that SIGTERM waits for accepted requests"
     )
@@ -155,6 +161,11 @@ class Settings(BaseSettings):
     @classmethod
     def _parse_models(cls, value: Any) -> tuple[ModelSource, ...]:
         return parse_models(value)
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _parse_hosts(cls, value: Any) -> tuple[str, ...]:
+        return parse_hosts(value)
 
     @field_validator("served_model_name")
     @classmethod

@@ -32,6 +32,8 @@ ERROR_CODES = (
     ErrorCode(400, "invalid_utf8", "body", "the body is not UTF-8"),
     ErrorCode(400, "invalid_json", "body", "the body is not JSON, or is nested too deeply"),
     ErrorCode(401, "invalid_api_key", "any", "no API key, or one that is not accepted"),
+    ErrorCode(403, "unknown_host", "any", "the server does not go by this name; see --allowed-hosts"),
+    ErrorCode(403, "cross_site", "any", "a page of another site has caused this request, which is work"),
     ErrorCode(404, "not_found", "outside", "there is no such route"),
     ErrorCode(404, "model_not_found", "model", "no model of this name is loaded, or none of this kind"),
     ErrorCode(405, "method_not_allowed", "outside", "the route does not take this method; Allow lists them"),

@@ -2,7 +2,7 @@
 
 A key comes as ``Authorization: Bearer KEY``, or as the password of HTTP Basic, which is how a browser asks its user.
 The user name of Basic is not looked at. A browser sends a password that it remembers with whatever any page asks of
-this server, so Basic does not count in a request that a page of another site has caused (``Sec-Fetch-Site``).
+this server, so Basic does not count in a request that a page of another site has caused (`comes_from_own_site`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from server.http.keys import MAX_KEY_CHARS, KeyRing
 OPEN_PATHS = frozenset({"/health", "/ready"})
 # Browsers read one challenge of a header field, so each has a field of its own.
 CHALLENGES = ('Bearer realm="prime"', 'Basic realm="prime", charset="UTF-8"')
+_OWN_SITE = frozenset(
+    {b"same-origin", b"none"}
+)  # none: the user's own doing, such as an address that was typed
 _MAX_HEADER_BYTES = 2 * MAX_KEY_CHARS + 1024  # base64 of a key and a user name
 
 
@@ -48,6 +51,11 @@ class RequireKey:
         await self.app(scope, receive, send)
 
 
+def comes_from_own_site(scope: Scope) -> bool:
+    """Whether a request was caused by a page of this server, by a user, or by no browser (or one that does not say)."""
+    return all(value in _OWN_SITE for name, value in scope["headers"] if name == b"sec-fetch-site")
+
+
 def _key_of(scope: Scope) -> bytes | None:
     """Return the key that a request brings, unchecked; None if it brings none, or two."""
     values = [value for name, value in scope["headers"] if name == b"authorization"]
@@ -56,7 +64,7 @@ def _key_of(scope: Scope) -> bytes | None:
     scheme, _, rest = values[0].partition(b" ")
     if scheme.lower() == b"bearer":
         return bytes(rest.strip())
-    if scheme.lower() != b"basic" or (b"sec-fetch-site", b"cross-site") in scope["headers"]:
+    if scheme.lower() != b"basic" or not comes_from_own_site(scope):
         return None
     try:
         pair = base64.b64decode(rest.strip(), validate=True)

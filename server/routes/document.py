@@ -59,8 +59,8 @@ def _complete(path: str, operation: dict[str, Any], *, with_keys: bool) -> None:
         operation["security"] = _SECURITY
     else:
         del responses["401"]
-    if path in OPEN_PATHS:
-        del responses["429"]  # these are answered in any crowd
+    if path in OPEN_PATHS:  # which are answered in any crowd, and to anybody
+        del responses["403"], responses["429"]
     operation["responses"] = dict(sorted(responses.items()))
     for status, response in responses.items():
         named = [_ID_HEADER]

@@ -89,7 +89,7 @@ class Load:
 
     def _leave(self, ask: Ask, rng: random.Random) -> None:
         assert ask.body is not None and ask.patience_s is not None
-        head = f"POST {ask.path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head = f"POST {ask.path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         sent = f"{head}Content-Length: {len(ask.body)}\r\n\r\n".encode() + ask.body
         with socket.create_connection(self._address, SETTLE_S) as connection:
             connection.sendall(sent[: rng.choice([len(sent), len(sent), len(sent) - 5, 20])])

@@ -53,7 +53,7 @@ def half_sent(server: Running, num_bytes: int, sent: int) -> socket.socket:
     """A connection with a part of a body on its way."""
     url = httpx.URL(server.url)
     connection = socket.create_connection((url.host, url.port or 0), 20)
-    head = "POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
+    head = "POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
     connection.sendall(f"{head}{num_bytes}\r\n\r\n".encode() + padded(num_bytes)[:sent])
     return connection
 

@@ -22,10 +22,10 @@ from tests.server.running import Gate, Running, assert_error, serving, wait_unti
 MOST = 4
 BODY = b'{"max_tokens": 1}'
 UNENDED = (
-    b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+    b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
     % (len(BODY), BODY[:-1])
 )
-PROBE = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+PROBE = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @pytest.fixture

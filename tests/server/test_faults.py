@@ -176,7 +176,7 @@ def test_fault_02_huge_heads_take_no_memory(server: Running) -> None:
         with socket.create_connection(address(server), 60) as connection:
             try:
                 connection.sendall(
-                    b"GET /health HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 10**6 + b"\r\n\r\n"
+                    b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"a" * 10**6 + b"\r\n\r\n"
                 )
                 while connection.recv(65536):
                     pass
@@ -249,7 +249,7 @@ def test_fault_14_names_of_models_open_no_file(server: Running, monkeypatch: pyt
 
 def request_bytes(body: dict[str, Any]) -> bytes:
     content = json.dumps(body).encode()
-    head = "POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    head = "POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
     return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
 

@@ -196,7 +196,7 @@ def received(connection: socket.socket) -> bytes:
     return b"".join(parts)
 
 
-HEAD = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+HEAD = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
 def test_a_client_that_waits_for_leave_gets_413_at_once(server: Running) -> None:
@@ -268,7 +268,7 @@ def test_bad_bytes_after_half_an_answer_only_close(server: Running, caplog: pyte
 
 def ask_for_megabytes(connection: socket.socket, server: Running) -> int:
     """Ask many times for a page without reading; return the number of bytes of all answers at least."""
-    page = b"GET /docs HTTP/1.1\r\nHost: x\r\n\r\n"
+    page = b"GET /docs HTTP/1.1\r\nHost: localhost\r\n\r\n"
     each = len(server.client.get("/docs").content)
     num_pages = 4_000_000 // each + 1
     connection.sendall(page * num_pages)
@@ -327,7 +327,7 @@ def test_slow_clients_are_cut_off(server: Running, sent: bytes, status: bytes | 
 
 def test_a_trickling_head_is_cut_off_after_an_answer_too(server: Running) -> None:
     with connect(server) as connection:
-        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 200")
         started = time.monotonic()
         try:
@@ -371,7 +371,7 @@ def read_answer(connection: socket.socket) -> bytes:
 
 @pytest.mark.parametrize("split", [False, True])
 def test_an_empty_line_before_a_request_is_none_of_it(server: Running, split: bool) -> None:
-    request = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    request = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with connect(server) as connection:
         for _ in range(2):  # also on a connection that is kept
             connection.sendall(b"\r\n" if split else b"\r\n" + request)
@@ -396,11 +396,15 @@ def test_an_empty_line_alone_does_not_keep_a_connection(server: Running) -> None
 )
 def test_a_target_may_be_in_absolute_form(server: Running, target: str, status: int) -> None:
     with connect(server) as connection:
-        connection.sendall(f"GET http://prime.example:8000{target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        connection.sendall(
+            f"GET http://prime.localhost:8000{target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+        )
         assert connection.recv(65536).startswith(b"HTTP/1.1 %d" % status)
 
 
 def test_the_host_of_an_absolute_target_counts(server: Running) -> None:
     with connect(server) as connection:
-        connection.sendall(b"GET http://prime.example/docs HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        assert b"curl http://prime.example/health" in received(connection)
+        connection.sendall(
+            b"GET http://prime.localhost/docs HTTP/1.1\r\nHost: other.localhost\r\nConnection: close\r\n\r\n"
+        )
+        assert b"curl http://prime.localhost/health" in received(connection)

@@ -106,7 +106,7 @@ NUM_ODD = int(os.environ.get("MDM_ODD_REQUESTS", "2000"))
 
 def odd_requests(number: int) -> Iterator[bytes]:
     """Requests that differ in every place where a client can write something."""
-    head = f"HTTP/1.1\r\nHost: x\r\nX-Request-Id: id{number}\r\nContent-Type: application/json\r\n"
+    head = f"HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: id{number}\r\nContent-Type: application/json\r\n"
     yield f"GET /path{number}?q={number} {head}\r\n".encode()
     yield f"M{number} /generate {head}\r\n".encode()
     for body in (json.dumps({"model": f"model{number}"}), json.dumps({f"key{number}": 1})):

@@ -297,7 +297,7 @@ def test_a_reader_that_does_not_read_is_cut_off_and_nobody_waits_for_it(model_pa
     with serving(model_path, receive_timeout_s=1, max_batch_rows=64, max_n=64, max_queue_rows=128) as server:
         server.denoiser.hook = lambda lengths: time.sleep(0.1)
         body = json.dumps({"n": 64, "max_tokens": CONTEXT, "steps": "exact", "stream": True}).encode()
-        head = "POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head = "POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         head += f"Content-Length: {len(body)}\r\n"
         address = httpx.URL(server.url)
         with socket.socket() as connection:
