@@ -27,7 +27,7 @@ from server.app import create_app, package_version
 from server.engine.engine import Engine
 from server.engine.model_queue import LoadedModel, ModelQueue
 from server.fault_seam import add_faults
-from server.heap import settle
+from server.heap import settle, unsettle
 from server.http.access import MAX_HEADER_BYTES
 from server.http.keys import KeyRing, take_environment_keys
 from server.http.protocol import DeadlineProtocol
@@ -158,6 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return asyncio.run(_serve(server, listener, _banner(engine, listener), reloader))
     finally:
+        unsettle()
         if tracing is not None:
             tracing.close()
 

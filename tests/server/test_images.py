@@ -137,8 +137,7 @@ def test_a_browser_gets_one_picture_or_a_grid(both: Running) -> None:
     assert pixels_of(many.content).shape == (4 * 10 - 2, 4 * 10 - 2, 1)
     assert many.content == get(both, n=16, label="T-shirt/top", seed=1, steps=6).content
     assert get(both, steps="exact", seed=1).headers["x-nfe"] == str(2 * LENGTH)
-    for address_label in (2, "2", "002"):
-        assert get(both, n=16, label=address_label, seed=1, steps=6).content == many.content
+    assert get(both, n=16, label="2", seed=1, steps=6).content == many.content
     assert len(images(get(both, "application/json", n=2, steps=3))) == 2
     assert both.client.get("/images").headers["x-seed"].isdigit()  # nothing needs to be given
 
