@@ -84,7 +84,7 @@ def text_canvas(
         codec: tokens to digits.
         context: largest number of tokens of a row.
         prompt: text or token ids before the gap; None or empty for none.
-        suffix: text after the gap.
+        suffix: text after the gap; None or empty for none.
         template: strings and gaps in order, a gap as `{"gap": number_of_tokens}` or as the number alone.
         max_tokens: tokens of the gap, at least 1; None fills what the context leaves.
 
@@ -99,6 +99,7 @@ def text_canvas(
                 )
         parts = _template_parts(tokenizer, codec, context, template)
     else:
+        suffix = None if suffix == "" else suffix
         parts = _prompt_parts(tokenizer, codec, context, prompt, suffix, max_tokens)
     total = _num_tokens(parts)
     y = torch.full((total, codec.target_length), codec.mask_index)

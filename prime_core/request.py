@@ -31,8 +31,8 @@ class TextRequest:
         temperature: 0..100.
         top_p: (0, 1].
         top_k: 0 keeps all.
-        prompt: text or token ids before the gap.
-        suffix: text after the gap.
+        prompt: text or token ids before the gap; None or empty for none.
+        suffix: text after the gap; None or empty for none, and then text may end early.
         template: strings and gaps `{"gap": number_of_tokens}` in order.
         max_tokens: tokens of the gap; None fills the context.
         stop: strings that end the text of a prompt.

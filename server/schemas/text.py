@@ -76,7 +76,7 @@ def layout_rules(limits: Limits) -> dict[str, Rule]:
             f"Unicode text, or a list of 1 to {context} token ids from 0 to {top_token}, or null",
             {},
         ),
-        "suffix": (str | None, "Unicode text, or null", {}),
+        "suffix": (str | None, "Unicode text; null or empty for none", {}),
         "template": (
             list[str | gap] | None,
             f"null or a list of 1 to {MAX_TEMPLATE_PARTS} parts, each Unicode text or "

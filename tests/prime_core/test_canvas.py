@@ -51,6 +51,16 @@ def test_prompt_gap_and_suffix() -> None:
     assert int(layout(prompt="ab", suffix="xyz").free.all(-1).sum()) == CONTEXT - 5
 
 
+def test_an_empty_suffix_is_none() -> None:
+    """Not a fixed end of nothing, which text could not stop before."""
+    for prompt in (None, "", "ab"):
+        plain, empty = layout(prompt=prompt, max_tokens=4), layout(prompt=prompt, max_tokens=4, suffix="")
+        assert spans(empty) == spans(plain)
+        assert torch.equal(empty.y, plain.y)
+        assert empty.open_ended
+        check_stop(empty, ["."], TOKENIZER)
+
+
 def test_template_keeps_its_order_and_empty_parts() -> None:
     canvas = layout(template=[{"gap": 2}, "", "ab", 1, 3, "c"])
     assert spans(canvas) == [

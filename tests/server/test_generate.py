@@ -167,3 +167,18 @@ def test_openapi_describes_the_request_with_its_limits(server: Running) -> None:
     assert schema["properties"]["steps"]["description"] == 'an integer from 1 to 4096, or "exact"'
     assert "GenerateResponse" in str(operation["responses"]["200"])
     assert "ErrorBody" in str(operation["responses"]["422"])
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
+def test_an_empty_suffix_is_as_none(server: Running, path: str) -> None:
+    """With it a stop string was refused, and an end of text did not end anything."""
+    ended = 0
+    for seed in range(6):
+        body = {"prompt": "ab", "max_tokens": 40, "steps": 8, "seed": seed, "stop": ["a", "e"]}
+        plain, empty = (server.client.post(path, json=each) for each in (body, {**body, "suffix": ""}))
+        assert plain.status_code == empty.status_code == 200
+        key = "outputs" if path == "/generate" else "choices"
+        assert empty.json()[key] == plain.json()[key]
+        ended += plain.json()[key][0]["finish_reason"] == "stop"
+        assert empty.json()["usage"] == plain.json()["usage"]
+    assert ended
