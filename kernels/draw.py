@@ -35,7 +35,11 @@ def draw_by_scores(
     best = scores.amax(-1)
     if temperature is not None and not bool(temperature.any()):
         return scores.argmax(-1), best.gt(-torch.inf)
-    column = draw_tokens(kept_weights(scores, best, temperature, top_k, top_p), u)
+    if scores.shape[-1] <= SMALL_VOCAB_SIZE and top_k is None and top_p is None:
+        weights = _weights(scores, best, temperature)
+    else:
+        weights = kept_weights(scores, best, temperature, top_k, top_p)
+    column = draw_tokens(weights, u)
     # Greedy rows are decided by scores: exp gives nearly equal ones the same weight. No truncation removes the best.
     if temperature is not None and not bool(temperature.all()):
         greedy = (temperature == 0).nonzero()[:, 0]
@@ -70,6 +74,17 @@ def kept_weights(
     if top_k is not None or top_p is not None:
         truncate(weights, scores, best, divisor, top_k, top_p)
     return weights
+
+
+def _weights(scores: Tensor, best: Tensor, temperature: Tensor | None) -> Tensor:
+    """Return `kept_weights` without truncation, relative to the largest one: (R, N) float32.
+
+    softmax shares even few rows out among threads, and waits for them; so few scores are better worked on by one.
+    """
+    relative = scores - best[:, None]
+    if temperature is not None:
+        relative.div_(torch.where(temperature > 0, temperature, 1.0)[:, None])
+    return relative.exp_()
 
 
 def few_at_a_time(rows: Tensor, width: int) -> Iterator[Tensor | slice]:

@@ -49,7 +49,7 @@ class Sleeper:
         return positions
 
     def head(self, features: Tensor) -> Tensor:
-        return self.table[features % LENGTH]
+        return self.table[: len(features)]  # a view: what the stub does counts too
 
     def fill(self, lengths: Sequence[int]) -> list[int]:
         return []
