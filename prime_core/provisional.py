@@ -33,17 +33,20 @@ class ProvisionalText(NamedTuple):
 
 
 def provisional_text(
-    codec: SubtokenCodec, tokenizer: Tokenizer, y: Tensor, positions: Tensor
+    codec: SubtokenCodec, tokenizer: Tokenizer | None, y: Tensor, positions: Tensor
 ) -> ProvisionalText:
     """Render a row of text whose digits are partly masked.
 
     Args:
         codec: tokens to digits.
-        tokenizer: of the model.
+        tokenizer: of the model; None if it has none, and then the text is empty and no piece is known.
         y: (L, S) int64, digits in 0..b-1, or b where masked.
         positions: (P,) the tokens to tell of one by one.
     """
     visible = y != codec.mask_index
+    revealed = visible[positions].float().mean(-1).tolist()
+    if tokenizer is None:
+        return ProvisionalText("", [None] * len(positions), revealed)
     known = visible.all(-1)
     tokens = codec.decode(y.masked_fill(~known[:, None], 0)).tolist()
     runs: list[str] = []
@@ -54,11 +57,10 @@ def provisional_text(
             continue
         runs += [_text_of(tokenizer, ids), UNKNOWN]
         ids = []
-    shares = visible.float().mean(-1)
     return ProvisionalText(
         text="".join([*runs, _text_of(tokenizer, ids)]),
         pieces=[_text_of(tokenizer, [tokens[p]]) if known[p] else None for p in positions.tolist()],
-        revealed=shares[positions].tolist(),
+        revealed=revealed,
     )
 
 

@@ -9,7 +9,7 @@ from fastapi import Request
 
 from prime_core.checkpoint import Checkpoint
 from prime_core.prepare import PreparedRows
-from prime_core.provisional import ProvisionalText, provisional_text
+from prime_core.provisional import provisional_text
 from server.denoise import denoise_fields
 from server.engine.feed import Changes
 from server.engine.model_queue import ModelQueue
@@ -61,19 +61,11 @@ async def _frames(running: Running[PreparedRows], queue: ModelQueue) -> AsyncIte
 
 def text_frames(checkpoint: Checkpoint, changes: Changes) -> list[TextFrame]:
     """Return one frame for every output that changed."""
-    frames = []
-    for row in changes.rows:
-        if checkpoint.tokenizer is None:  # tokens without text: every one of them stays unknown
-            shown = ProvisionalText("", [None] * len(row.positions), [])
-        else:
-            shown = provisional_text(checkpoint.codec, checkpoint.tokenizer, row.y, row.positions)
-        shares = (row.y[row.positions] != checkpoint.codec.mask_index).float().mean(-1).tolist()
-        frames.append(
-            TextFrame(
-                **denoise_fields(changes, row, checkpoint.codec.mask_index),
-                text=shown.text,
-                pieces=shown.pieces,
-                revealed=shares,
-            )
+    codec, tokenizer = checkpoint.codec, checkpoint.tokenizer
+    return [
+        TextFrame(
+            **denoise_fields(changes, row, codec.mask_index),
+            **provisional_text(codec, tokenizer, row.y, row.positions)._asdict(),
         )
-    return frames
+        for row in changes.rows
+    ]

@@ -29,6 +29,13 @@ def test_text_of_an_end_token_is_empty() -> None:
     assert provisional_text(codec, byte_tokenizer(), y, torch.tensor([1])) == (f"A{UNKNOWN}", [""], [1.0])
 
 
+def test_without_a_tokenizer_tokens_are_told_by_their_digits_alone() -> None:
+    codec = SubtokenCodec(257, 2)
+    y = codec.encode(torch.tensor([65, 66, 67]))
+    y[1, 0] = codec.mask_index
+    assert provisional_text(codec, None, y, torch.tensor([0, 1])) == ("", [None, None], [1.0, 0.5])
+
+
 def test_masked_digits_of_pixels_take_the_middle_of_their_range() -> None:
     codec = SubtokenCodec(256, 2)
     pixels = PixelCodec(
