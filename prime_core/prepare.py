@@ -91,12 +91,15 @@ class PreparedRows:
     request: Request
 
 
-def prepare_rows(checkpoint: Checkpoint, request: Request | None = None, **fields: Any) -> PreparedRows:
+def prepare_rows(
+    checkpoint: Checkpoint, request: Request | None = None, *, canvas: Canvas | None = None, **fields: Any
+) -> PreparedRows:
     """Turn a request into rows with their reveal plans; the network is not called.
 
     Args:
         checkpoint: the model.
         request: what is asked for; None takes the fields.
+        canvas: what `text_canvas_of` gives for a text request, if it was asked already.
         **fields: the fields of a `TextRequest`, or for image models of an `ImageRequest`.
 
     Raises:
@@ -112,7 +115,9 @@ def prepare_rows(checkpoint: Checkpoint, request: Request | None = None, **field
     first_seed = secrets.randbits(64) if request.seed is None else request.seed
     seeds = [row_seed(first_seed, row) for row in range(request.n)]
     if isinstance(request, TextRequest):
-        return _prepare_text(checkpoint, request, seeds)
+        return _prepare_text(checkpoint, request, seeds, canvas)
+    if canvas is not None:
+        raise ValueError("canvas is for text requests; leave it out")
     return _prepare_images(checkpoint, request, seeds)
 
 
@@ -148,22 +153,36 @@ def finish_row(checkpoint: Checkpoint, prepared: PreparedRows, row: Row) -> Samp
     )
 
 
-def _prepare_text(checkpoint: Checkpoint, request: TextRequest, seeds: Sequence[int]) -> PreparedRows:
+def text_canvas_of(checkpoint: Checkpoint, request: TextRequest) -> Canvas:
+    """Return what a text request fixes and leaves free; for that its texts are tokenized.
+
+    Args:
+        checkpoint: the model.
+        request: what is asked for.
+
+    Raises:
+        CanvasError: if a field does not fit the model; ``param`` names it.
+    """
+    if request.y is not None:
+        return _known_digits(checkpoint, request, request.y)
+    return text_canvas(
+        checkpoint.tokenizer,
+        checkpoint.codec,
+        checkpoint.config.model.length,
+        prompt=request.prompt,
+        suffix=request.suffix,
+        template=request.template,
+        max_tokens=request.max_tokens,
+    )
+
+
+def _prepare_text(
+    checkpoint: Checkpoint, request: TextRequest, seeds: Sequence[int], canvas: Canvas | None
+) -> PreparedRows:
     if isinstance(checkpoint.config.model, UNetConfig):
         raise ValueError("this is an image model: it takes an ImageRequest")
     settings = SamplingSettings(request.temperature, request.top_p, request.top_k)
-    if request.y is None:
-        canvas = text_canvas(
-            checkpoint.tokenizer,
-            checkpoint.codec,
-            checkpoint.config.model.length,
-            prompt=request.prompt,
-            suffix=request.suffix,
-            template=request.template,
-            max_tokens=request.max_tokens,
-        )
-    else:
-        canvas = _known_digits(checkpoint, request, request.y)
+    canvas = text_canvas_of(checkpoint, request) if canvas is None else canvas
     check_stop(canvas, request.stop, checkpoint.tokenizer)
     rows = tuple(new_row(canvas, checkpoint.schedule, settings, request.steps, seed) for seed in seeds)
     return PreparedRows(rows, canvas, request)

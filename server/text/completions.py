@@ -14,6 +14,7 @@ from fastapi import Request
 from kernels.noise import row_seed
 from prime_core.checkpoint import Checkpoint
 from prime_core.prepare import PreparedRows
+from prime_core.request import TextRequest
 from prime_core.row import Row
 from server.engine.batcher import Job
 from server.engine.model_queue import ModelQueue
@@ -21,7 +22,7 @@ from server.http.errors import ApiError
 from server.request import Running, Service, start_request
 from server.schemas.base import Limits
 from server.schemas.completions import Completion, CompletionChoice, CompletionRequest, CompletionUsage
-from server.schemas.text import GenerateRequest, GenerateResponse, Usage
+from server.schemas.text import GenerateResponse, Usage
 from server.text.generate import prepare_together, text_response
 
 
@@ -103,7 +104,7 @@ def prepare_prompts(checkpoint: Checkpoint, body: CompletionRequest, limits: Lim
     """
     seed = secrets.randbits(64) if body.seed is None else body.seed
     requests = [
-        GenerateRequest(
+        TextRequest(
             n=body.n,
             steps=body.steps,
             seed=row_seed(seed, number * body.n),

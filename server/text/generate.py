@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 from fastapi import Request
 
-from prime_core.canvas import CanvasError, text_canvas
+from prime_core.canvas import Canvas, CanvasError
 from prime_core.checkpoint import Checkpoint
-from prime_core.prepare import PreparedRows, Sample, finish_row, prepare_rows
+from prime_core.prepare import PreparedRows, Sample, finish_row, prepare_rows, text_canvas_of
+from prime_core.request import TextRequest
 from server.engine.batcher import Job
 from server.engine.model_queue import ModelQueue
 from server.metrics import Metrics
@@ -54,26 +54,46 @@ def prepare_text(checkpoint: Checkpoint, body: GenerateRequest, limits: Limits) 
     Raises:
         CanvasError: if the request does not fit the model's context or the limit of work.
     """
-    (prepared,) = prepare_together(checkpoint, [body], limits)
+    template = None
+    if body.template is not None:
+        template = [part.gap if isinstance(part, Gap) else part for part in body.template]
+    request = TextRequest(
+        n=body.n,
+        steps=body.steps,
+        seed=body.seed,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        prompt=body.prompt,
+        suffix=body.suffix,
+        template=template,
+        max_tokens=body.max_tokens,
+        stop=body.stops,
+    )
+    (prepared,) = prepare_together(checkpoint, [request], limits)
     return prepared
 
 
 def prepare_together(
-    checkpoint: Checkpoint, requests: Sequence[GenerateRequest], limits: Limits
+    checkpoint: Checkpoint, requests: Sequence[TextRequest], limits: Limits
 ) -> list[PreparedRows]:
     """Return the rows of requests that differ in their prompts and seeds, under one limit of work for all.
 
     Raises:
         CanvasError: as for `prepare_text`; with more than one request it says which prompt it is about.
     """
-    for number, body in enumerate(requests, 1):
+    for number, request in enumerate(requests, 1):
         with _of_prompt(number, len(requests)):
-            _check_chars(body, limits)
-    _check_work(checkpoint, requests, limits)
+            _check_chars(request, limits)
+    canvases = []
+    for number, request in enumerate(requests, 1):
+        with _of_prompt(number, len(requests)):
+            canvases.append(text_canvas_of(checkpoint, request))
+    _check_work(requests, canvases, limits)
     prepared = []
-    for number, body in enumerate(requests, 1):
+    for number, (request, canvas) in enumerate(zip(requests, canvases, strict=True), 1):
         with _of_prompt(number, len(requests)):
-            prepared.append(_prepare_one(checkpoint, body))
+            prepared.append(prepare_rows(checkpoint, request, canvas=canvas))
     return prepared
 
 
@@ -88,73 +108,35 @@ def _of_prompt(number: int, num_prompts: int) -> Iterator[None]:
         raise CanvasError(error.param, f"prompt number {number}: {error}") from None
 
 
-def _prepare_one(checkpoint: Checkpoint, body: GenerateRequest) -> PreparedRows:
-    return prepare_rows(
-        checkpoint,
-        n=body.n,
-        steps=body.steps,
-        seed=body.seed,
-        temperature=body.temperature,
-        top_p=body.top_p,
-        top_k=body.top_k,
-        stop=body.stops,
-        **_layout(body),
-    )
-
-
-def _layout(body: GenerateRequest) -> dict[str, Any]:
-    """Return where a request fixes text and where it leaves gaps, in the terms of the core."""
-    template = None
-    if body.template is not None:
-        template = [part.gap if isinstance(part, Gap) else part for part in body.template]
-    return {
-        "prompt": body.prompt,
-        "suffix": body.suffix,
-        "template": template,
-        "max_tokens": body.max_tokens,
-    }
-
-
-def _check_chars(body: GenerateRequest, limits: Limits) -> None:
+def _check_chars(request: TextRequest, limits: Limits) -> None:
     """Refuse fixed text that cannot fit."""
     texts: dict[str, Sequence[object]] = {
-        "prompt": [body.prompt],
-        "suffix": [body.suffix],
-        "template": [] if body.template is None else body.template,
+        "prompt": [request.prompt],
+        "suffix": [request.suffix],
+        "template": request.template or [],
     }
     for param, parts in texts.items():
         num_chars = sum(len(part) for part in parts if isinstance(part, str))
         check_chars(num_chars, limits, param, remedy=f"shorten {param}")
 
 
-def _check_work(checkpoint: Checkpoint, requests: Sequence[GenerateRequest], limits: Limits) -> None:
+def _check_work(requests: Sequence[TextRequest], canvases: Sequence[Canvas], limits: Limits) -> None:
     """Refuse requests whose n * tokens * denoiser calls together is over the limit, before their plans are drawn."""
-    most_free = limits.context * checkpoint.codec.target_length
-    if sum(_work(body, limits.context, most_free) for body in requests) <= limits.max_work:
-        return  # whatever their lengths
-    work = 0
-    for number, body in enumerate(requests, 1):
-        with _of_prompt(number, len(requests)):
-            layout = _layout(body)
-            canvas = text_canvas(checkpoint.tokenizer, checkpoint.codec, limits.context, **layout)
-        num_tokens, num_free = len(canvas.y), int(canvas.free.sum())
-        work += _work(body, num_tokens, num_free)
+    sizes = [(canvas.length, int(canvas.free.sum())) for canvas in canvases]
+    work = sum(
+        request.n * num_tokens * (num_free if request.steps == "exact" else min(request.steps, num_free))
+        for request, (num_tokens, num_free) in zip(requests, sizes, strict=True)
+    )
     if work > limits.max_work:
-        counted = (
-            f"{num_tokens} tokens and steps counted up to the {num_free} free sub-tokens"
-            if len(requests) == 1
-            else f"steps counted up to the free sub-tokens, summed over the {len(requests)} prompts"
-        )
+        counted = f"steps counted up to the free sub-tokens, summed over the {len(requests)} prompts"
+        if len(requests) == 1:
+            num_tokens, num_free = sizes[0]
+            counted = f"{num_tokens} tokens and steps counted up to the {num_free} free sub-tokens"
         raise CanvasError(
             "steps",
             f"n * tokens * steps is at most {limits.max_work}, with {counted}; "
             "lower n, the number of tokens or steps",
         )
-
-
-def _work(body: GenerateRequest, num_tokens: int, num_free: int) -> int:
-    most_calls = num_free if body.steps == "exact" else min(body.steps, num_free)
-    return body.n * num_tokens * most_calls
 
 
 def text_response(request_id: str, queue: ModelQueue, prepared: PreparedRows, job: Job) -> GenerateResponse:
