@@ -19,8 +19,6 @@ CACHED_SCORES = 2**18
 SMALL_VOCAB_SIZE = 1024
 """Up to so many tokens the references work on whole rows: there an operation costs more than what it works on."""
 
-_LOG2_E = 1.4426950408889634
-
 
 def draw_by_scores(
     scores: Tensor, u: Tensor, temperature: Tensor | None, top_k: Tensor | None, top_p: Tensor | None
@@ -37,11 +35,7 @@ def draw_by_scores(
     best = scores.amax(-1)
     if temperature is not None and not bool(temperature.any()):
         return scores.argmax(-1), best.gt(-torch.inf)
-    if scores.shape[-1] <= SMALL_VOCAB_SIZE and top_k is None and top_p is None:
-        weights = _weights(scores, best, temperature)
-    else:
-        weights = kept_weights(scores, best, temperature, top_k, top_p)
-    column = draw_tokens(weights, u)
+    column = draw_tokens(kept_weights(scores, best, temperature, top_k, top_p), u)
     # Greedy rows are decided by scores: exp gives nearly equal ones the same weight. No truncation removes the best.
     if temperature is not None and not bool(temperature.all()):
         greedy = (temperature == 0).nonzero()[:, 0]
@@ -76,18 +70,6 @@ def kept_weights(
     if top_k is not None or top_p is not None:
         truncate(weights, scores, best, divisor, top_k, top_p)
     return weights
-
-
-def _weights(scores: Tensor, best: Tensor, temperature: Tensor | None) -> Tensor:
-    """Return `kept_weights` without truncation, relative to the largest one: (R, N) float32.
-
-    On a CPU softmax and exp share even these few scores out among threads, and wait for them: milliseconds, if others
-    use the cores. exp2 does not.
-    """
-    relative = scores - best[:, None]
-    if temperature is not None:
-        relative.div_(torch.where(temperature > 0, temperature, 1.0)[:, None])
-    return relative.mul_(_LOG2_E).exp2_()
 
 
 def few_at_a_time(rows: Tensor, width: int) -> Iterator[Tensor | slice]:

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from kernels.backend import Backend, choose_backend
 from kernels.draw import (
-    SMALL_VOCAB_SIZE,
     block_sums,
     columns_of,
     draw_blocks,
@@ -27,6 +26,7 @@ from kernels.draw import (
     few_at_a_time,
     kept_weights,
 )
+from kernels.short_rows import draw_short_rows, is_short, write_short_rows
 from kernels.token_digits import TokenDigits
 
 
@@ -87,7 +87,11 @@ def reveal_tokens(
 
         y = y.clone()
         return Revealed(y, *launch_reveal(logits, y, None, due, tokens, u, temperature, top_k, top_p))
-    return _reveal_rows(tokens, _Rows(logits, y, u, temperature, top_k, top_p), due)
+    rows = _Rows(logits, y, u, temperature, top_k, top_p)
+    if is_short(tokens):
+        y = y.clone()
+        return Revealed(y, *_reveal_short_rows(tokens, rows._replace(y=y), torch.arange(len(y)), due))
+    return _reveal_rows(tokens, rows, due)
 
 
 def reveal_tokens_(
@@ -133,8 +137,10 @@ def reveal_tokens_(
         return Revealed(
             state, *launch_reveal(logits, state, positions, due, tokens, u, temperature, top_k, top_p)
         )
-    rows = _Rows(logits, state[positions], u, temperature, top_k, top_p)
-    revealed = _reveal_rows(tokens, rows, due)
+    rows = _Rows(logits, state, u, temperature, top_k, top_p)
+    if is_short(tokens):
+        return Revealed(state, *_reveal_short_rows(tokens, rows, positions, due))
+    revealed = _reveal_rows(tokens, rows._replace(y=state[positions]), due)
     write_changed(state, positions, revealed)
     return revealed._replace(y=state)
 
@@ -186,8 +192,6 @@ class _Rows(NamedTuple):
 
 def _reveal_rows(tokens: TokenDigits, rows: _Rows, due: Tensor) -> Revealed:
     """Draw for all rows: `reveal_tokens` on plain torch."""
-    if tokens.vocab_size <= SMALL_VOCAB_SIZE:
-        return _reveal_short_rows(tokens, rows, due)
     needed = due.any(-1)
     best = rows.logits.amax(-1)
     # The tokens of one visible digit are few, and all others have no part in the draw.
@@ -208,11 +212,30 @@ def _reveal_rows(tokens: TokenDigits, rows: _Rows, due: Tensor) -> Revealed:
     return _written(tokens, rows.y, due, token, possible & best.lt(torch.inf))
 
 
-def _reveal_short_rows(tokens: TokenDigits, rows: _Rows, due: Tensor) -> Revealed:
-    """Draw for all rows of few tokens, of any kind."""
-    scores = torch.where(tokens.contradicted(rows.y), -torch.inf, rows.logits.float())
-    token, possible = draw_by_scores(scores, rows.u, rows.temperature, rows.top_k, rows.top_p)
-    return _written(tokens, rows.y, due, token, possible & rows.logits.amax(-1).lt(torch.inf))
+def _reveal_short_rows(
+    tokens: TokenDigits, rows: _Rows, positions: Tensor, due: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Draw for rows of few tokens on a CPU.
+
+    Args:
+        tokens: the digits of every token.
+        rows: how they are drawn; ``y`` is a whole packed state (T, S), which is written.
+        positions: (R,) of the rows there.
+        due: (R, S) bool.
+
+    Returns:
+        Which rows are finite and which changed, (R,) bool each.
+    """
+    y = rows.y.numpy()[positions.numpy()]
+    drawn = draw_short_rows(tokens, rows.logits, y, rows.u, rows.temperature)
+    if rows.temperature is not None or rows.top_k is not None or rows.top_p is not None:
+        chosen = (due.any(-1) & ~rows.plain()).nonzero()[:, 0]
+        if len(chosen):  # greedy or truncated: they are drawn again
+            token, possible = _draw_wide(tokens, rows._replace(y=torch.from_numpy(y)), chosen)
+            drawn.token[chosen.numpy()] = token.numpy()
+            drawn.possible[chosen.numpy()] &= possible.numpy()
+    finite, changed = write_short_rows(tokens, rows.y, positions, due, drawn)
+    return torch.from_numpy(finite), torch.from_numpy(changed)
 
 
 def _written(tokens: TokenDigits, y: Tensor, due: Tensor, token: Tensor, possible: Tensor) -> Revealed:

@@ -14,9 +14,11 @@ Shapes: R rows (one token position each), V tokens, S digits a token, b = base, 
 from __future__ import annotations
 
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.packed_digits import digit_bits, digit_shifts, pack_digits
@@ -32,6 +34,22 @@ class Candidates(NamedTuple):
 
     tokens: Tensor
     packed: Tensor
+
+
+class Fields(NamedTuple):
+    """The same digits for numpy; only on a CPU.
+
+    Attributes:
+        table: (V, S) int64, the digits of every token.
+        packed: (V,) as `TokenDigits` has it.
+        place_values: (S,) int64, of the number in base b + 1 that partly masked digits write, b where masked.
+        visible: ((b + 1)^S, 2) like ``packed``: want and care for each of these numbers.
+    """
+
+    table: NDArray[Any]
+    packed: NDArray[Any]
+    place_values: NDArray[Any]
+    visible: NDArray[Any]
 
 
 class TokenDigits:
@@ -95,6 +113,18 @@ class TokenDigits:
     def _digit_bits(self) -> Tensor:
         """All bits (S,) int64 of every digit."""
         return (1 << self.num_bits) - 1 << self.shifts
+
+    @cached_property
+    def fields(self) -> Fields:
+        """What numpy draws with; only on a CPU, and for short vocabularies, whose (b + 1)^S is not large."""
+        states = torch.cartesian_prod(*[torch.arange(self.mask_index + 1)] * self.num_digits)
+        visible = torch.stack(self.visible(states.view(-1, self.num_digits)), -1)
+        return Fields(
+            self.table.numpy(),
+            self.packed.numpy(),
+            (self.mask_index + 1) ** np.arange(self.num_digits)[::-1],
+            visible.to(self.packed.dtype).numpy(),
+        )
 
     def visible(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return what tokens must agree with: (want, care), both (R,) int64.

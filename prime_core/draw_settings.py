@@ -6,9 +6,11 @@ Shapes: T positions of all events of a plan, R positions of any events, S digits
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.noise import Purpose, uniform
@@ -16,11 +18,14 @@ from prime_core.curves import TemperatureCurve
 from prime_core.plan import RevealPlan
 from prime_core.settings import SamplingSettings
 
+Numbers = NDArray[Any]
+
+_NEUTRAL = (np.float32(1), np.int64(0), np.float32(1))  # temperature, top k, top p
 _MAX_TOP_K = torch.iinfo(torch.int64).max  # more than any vocabulary has, and a request may ask for more yet
 
 
 class DrawSettings(NamedTuple):
-    """What the draws of R positions need beside their logits and digits; on the CPU.
+    """What the draws of R positions need beside their logits and digits, as numpy's arrays (`prime_core.plan.Event`).
 
     Attributes:
         u: (R,) float64 in (0, 1), one number per draw of a token; (R, S) where digits are drawn alone.
@@ -29,27 +34,20 @@ class DrawSettings(NamedTuple):
         top_p: (R,) float32; None where no position is truncated so.
     """
 
-    u: Tensor
-    temperature: Tensor | None
-    top_k: Tensor | None
-    top_p: Tensor | None
+    u: Numbers
+    temperature: Numbers | None
+    top_k: Numbers | None
+    top_p: Numbers | None
 
     @property
     def num_bytes(self) -> int:
         """Memory of the numbers; what is the same at every position takes none."""
-        return self.u.nbytes + (
-            0 if self.temperature is None else self.temperature.untyped_storage().nbytes()
-        )
+        varies = self.temperature is not None and self.temperature.strides != (0,)
+        return self.u.nbytes + (self.u.shape[0] * 4 if varies else 0)
 
-    def to(self, device: torch.device) -> DrawSettings:
-        """Return them on a device."""
-        u, *optional = self
-        return DrawSettings(u.to(device), *(None if part is None else part.to(device) for part in optional))
-
-    def between(self, start: int, stop: int) -> DrawSettings:
-        """Return those of the positions ``start:stop``."""
-        u, *optional = self
-        return DrawSettings(u[start:stop], *(None if part is None else part[start:stop] for part in optional))
+    def to(self, device: torch.device) -> list[Tensor | None]:
+        """Return them as tensors on a device, in the order of the fields."""
+        return [None if part is None else torch.from_numpy(part).to(device) for part in self]
 
 
 def draw_settings(plan: RevealPlan, settings: SamplingSettings, seed: int) -> DrawSettings:
@@ -78,40 +76,42 @@ def draw_settings(plan: RevealPlan, settings: SamplingSettings, seed: int) -> Dr
         u = uniform(seed, positions, first + plan.due.int().argmax(-1), Purpose.DRAW)
     temperature = None
     if isinstance(settings.temperature, TemperatureCurve):
-        each = torch.tensor([settings.temperature_at(t) for t in plan.times.tolist()])
-        temperature = each.repeat_interleave(counts)
+        each = [settings.temperature_at(t) for t in plan.times.tolist()]
+        temperature = np.array(each, dtype=np.float32).repeat(counts.numpy())
     elif settings.temperature != 1:
-        temperature = torch.tensor(float(settings.temperature)).expand(len(positions))
+        temperature = np.broadcast_to(np.float32(settings.temperature), len(positions))
+    top_k = min(settings.top_k, _MAX_TOP_K)
     return DrawSettings(
-        u,
+        u.numpy(),
         temperature,
-        torch.tensor(min(settings.top_k, _MAX_TOP_K)).expand(len(positions)) if settings.top_k else None,
-        torch.tensor(settings.top_p).expand(len(positions)) if settings.top_p < 1 else None,
+        np.broadcast_to(np.int64(top_k), len(positions)) if settings.top_k else None,
+        np.broadcast_to(np.float32(settings.top_p), len(positions)) if settings.top_p < 1 else None,
     )
 
 
-def join_draw_settings(parts: Sequence[DrawSettings]) -> DrawSettings:
-    """Return the draw settings of several rows, end to end.
+def join_draw_settings(parts: Sequence[DrawSettings], spans: Sequence[tuple[int, int]]) -> DrawSettings:
+    """Return the draw settings of some positions of several rows, end to end.
 
     Args:
-        parts: at least one; all draw tokens, or all draw digits alone.
+        parts: of whole rows, at least one; all draw tokens, or all draw digits alone.
+        spans: start and stop of the positions of each.
     """
-    u = torch.cat([part.u for part in parts])
-    optional = [
-        _join_or_none([part[number] for part in parts], parts, neutral)
-        for number, neutral in ((1, 1.0), (2, 0), (3, 1.0))
-    ]
-    return DrawSettings(u, *optional)
+    numbered = enumerate(_NEUTRAL, 1)
+    return DrawSettings(
+        np.concatenate([part.u[start:stop] for part, (start, stop) in zip(parts, spans, strict=True)]),
+        *(_join_or_none([part[field] for part in parts], spans, neutral) for field, neutral in numbered),
+    )
 
 
 def _join_or_none(
-    values: Sequence[Tensor | None], parts: Sequence[DrawSettings], neutral: float
-) -> Tensor | None:
-    """Join what some parts have, ``neutral`` for the others; None if none has it."""
+    values: Sequence[Numbers | None], spans: Sequence[tuple[int, int]], neutral: Any
+) -> Numbers | None:
+    """Join what some rows have, ``neutral`` for the others; None if none has it."""
     if all(each is None for each in values):
         return None
-    filled = [
-        torch.tensor(neutral).expand(len(part.u)) if each is None else each
-        for each, part in zip(values, parts, strict=True)
-    ]
-    return torch.cat(filled)
+    return np.concatenate(
+        [
+            np.broadcast_to(neutral, stop - start) if each is None else each[start:stop]
+            for each, (start, stop) in zip(values, spans, strict=True)
+        ]
+    )

@@ -21,7 +21,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.noise import Purpose, uniform
@@ -33,12 +35,12 @@ Steps = int | Literal["exact"]
 
 # exp(-64) is far below the smallest uniform number, 2^-53: whoever spends this has surely moved.
 _CERTAIN = 64.0
-_NOTHING = torch.zeros(0, dtype=torch.int64)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Event:
+class Event(NamedTuple):
     """One denoiser call of a row: what it reveals.
+
+    Its arrays are numpy's: a step of the sampler takes and joins many small ones, which costs a tenth there.
 
     Attributes:
         step: index of the grid step; ``num_steps`` for the leftovers at the end of the grid.
@@ -51,18 +53,21 @@ class Event:
 
     step: int
     t: float
-    positions: Tensor
-    due: Tensor
-    remasked: Tensor
+    positions: NDArray[np.int64]
+    due: NDArray[np.bool_]
+    remasked: NDArray[np.int64]
 
 
-class _Numbers(NamedTuple):
-    """Tensors of a plan as sequences of Python numbers, without a copy: to read one costs no tensor operation."""
+class _Views(NamedTuple):
+    """The tensors of a plan, without a copy, as what costs no tensor operation to read."""
 
     steps: Sequence[int]
     times: Sequence[float]
     offsets: Sequence[int]
     remask_offsets: Sequence[int]
+    positions: NDArray[np.int64]
+    due: NDArray[np.bool_]
+    remasked: NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -88,16 +93,20 @@ class RevealPlan:
     num_steps: int
     remask_offsets: Tensor
     remasked: Tensor
-    _numbers: _Numbers = field(init=False, repr=False)
+    _views: _Views = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        parts = (self.steps, self.times, self.offsets, self.remask_offsets)
-        object.__setattr__(self, "_numbers", _Numbers(*(part.numpy().data for part in parts)))
+        steps, times, offsets, remask_offsets = (
+            part.numpy().data for part in (self.steps, self.times, self.offsets, self.remask_offsets)
+        )
+        positions, due, remasked = (part.numpy() for part in (self.positions, self.due, self.remasked))
+        views = _Views(steps, times, offsets, remask_offsets, positions, due, remasked)
+        object.__setattr__(self, "_views", views)
 
     @property
     def nfe(self) -> int:
         """Denoiser calls of this row: the number of function evaluations."""
-        return len(self._numbers.steps)
+        return len(self._views.steps)
 
     @property
     def num_bytes(self) -> int:
@@ -126,11 +135,11 @@ class RevealPlan:
 
     def span(self, index: int) -> tuple[int, int]:
         """Return start and stop of an event's positions in the tensors over all T positions."""
-        offsets = self._numbers.offsets
+        offsets = self._views.offsets
         return offsets[index], offsets[index + 1]
 
     def event(self, index: int) -> Event:
-        """Return one event; its tensors are views of the plan.
+        """Return one event; its arrays are views of the plan.
 
         Args:
             index: 0..nfe-1.
@@ -140,15 +149,15 @@ class RevealPlan:
         """
         if not 0 <= index < self.nfe:
             raise IndexError(f"index must be in 0..{self.nfe - 1}, got {index}")
-        start, stop = self.span(index)
-        numbers = self._numbers
-        masked_from, masked_to = numbers.remask_offsets[index], numbers.remask_offsets[index + 1]
+        views = self._views
+        revealed = slice(views.offsets[index], views.offsets[index + 1])
+        masked = slice(views.remask_offsets[index], views.remask_offsets[index + 1])
         return Event(
-            step=numbers.steps[index],
-            t=numbers.times[index],
-            positions=self.positions[start:stop],
-            due=self.due[start:stop],
-            remasked=self.remasked[masked_from:masked_to] if masked_to > masked_from else _NOTHING,
+            views.steps[index],
+            views.times[index],
+            views.positions[revealed],
+            views.due[revealed],
+            views.remasked[masked],
         )
 
 

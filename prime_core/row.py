@@ -68,9 +68,9 @@ class Row:
         return self.plan.event(self.next_event)
 
     @property
-    def next_draws(self) -> DrawSettings:
-        """How the tokens of the next event are drawn."""
-        return self.draws.between(*self.plan.span(self.next_event))
+    def span(self) -> tuple[int, int]:
+        """Start and stop of the next event's positions among those of all events."""
+        return self.plan.span(self.next_event)
 
 
 def new_row(

@@ -14,7 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.nll import SubtokenNLL
@@ -149,13 +151,13 @@ class ScoreRow:
     @property
     def event(self) -> Event:
         """The next call: which digits it masks, and the tokens they are digits of."""
-        masked = self.states.masked[self.next_event]
-        due = masked.view(self.y.shape)
-        positions = due.any(-1).nonzero()[:, 0]
+        masked = self.states.masked[self.next_event].numpy()
+        due = masked.reshape(self.y.shape)
+        positions = np.flatnonzero(due.any(-1))
         t = float(self.states.t[self.next_event])
-        return Event(self.next_event, t, positions, due[positions], masked.nonzero()[:, 0])
+        return Event(self.next_event, t, positions, due[positions], np.flatnonzero(masked))
 
-    def record(self, positions: Tensor, nll: SubtokenNLL) -> bool:
+    def record(self, positions: NDArray[np.int64], nll: SubtokenNLL) -> bool:
         """Count what the next state costs and move on; False if that is not finite, and the row has failed.
 
         Args:

@@ -16,7 +16,9 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.marginal import reveal_digits_
@@ -44,18 +46,18 @@ class StepResult(NamedTuple):
     """What one step did to one row.
 
     Attributes:
-        positions: (P,) int64 on the CPU, the tokens of the event; none of a row that is scored.
-        digits: (P, S) int64 on the CPU, all their digits after the step. If ``ok`` is False nothing was written,
+        positions: (P,) int64, the tokens of the event; none of a row that is scored.
+        digits: (P, S) int64, all their digits after the step. If ``ok`` is False nothing was written,
             and this is no state of the row: some positions may hold draws that were given up. Do not pass it on.
         ok: False if the row failed in this step and was left as it was.
-        remasked: (Q,) int64 on the CPU, flat indices position S + digit of what was masked again before the call. To
-            follow a row, mask these first, then write ``digits``.
+        remasked: (Q,) int64, flat indices position S + digit of what was masked again before the call. To follow a
+            row, mask these first, then write ``digits``.
     """
 
-    positions: Tensor
-    digits: Tensor
+    positions: NDArray[np.int64]
+    digits: NDArray[np.int64]
     ok: bool
-    remasked: Tensor
+    remasked: NDArray[np.int64]
 
 
 class _Part(NamedTuple):
@@ -66,6 +68,7 @@ class _Part(NamedTuple):
         rows: the rows.
         events: the next event of each.
         starts: the first packed token of each.
+        counts: how many positions each has.
         positions: (R,) int64 on the CPU, packed tokens of all events.
         chunks: positions whose logits exist at a time; they sum to R.
     """
@@ -74,12 +77,13 @@ class _Part(NamedTuple):
     rows: Sequence[AnyRow]
     events: Sequence[Event]
     starts: Sequence[int]
+    counts: list[int]
     positions: Tensor
-    chunks: Sequence[int]
+    chunks: list[int]
 
-    def split(self, tensor: Tensor) -> tuple[Tensor, ...]:
-        """Cut a tensor over R positions into what belongs to each row."""
-        return tuple(tensor.split([len(event.positions) for event in self.events]))
+    def in_chunks(self, tensor: Tensor) -> Sequence[Tensor]:
+        """Cut a tensor over R positions into chunks."""
+        return [tensor] if len(self.chunks) == 1 else tensor.split(self.chunks)
 
 
 class Stepper:
@@ -137,8 +141,10 @@ class Stepper:
         rows = [row for part in parts for row in part.rows]
         for row in rows:
             row.y = row.y.to(self.device)
-        filling = torch.full((num_filled, num_digits), mask_index, device=self.device)
-        y_t = torch.cat([*(row.y for row in rows), filling])
+        states = [row.y for row in rows]
+        if num_filled:
+            states.append(torch.full((num_filled, num_digits), mask_index, device=self.device))
+        y_t = torch.cat(states)
         remasked = [
             event.remasked + start * num_digits
             for part in parts
@@ -146,17 +152,17 @@ class Stepper:
             if len(event.remasked)
         ]
         if remasked:
-            y_t.view(-1)[torch.cat(remasked).to(self.device)] = mask_index
+            y_t.view(-1)[torch.from_numpy(np.concatenate(remasked)).to(self.device)] = mask_index
         return y_t
 
     def _features(self, parts: Sequence[_Part], rows: Sequence[AnyRow], fill: list[int], y_t: Tensor) -> Any:
         """Run the trunk once; the features of the positions of all parts, each chunk of them filled up."""
         times = [event.t for part in parts for event in part.events] + [1.0] * len(fill)
-        positions = _filled([chunk for part in parts for chunk in part.positions.split(part.chunks)])
+        positions = _filled([chunk for part in parts for chunk in part.in_chunks(part.positions)])
         return self.denoiser.features(
             y_t,
             [row.length for row in rows] + fill,
-            torch.tensor(times, dtype=torch.float64, device=self.device),
+            torch.from_numpy(np.array(times)).to(self.device),
             positions,
             self._labels(rows, len(fill)),
         )
@@ -170,24 +176,20 @@ class Stepper:
     def _draw(self, part: _Part, y_t: Tensor, features: Any) -> Revealed:
         """Draw the tokens of all positions (R,) into the packed state; the result (R, S) is on the CPU."""
         draw = reveal_digits_ if part.kind == "marginal" else reveal_tokens_
-        settings = join_draw_settings([row.next_draws for row in part.rows if isinstance(row, Row)])
-        settings = settings.to(self.device)
+        sampled = [row for row in part.rows if isinstance(row, Row)]
+        settings = join_draw_settings([row.draws for row in sampled], [row.span for row in sampled])
         positions = part.positions.to(self.device)
-        due = torch.cat([event.due for event in part.events]).to(self.device)
+        due = torch.from_numpy(np.concatenate([event.due for event in part.events])).to(self.device)
+        of_chunks = (
+            [None] * len(part.chunks) if each is None else part.in_chunks(each)
+            for each in (positions, due, *settings.to(self.device))
+        )
         drawn = [
-            draw(
-                logits,
-                y_t,
-                positions[chunk],
-                due[chunk],
-                self._digits,
-                *settings.between(chunk.start, chunk.stop),
-                mask_index=self.codec.mask_index,
-            )
-            for chunk, logits in self._logits(part, features)
+            draw(logits, y_t, at, write, self._digits, *how, mask_index=self.codec.mask_index)
+            for logits, at, write, *how in zip(self._logits(part, features), *of_chunks, strict=True)
         ]
         finite, changed = (_joined(each).cpu() for each in zip(*(one[1:] for one in drawn), strict=True))
-        return Revealed(y_t[positions].cpu(), finite, changed)
+        return Revealed(_at(y_t, positions), finite, changed)
 
     def _score(self, part: _Part, y_t: Tensor, features: Any) -> SubtokenNLL:
         """Return what all positions (R,) cost, on the CPU.
@@ -200,18 +202,20 @@ class Stepper:
         x_0 = torch.cat([row.x_0[event.positions] for row, event in scored if isinstance(row, ScoreRow)])
         x_0 = x_0.to(self.device)
         costs = [
-            subtoken_nll(logits, y[chunk], x_0[chunk], self._digits.table, self.codec.mask_index)
-            for chunk, logits in self._logits(part, features)
+            subtoken_nll(logits, seen, tokens, self._digits.table, self.codec.mask_index)
+            for logits, seen, tokens in zip(
+                self._logits(part, features), part.in_chunks(y), part.in_chunks(x_0), strict=True
+            )
         ]
         return SubtokenNLL(*(_joined(each).cpu() for each in zip(*costs, strict=True)))
 
-    def _logits(self, part: _Part, features: Any) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the chunks of a part, each with its logits (chunk, V)."""
-        first, start = 0, 0
+    def _logits(self, part: _Part, features: Any) -> Iterator[Tensor]:
+        """Yield the logits (chunk, V) of every chunk of a part."""
+        start = 0
         for size in part.chunks:
             stop = start + filled_size(size)
-            yield slice(first, first + size), self.denoiser.head(features[start:stop])[:size]
-            first, start = first + size, stop
+            yield self.denoiser.head(features[start:stop])[:size]
+            start = stop
 
 
 def _parts(rows: Sequence[AnyRow]) -> list[_Part]:
@@ -223,10 +227,19 @@ def _parts(rows: Sequence[AnyRow]) -> list[_Part]:
     for kind, own in by_kind.items():
         events = [row.event for row in own]
         *starts, end = accumulate((row.length for row in own), initial=end)
-        positions = torch.cat([event.positions + start for event, start in zip(events, starts, strict=True)])
+        counts = [len(event.positions) for event in events]
+        positions = np.concatenate([event.positions for event in events]) + np.repeat(starts, counts)
         whole, rest = divmod(len(positions), MAX_LOGIT_ROWS)
         parts.append(
-            _Part(kind, own, events, starts, positions, [MAX_LOGIT_ROWS] * whole + [rest] * (rest > 0))
+            _Part(
+                kind,
+                own,
+                events,
+                starts,
+                counts,
+                torch.from_numpy(positions),
+                [MAX_LOGIT_ROWS] * whole + [rest] * (rest > 0),
+            )
         )
     return parts
 
@@ -235,24 +248,33 @@ def _drawn(part: _Part, y_t: Tensor, revealed: Revealed) -> Iterator[StepResult]
     """Move rows on whose positions were drawn; one without finite logits is marked and left as it was."""
     oks = [True] * len(part.rows)
     if not bool(revealed.finite.all()):
-        oks = [bool(finite.all()) for finite in part.split(revealed.finite)]
-    digits = part.split(revealed.y)
-    for row, event, start, y, ok in zip(part.rows, part.events, part.starts, digits, oks, strict=True):
+        oks = [bool(finite.all()) for finite in revealed.finite.split(part.counts)]
+    digits, stop = revealed.y.numpy(), 0
+    for row, event, start, ok in zip(part.rows, part.events, part.starts, oks, strict=True):
+        first, stop = stop, stop + len(event.positions)
         if ok:
             row.y.copy_(y_t[start : start + row.length])
             row.next_event += 1
         else:
             row.failed = True
-        yield StepResult(event.positions, y, ok, event.remasked)
+        yield StepResult(event.positions, digits[first:stop], ok, event.remasked)
 
 
 def _scored(part: _Part, nll: SubtokenNLL) -> Iterator[StepResult]:
     """Let rows that are scored count what their positions cost."""
-    nothing = torch.zeros(0, dtype=torch.int64)
-    for row, event, own in zip(part.rows, part.events, zip(*map(part.split, nll), strict=True), strict=True):
+    nothing = np.zeros(0, dtype=np.int64)
+    of_rows = zip(*(each.split(part.counts) for each in nll), strict=True)
+    for row, event, own in zip(part.rows, part.events, of_rows, strict=True):
         assert isinstance(row, ScoreRow)
         ok = row.record(event.positions, SubtokenNLL(*own))
-        yield StepResult(nothing, nothing.view(0, 1).expand(0, row.y.shape[1]), ok, nothing)
+        yield StepResult(nothing, np.zeros((0, row.y.shape[1]), dtype=np.int64), ok, nothing)
+
+
+def _at(state: Tensor, positions: Tensor) -> Tensor:
+    """Return the digits (R, S) at some positions, on the CPU, where numpy's gather costs less."""
+    if state.is_cpu:
+        return torch.from_numpy(state.numpy()[positions.numpy()])
+    return state[positions].cpu()
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
@@ -267,6 +289,10 @@ def _filled(chunks: Sequence[Tensor]) -> Tensor:
     parts, total = [], 0
     for chunk in chunks:
         size = filled_size(len(chunk))
-        parts += [chunk, chunk.new_zeros(size - len(chunk))]
+        parts.append(chunk)
+        if size > len(chunk):
+            parts.append(torch.zeros(size - len(chunk), dtype=torch.int64))
         total += size
-    return torch.cat([*parts, torch.zeros(filled_size(total) - total, dtype=torch.int64)])
+    if filled_size(total) > total:
+        parts.append(torch.zeros(filled_size(total) - total, dtype=torch.int64))
+    return _joined(parts)

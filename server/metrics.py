@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -39,6 +39,7 @@ class Metrics:
         self._build_request_metrics()
         self._build_engine_metrics()
         self._create_rejections("")
+        self._series_of_calls: dict[str, Sequence[Any]] = {}
 
     def _build_request_metrics(self) -> None:
         gauge = partial(Gauge, registry=self.registry, labelnames=["model"])
@@ -142,13 +143,24 @@ class Metrics:
 
     def call_done(self, model: str, num_rows: int, num_tokens: int, num_filling: int, seconds: float) -> None:
         """Count one denoiser call over rows of ``num_tokens`` tokens together, filled up with ``num_filling``."""
-        self.calls.labels(model).inc()
-        self.row_steps.labels(model).inc(num_rows)
-        self.call_tokens.labels(model).inc(num_tokens)
-        self.filling_tokens.labels(model).inc(num_filling)
-        self.batch_rows.labels(model).observe(num_rows)
-        self.padding_ratio.labels(model).observe(num_filling / (num_tokens + num_filling))
-        self.step_s.labels(model).observe(seconds)
+        calls, row_steps, call_tokens, filling_tokens, batch_rows, padding_ratio, step_s = self._of_calls(
+            model
+        )
+        calls.inc()
+        row_steps.inc(num_rows)
+        call_tokens.inc(num_tokens)
+        filling_tokens.inc(num_filling)
+        batch_rows.observe(num_rows)
+        padding_ratio.observe(num_filling / (num_tokens + num_filling))
+        step_s.observe(seconds)
+
+    def _of_calls(self, model: str) -> Sequence[Any]:
+        """Return a model's series of `call_done`: looking each up in every call costs as much as counting."""
+        if model not in self._series_of_calls:
+            counters = (self.calls, self.row_steps, self.call_tokens, self.filling_tokens)
+            histograms = (self.batch_rows, self.padding_ratio, self.step_s)
+            self._series_of_calls[model] = [each.labels(model) for each in (*counters, *histograms)]
+        return self._series_of_calls[model]
 
     def request_done(
         self, model: str, finish: Finish, total_s: float, queue_s: float, rows: Sequence[tuple[int, int]]

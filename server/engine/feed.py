@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,24 +61,25 @@ class _Followed:
 
     def __init__(self, row: Row, mask_index: int) -> None:
         self.plan = row.plan
-        self.y = row.y.cpu().clone()
-        self.changed = torch.zeros(len(self.y), dtype=torch.bool)
+        self.y = row.y.cpu().numpy().copy()
+        self.changed = np.zeros(len(self.y), dtype=np.bool_)
         self.nfe = 0
         self._mask_index = mask_index
 
     def follow(self, result: StepResult) -> None:
         """Repeat a step of the row; what was masked again comes first (`StepResult`)."""
-        before = self.y.clone()
-        self.y.view(-1)[result.remasked] = self._mask_index
+        before = self.y.copy()
+        self.y.reshape(-1)[result.remasked] = self._mask_index
         self.y[result.positions] = result.digits
         self.changed |= (self.y != before).any(-1)
         self.nfe += 1
 
     def take(self, output: int) -> RowChange:
         """Return what changed, and begin anew."""
-        positions = self.changed.nonzero()[:, 0]
-        self.changed.zero_()
-        return RowChange(output, self.y.clone(), positions, int(self.plan.steps[self.nfe - 1]), self.nfe)
+        positions = torch.from_numpy(self.changed.nonzero()[0])
+        self.changed[:] = False
+        y = torch.from_numpy(self.y.copy())
+        return RowChange(output, y, positions, int(self.plan.steps[self.nfe - 1]), self.nfe)
 
 
 class Feed:

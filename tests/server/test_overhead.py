@@ -23,9 +23,6 @@ from server.engine.engine import Engine
 from server.engine.model_queue import LoadedModel
 
 NAME, LENGTH, CALL_S = "stub", 64, 0.005
-LIMIT_S = (
-    0.001  # 0.5 ms are promised of a machine that does nothing else; what runs beside it empties its caches
-)
 
 
 class Sleeper:
@@ -80,7 +77,10 @@ def busy_engine(num_rows: int) -> Engine:
 
 
 def seconds_per_step(num_rows: int) -> float:
-    """Median of processor time: that others run meanwhile does not count, but for what they leave of the caches."""
+    """Median of processor time: that others run meanwhile does not count, but for what they leave of the caches.
+
+    0.5 ms are promised of a machine that does nothing else.
+    """
     engine, costs_s = busy_engine(num_rows), []
     for _ in range(40):
         before_s = time.thread_time()
@@ -103,7 +103,7 @@ def test_a_step_takes_few_tensor_operations() -> None:
     with torch.profiler.profile() as profile:
         engine.step()
     operations = [event for event in profile.events() if event.cpu_parent is None]
-    assert 50 < len(operations) < 150
+    assert 30 < len(operations) < 100
 
 
 def test_a_step_costs_no_more_when_many_rows_wait() -> None:
