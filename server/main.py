@@ -24,6 +24,7 @@ import uvicorn
 from prime_core.checkpoint import load_checkpoint
 from prime_core.device import choose_device
 from server.app import create_app, package_version
+from server.command_line import load_settings
 from server.engine.engine import Engine
 from server.engine.model_queue import LoadedModel, ModelQueue
 from server.fault_seam import add_faults
@@ -34,7 +35,7 @@ from server.http.protocol import DeadlineProtocol
 from server.logs import configure_logs
 from server.open_files import allow_files
 from server.reload import Reloader
-from server.settings import Settings, SettingsError, load_settings
+from server.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
     from server.http.tracing import Tracing

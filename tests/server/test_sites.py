@@ -11,9 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
+from server.command_line import load_settings
 from server.http.keys import KeyRing
 from server.http.sites import is_loopback, parse_hosts
-from server.settings import SettingsError, load_settings
+from server.settings import SettingsError
 from tests.server.running import Running, assert_error, serving
 
 KEY = "sk-0123456789abcdef"
