@@ -32,6 +32,7 @@ from server.heap import settle, unsettle
 from server.http.access import MAX_HEADER_BYTES
 from server.http.keys import KeyRing, take_environment_keys
 from server.http.protocol import DeadlineProtocol
+from server.http.sites import is_loopback
 from server.logs import configure_logs
 from server.open_files import allow_files
 from server.reload import Reloader
@@ -213,7 +214,7 @@ def load_model(settings: Settings, name: str) -> LoadedModel:
 
 
 def _warn_if_open(settings: Settings, keys: KeyRing) -> None:
-    if not keys and settings.host not in {"127.0.0.1", "::1", "localhost"}:
+    if not keys and not is_loopback(settings.host):
         logger.warning("anybody who reaches %s may send requests: no API key is set", settings.host)
 
 
