@@ -55,9 +55,10 @@ class Reloader:
         # Only the main thread of a process may have handlers of signals.
         with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.ask)
+        look_every_s = None if self.keys.file is None else LOOK_EVERY_S
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._asked.wait(), LOOK_EVERY_S)
+                await asyncio.wait_for(self._asked.wait(), look_every_s)
             asked = self._asked.is_set()
             self._asked.clear()
             await _in_daemon_thread(partial(self._read_again, asked))
