@@ -37,7 +37,7 @@ class Settings(BaseSettings):
         default=None,
         min_length=1,
         max_length=MAX_NAME_CHARS,
-        description="name of the only model in requests and answers; default: the file's",
+        description="name of the only model in requests and answers; default: that of --model",
     )
     host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 picks a free one")
