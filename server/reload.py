@@ -19,7 +19,7 @@ from typing import Any
 from prime_core.checkpoint import Checkpoint
 from server.engine.engine import Engine
 from server.engine.model_queue import LoadedModel
-from server.engine.trial import try_checkpoint
+from server.engine.warm_up import try_checkpoint
 from server.heap import settle
 from server.http.keys import KeyRing
 

@@ -23,7 +23,7 @@ from server.engine.generation import Batch, Generation, Generations
 from server.engine.memory import free_cached_memory, is_out_of_memory
 from server.engine.room import Room
 from server.engine.stopwatch import CallStopwatch
-from server.engine.trial import check_finite, trial_rows
+from server.engine.warm_up import check_finite, trial_rows
 from server.metrics import Metrics
 
 logger = logging.getLogger("prime.engine")

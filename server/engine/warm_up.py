@@ -1,4 +1,7 @@
-"""A request of our own: does a model work at all? It is asked before others are, and when calls of theirs fail."""
+"""The call of a model before it serves: what it allocates and compiles, the first request need not wait for.
+
+It also tells whether the model works at all: when calls of requests fail, it is made again.
+"""
 
 from __future__ import annotations
 
