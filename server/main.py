@@ -136,7 +136,7 @@ def http_config(
         ws="none",
         lifespan="off",
         log_config=None,
-        log_level=logging.WARNING,
+        log_level=logging.ERROR,  # it warns of requests, which have a line of their own
         access_log=False,
         server_header=False,
         proxy_headers=False,

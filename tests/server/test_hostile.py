@@ -274,6 +274,24 @@ def test_a_body_that_is_bad_from_the_start_is_answered(
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n",
+        b"NOT HTTP\r\n\r\n",
+    ],
+)
+def test_every_request_has_one_line_in_the_log(
+    server: Running, caplog: pytest.LogCaptureFixture, request_bytes: bytes
+) -> None:
+    caplog.set_level(logging.INFO, "prime.access")
+    with connect(server) as connection:
+        connection.sendall(request_bytes)
+        assert received(connection).startswith(b"HTTP/1.1 ")
+    wait_until(lambda: any(record.name == "prime.access" for record in caplog.records))
+    assert [record.name for record in caplog.records] == ["prime.access"]
+
+
 def test_bad_bytes_after_half_an_answer_only_close(server: Running, caplog: pytest.LogCaptureFixture) -> None:
     with connect(server) as connection:
         connection.sendall(HEAD.replace(b"Content-Type", b"X") + b"Transfer-Encoding: chunked\r\n\r\n")
