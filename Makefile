@@ -20,11 +20,11 @@ BIN        = $(VENV)/bin
 .PHONY: help venv serve test check mypy format demo-text clean
 
 help:
-	@echo "make serve      install, then serve the demo model on http://$(HOST):$(PORT) (HOST=, PORT=)"
+	@echo "make serve      install, then serve the demo models on http://$(HOST):$(PORT) (HOST=, PORT=)"
 	@echo "make test       install, then run all tests (ARGS='-k plan -x')"
 	@echo "make check      formatting, lint and types"
 	@echo "make format     format and fix what can be fixed"
-	@echo "make demo-text  train the demo model: corpus, tokenizer, prime-train (ARGS go to it)"
+	@echo "make demo-text  train the text demo: corpus, tokenizer, prime-train (ARGS go to it)"
 	@echo "make venv       only install, into $(VENV) (PYTHON=python3.12, TORCH=torch==2.13.0)"
 	@echo "make clean      remove caches and builds, but neither $(VENV) nor data"
 

@@ -75,7 +75,12 @@ def create_app(engine: Engine, settings: Settings, keys: KeyRing | None = None) 
     app.add_middleware(AccessMiddleware, metrics=engine.metrics.http, routes=routes)
     app.add_middleware(OriginForm)
     # FastAPI keeps the document that it makes here, when all routes are there.
-    complete_document(app.openapi(), settings.max_request_s, with_keys=bool(keys))
+    complete_document(
+        app.openapi(),
+        settings.max_request_s,
+        with_keys=bool(keys),
+        with_traces=settings.otlp_traces_endpoint is not None,
+    )
     return app
 
 

@@ -1,8 +1,4 @@
-"""`prime-serve`: load the models, start the engine, listen, and end cleanly.
-
-SIGTERM or Ctrl-C drains: /ready turns 503, new requests are refused, accepted ones finish, exit status 0.
-A second signal ends the process at once.
-"""
+"""`prime-serve`: read the settings, load the models, build the engine and what is around it, listen, and serve."""
 
 from __future__ import annotations
 
@@ -11,11 +7,8 @@ import logging
 import os
 import socket
 import sys
-import time
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,114 +17,28 @@ import uvicorn
 from prime_core.checkpoint import load_checkpoint
 from prime_core.device import choose_device
 from server.app import create_app, package_version
+from server.command_line import load_settings
 from server.engine.engine import Engine
 from server.engine.model_queue import LoadedModel, ModelQueue
 from server.fault_seam import add_faults
-from server.heap import settle, unsettle
+from server.heap import unsettle
 from server.http.access import MAX_HEADER_BYTES
 from server.http.keys import KeyRing, take_environment_keys
 from server.http.protocol import DeadlineProtocol
+from server.http.sites import is_loopback
+from server.lifetime import ACCEPTED_AT_ONCE, Server, serve
 from server.logs import configure_logs
 from server.open_files import allow_files
 from server.reload import Reloader
-from server.settings import Settings, SettingsError, load_settings
+from server.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
     from server.http.tracing import Tracing
 
 logger = logging.getLogger("prime.server")
 
-CHECK_EVERY_S = 0.1
-# asyncio accepts so many connections before it looks at any of them, and as many again while it does; so this bounds
-# how many there are for a moment beyond --max-connections.
-ACCEPTED_AT_ONCE = 64
-LISTEN_BACKLOG = 2048  # connections that wait in the kernel to be accepted
 # Once all rows are done, answers are on their way; a client that does not read them is cut off after this.
 LAST_ANSWERS_S = 10
-
-
-class Server(uvicorn.Server):
-    """uvicorn with our own ending: drain first, and leave when the engine is empty or dead.
-
-    Attributes:
-        status: exit status of the process.
-    """
-
-    def __init__(
-        self, config: uvicorn.Config, engine: Engine, drain_timeout_s: float, stall_exit_s: float = 0.0
-    ) -> None:
-        super().__init__(config)
-        self.engine = engine
-        self.drain_timeout_s = drain_timeout_s
-        self.stall_exit_s = stall_exit_s
-        self._stalled_since_s: float | None = None
-        self.status = 0
-        self._signals = 0
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen; see `ACCEPTED_AT_ONCE` for why the queue of the kernel gets its length afterwards."""
-        await super().startup(sockets)
-        for listener in sockets or ():
-            listener.listen(LISTEN_BACKLOG)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Note the first signal, on which `watch` acts (a handler must take no locks); leave at the second.
-
-        The server writes no files, so nothing is lost by leaving but the answers that the user gave up.
-        """
-        self._signals += 1
-        if self._signals > 1:
-            os._exit(1)
-
-    async def watch(self, banner: str) -> None:
-        """Announce readiness, then wait for what ends the server: signals, or the engine's death."""
-        announced = False
-        drain_until_s: float | None = None
-        while not self.should_exit:
-            await asyncio.sleep(CHECK_EVERY_S)
-            if not self.engine.alive:
-                self._leave("the engine has stopped", status=1)
-            elif self._hangs():
-                self.engine.abandon()
-                self._leave("the engine hangs", status=1)
-            elif drain_until_s is not None:
-                if self.engine.held_rows == 0:
-                    self._leave("drained")
-                elif time.monotonic() > drain_until_s:
-                    self.engine.stop(timeout_s=0)
-                    self._leave("drain timeout: accepted requests are dropped", status=1)
-            elif self._signals == 1:
-                self.engine.drain()
-                logger.info("draining: %d rows are left", self.engine.held_rows)
-                drain_until_s = time.monotonic() + self.drain_timeout_s
-            elif not announced and self.engine.state == "ready":
-                settle()
-                _announce(banner)
-                announced = True
-
-    def _hangs(self) -> bool:
-        """Whether the engine has been stalled for too long; nothing but a new process helps then."""
-        now_s = time.monotonic()
-        if not self.engine.stalled:
-            if self._stalled_since_s is not None:
-                logger.info("the engine goes on after %.1f s", now_s - self._stalled_since_s)
-            self._stalled_since_s = None
-            return False
-        if self._stalled_since_s is None:
-            logger.error("the engine hangs: /ready is 503 until it goes on")
-            self._stalled_since_s = now_s
-        return 0 < self.stall_exit_s < now_s - self._stalled_since_s
-
-    def watch_ended(self, watcher: asyncio.Task[None]) -> None:
-        """Done-callback of `watch`: a watcher that failed would leave a server that no signal can end."""
-        if not watcher.cancelled() and (error := watcher.exception()) is not None:
-            logger.error("the watcher of signals and engine has failed", exc_info=error)
-            self._leave("nobody watches the engine", status=1)
-
-    def _leave(self, why: str, status: int = 0) -> None:
-        logger.info("%s", why)
-        self.status = status
-        self.should_exit = True
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -156,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     server = Server(config, engine, settings.drain_timeout_s, settings.stall_exit_s)
     reloader = Reloader(keys, engine, partial(load_model, settings))
     try:
-        return asyncio.run(_serve(server, listener, _banner(engine, listener), reloader))
+        return asyncio.run(serve(server, listener, _banner(engine, listener), reloader))
     finally:
         unsettle()
         if tracing is not None:
@@ -212,7 +119,7 @@ def load_model(settings: Settings, name: str) -> LoadedModel:
 
 
 def _warn_if_open(settings: Settings, keys: KeyRing) -> None:
-    if not keys and settings.host not in {"127.0.0.1", "::1", "localhost"}:
+    if not keys and not is_loopback(settings.host):
         logger.warning("anybody who reaches %s may send requests: no API key is set", settings.host)
 
 
@@ -229,7 +136,7 @@ def http_config(
         ws="none",
         lifespan="off",
         log_config=None,
-        log_level=logging.WARNING,
+        log_level=logging.ERROR,  # it warns of requests, which have a line of their own
         access_log=False,
         server_header=False,
         proxy_headers=False,
@@ -253,31 +160,6 @@ def _listen(settings: Settings) -> socket.socket:
             "choose another port, or 0 for any free one"
         ) from None
     return listener
-
-
-async def _serve(server: Server, listener: socket.socket, banner: str, reloader: Reloader) -> int:
-    server.engine.start()
-    reloading = asyncio.create_task(reloader.run())
-    watcher = asyncio.create_task(server.watch(banner))
-    watcher.add_done_callback(server.watch_ended)
-    try:
-        await server.serve(sockets=[listener])
-        await asyncio.wait({watcher})  # its failure is told by `watch_ended`
-    finally:
-        watcher.cancel()
-        reloading.cancel()
-        server.engine.stop()
-    return server.status
-
-
-def _announce(banner: str) -> None:
-    """Print the line that says where the server is; one that nobody can read is no reason to end."""
-    try:
-        print(banner, flush=True)
-    except (OSError, ValueError) as error:  # ValueError: the stream was closed in this process
-        logger.warning("stdout cannot be written (%s): %s", error, banner)
-        # What is left in the buffer would fail again at exit, and turn the exit status into 120.
-        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
 
 
 def _banner(engine: Engine, listener: socket.socket) -> str:

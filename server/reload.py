@@ -18,7 +18,8 @@ from typing import Any
 
 from prime_core.checkpoint import Checkpoint
 from server.engine.engine import Engine
-from server.engine.model_queue import LoadedModel, try_model
+from server.engine.model_queue import LoadedModel
+from server.engine.warm_up import try_checkpoint
 from server.heap import settle
 from server.http.keys import KeyRing
 
@@ -54,9 +55,10 @@ class Reloader:
         # Only the main thread of a process may have handlers of signals.
         with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.ask)
+        look_every_s = None if self.keys.file is None else LOOK_EVERY_S
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._asked.wait(), LOOK_EVERY_S)
+                await asyncio.wait_for(self._asked.wait(), look_every_s)
             asked = self._asked.is_set()
             self._asked.clear()
             await _in_daemon_thread(partial(self._read_again, asked))
@@ -101,7 +103,7 @@ def reload_model(engine: Engine, name: str, load: LoadModel) -> bool:
             raise ValueError(f"its {difference} is not that of the model that serves; start the server again")
         if queue.failed:
             raise ValueError("the old one is out of service; start the server again")
-        try_model(model)
+        try_checkpoint(name, model.checkpoint)
     except Exception as error:  # noqa: BLE001  # whatever is wrong with the new one, the old one goes on
         reason = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
         logger.error("model %r stays as it is: %s", name, reason)

@@ -1,17 +1,15 @@
 """The life of one request between its route and the engine, the same for text, images and scores.
 
-reserve room -> prepare rows (thread) -> submit to the engine -> await -> finish rows (thread) -> answer
+reserve room -> prepare rows (thread) -> submit to the engine -> await -> finish rows (thread) -> count -> answer
 
-What is prepared and what is made of finished rows is in `server.text`, `server.images` and `server.score`.
+What is prepared and what is made of finished rows is a `Recipe`, of `server.text`, `server.images` or `server.score`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
@@ -36,9 +34,11 @@ from server.engine.model_queue import ModelQueue
 from server.http.body import Bodies
 from server.http.deadline import deadline_of
 from server.http.errors import ApiError
+from server.metrics import Metrics
 from server.refusals import check_deadline, failure_of, reserve, submit
 from server.schemas.base import Limits, Timings
-from server.workers import Workers, disconnected, in_time
+from server.waiting import disconnected, finish_of, first_of, in_time, job_done
+from server.workers import Workers
 
 
 class Prepared(Protocol):
@@ -50,6 +50,7 @@ class Prepared(Protocol):
 
 
 _Answer = TypeVar("_Answer")
+_Frames = TypeVar("_Frames")
 _Prepared = TypeVar("_Prepared", bound=Prepared)
 
 # Between a frame of a stream and the next change that is looked at: a frame is made of the whole row, on the CPU that
@@ -88,50 +89,38 @@ async def answered(service: Service, request: Request, answer: Awaitable[Respons
         return Response(status_code=499)  # nobody reads it
 
 
-async def run_request(
-    service: Service,
-    request: Request,
-    model: str,
-    num_rows: int,
-    prepare: Callable[[], _Prepared],
-    finish: Callable[[_Prepared, Job], _Answer],
-) -> _Answer:
-    """Take a checked request through the engine.
+@dataclass(frozen=True, eq=False, slots=True)
+class Recipe(Generic[_Prepared, _Answer]):
+    """How a checked request becomes rows, and its finished rows an answer.
 
-    Args:
-        service: the engine and the threads.
-        request: the HTTP request, to see its client go; its body has been read.
-        model: name of the model.
-        num_rows: rows it will have.
-        prepare: makes the rows, in a thread.
-        finish: makes the answer from what ``prepare`` made, whose rows are done, and the job, in a thread.
-
-    Raises:
-        ApiError: 422 if it does not fit the model, 429 or 503 if it cannot be taken, 500 if it fails, 504 if it
-            takes too long.
-        ClientDisconnect: if the client went away; its rows are free within a step.
+    Attributes:
+        num_rows: rows that it will have.
+        prepare: makes the rows, in a thread; a `CanvasError` says that the request does not fit the model.
+        finish: makes the answer from what ``prepare`` made, whose rows are done, and the job; in a thread.
+        count: counts the answer.
     """
-    running = await start_request(service, request, model, num_rows, prepare)
-    return await running.answer(finish)
+
+    num_rows: int
+    prepare: Callable[[], _Prepared]
+    finish: Callable[[_Prepared, Job], _Answer]
+    count: Callable[[Metrics, _Answer], None]
 
 
 async def start_request(
     service: Service,
+    queue: ModelQueue,
     request: Request,
-    model: str,
-    num_rows: int,
-    prepare: Callable[[], _Prepared],
+    recipe: Recipe[_Prepared, _Answer],
     *,
     followed: bool = False,
-) -> Running[_Prepared]:
+) -> Running[_Prepared, _Answer]:
     """Bring a checked request into the engine; follow with `Running.answer`, or `Running.changes` and then that.
 
     Args:
-        service: as for `run_request`, and so are ``request``, ``model``, ``num_rows`` and ``prepare``.
-        request: see there.
-        model: see there.
-        num_rows: see there.
-        prepare: see there.
+        service: the engine and the threads.
+        queue: the model.
+        request: the HTTP request, to see its client go; its body has been read.
+        recipe: what is to be done.
         followed: whether `Running.changes` will be asked for.
 
     Raises:
@@ -139,21 +128,22 @@ async def start_request(
             or if it was not even prepared in time.
         ClientDisconnect: if the client went away meanwhile.
     """
-    engine = service.engine
+    engine, model = service.engine, queue.name
     arrived_s, deadline_s = time.monotonic(), deadline_of(request, service.max_request_s)
-    reserve(engine, model, num_rows)
+    reserve(engine, model, recipe.num_rows)
     submitted = False
     try:
-        prepared = await in_time(prepare, service.workers.prepare(model), request, deadline_s)
+        prepared = await in_time(recipe.prepare, service.workers.prepare(model), request, deadline_s)
         rows = list(prepared.rows)
-        feed = _feed_of(rows, engine.queues[model]) if followed else None
+        assert len(rows) == recipe.num_rows, "the engine gives back the room of the rows that it gets"
+        feed = _feed_of(rows, queue) if followed else None
         job = Job(model, rows, arrived_s, feed=feed, deadline_s=deadline_s)
         check_deadline(engine, job)
         submit(engine, job)
         submitted = True
         # Its line in the log tells of them, and those that are not finished when it ends are cancelled.
         request.state.jobs = [*getattr(request.state, "jobs", []), job]
-        return Running(service, request, prepared, job)
+        return Running(service, queue, request, recipe, prepared, job)
     except CanvasError as error:
         raise ApiError(422, "invalid_value", str(error), param=error.param) from None
     except (DeadlineError, UnavailableError) as error:
@@ -163,7 +153,7 @@ async def start_request(
         raise
     finally:
         if not submitted:
-            engine.release(num_rows)
+            engine.release(recipe.num_rows)
 
 
 def _feed_of(rows: Sequence[AnyRow], queue: ModelQueue) -> Feed:
@@ -173,36 +163,34 @@ def _feed_of(rows: Sequence[AnyRow], queue: ModelQueue) -> Feed:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Running(Generic[_Prepared]):
+class Running(Generic[_Prepared, _Answer]):
     """A request in the engine."""
 
     service: Service
+    queue: ModelQueue
     request: Request
+    recipe: Recipe[_Prepared, _Answer]
     prepared: _Prepared
     job: Job
 
-    async def answer(self, finish: Callable[[_Prepared, Job], _Answer]) -> _Answer:
-        """Wait for the rows and return what ``finish`` makes of them, in a thread.
+    async def answer(self) -> _Answer:
+        """Wait for the rows, and return what becomes of them, counted.
 
         Raises:
             ApiError: 500 or 503 if the request fails, 504 if it takes too long.
             ClientDisconnect: if the client went away; its rows are free within a step.
         """
-        engine, model = self.service.engine, self.job.model
+        engine, job = self.service.engine, self.job
+        finish = partial(self.recipe.finish, self.prepared, job)
         try:
-            await _wait(self.job, self.request)
-            return await self._finish(finish)
+            await job_done(job, self.request)
+            answer = await in_time(finish, self.service.workers.answers, self.request, job.deadline_s)
         except (NonFiniteError, MemoryFullError, DeadlineError, EngineError, UnavailableError) as error:
-            raise failure_of(engine, model, error) from None
-
-    async def _finish(self, finish: Callable[[_Prepared, Job], _Answer]) -> _Answer:
-        """Return the answer of a job that the engine has finished; a client that goes now counts here."""
-        work, threads = partial(finish, self.prepared, self.job), self.service.workers.answers
-        try:
-            return await in_time(work, threads, self.request, self.job.deadline_s)
-        except (ClientDisconnect, asyncio.CancelledError):
-            self.service.engine.metrics.fail(self.job.model, "cancelled")
-            raise
+            job.counted = True
+            raise failure_of(engine, job.model, error) from None
+        self.recipe.count(engine.metrics, answer)
+        job.counted = True
+        return answer
 
     async def changes(self) -> AsyncIterator[Changes]:
         """Yield what happens to the rows, until they are done or have failed; `answer` tells which.
@@ -213,13 +201,13 @@ class Running(Generic[_Prepared]):
         Raises:
             ClientDisconnect: if the client went away; its rows are free within a step.
         """
-        feed, finished = self.job.feed, _finished(self.job)
+        feed, finished = self.job.feed, finish_of(self.job)
         assert feed is not None, "the request was started to be followed"
         gone = asyncio.ensure_future(disconnected(self.request))
         try:
             ended = False
             while not ended:
-                await _first_of(feed.wait(), finished.wait(), gone, timeout_s=self.job.seconds_left)
+                await first_of(feed.wait(), finished.wait(), gone, timeout_s=self.job.seconds_left)
                 if gone.done() and not finished.is_set():
                     raise ClientDisconnect
                 # Asked before what is there is taken, or the last of it could be missed.
@@ -227,11 +215,11 @@ class Running(Generic[_Prepared]):
                 changes = feed.take(self.job.started_s)
                 if changes.rows:
                     yield changes
-                await _first_of(finished.wait(), asyncio.sleep(MIN_INTERVAL_S))
+                await first_of(finished.wait(), asyncio.sleep(MIN_INTERVAL_S))
         finally:
             gone.cancel()
 
-    async def in_thread(self, call: Callable[..., _Answer], *arguments: Any) -> _Answer:
+    async def in_thread(self, call: Callable[..., _Frames], *arguments: Any) -> _Frames:
         """Make a frame in a thread, so that the event loop goes on."""
         threads = self.service.workers.frames
         return await asyncio.get_running_loop().run_in_executor(threads, call, *arguments)
@@ -246,43 +234,3 @@ def timings_of(job: Job) -> Timings:
         run_s=finished_s - started_s,
         total_s=time.monotonic() - job.arrived_s,
     )
-
-
-async def _wait(job: Job, request: Request) -> None:
-    """Wait until the engine has finished the job, the client has gone or the time is over, whichever is first.
-
-    The engine gives up what is late between its steps; the limit here also holds while a step hangs.
-    """
-    finished = _finished(job)
-    gone = asyncio.ensure_future(disconnected(request))
-    try:
-        await _first_of(finished.wait(), gone, timeout_s=job.seconds_left)
-        if gone.done() and not job.done.done():
-            raise ClientDisconnect
-        if job.done.cancel():  # it was not finished
-            raise DeadlineError("the deadline has passed")
-        job.done.result()
-    finally:
-        gone.cancel()
-
-
-def _finished(job: Job) -> asyncio.Event:
-    """Return what is set in this event loop when the engine has finished the job."""
-    finished, loop = asyncio.Event(), asyncio.get_running_loop()
-
-    def tell(done: Future[None]) -> None:
-        with contextlib.suppress(RuntimeError):  # a loop that has closed
-            loop.call_soon_threadsafe(finished.set)
-
-    job.done.add_done_callback(tell)
-    return finished
-
-
-async def _first_of(*awaitables: Awaitable[object], timeout_s: float | None = None) -> None:
-    """Wait until one of them is done, or for so long; those that were given as coroutines end with it."""
-    waiting = {asyncio.ensure_future(each) for each in awaitables}
-    try:
-        await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in waiting.difference(awaitables):
-            task.cancel()

@@ -24,7 +24,8 @@ from server.engine.batcher import Job
 from server.engine.model_queue import ModelQueue
 from server.images.given_picture import read_picture
 from server.images.known import KnownShape
-from server.request import Service, run_request, timings_of
+from server.metrics import Metrics
+from server.request import Recipe, Service, timings_of
 from server.schemas.base import Limits
 from server.schemas.score import (
     CODED_NOTE,
@@ -43,36 +44,31 @@ from server.text.text_length import check_chars
 MAX_DRAWN_DIGITS = 2**22
 
 
-async def answer_score(
+def score_recipe(
     service: Service, queue: ModelQueue, body: TextScoreRequest | ImageScoreRequest, request: Request
-) -> ScoreResponse:
-    """Answer a checked request.
+) -> Recipe[PreparedScores, ScoreResponse]:
+    """Return how a checked request is answered.
 
     Args:
-        service: the engine and the threads.
+        service: the limits.
         queue: the model.
         body: of the request, checked against the schema of the model.
-        request: the HTTP request; its body has been read.
-
-    Raises:
-        ApiError: see `run_request`.
-        ClientDisconnect: if the client went away.
+        request: the HTTP request.
     """
     limits = service.limits[queue.name]
     num_inputs = len(body.inputs or [None]) if isinstance(body, TextScoreRequest) else 1
-    answer = await run_request(
-        service,
-        request,
-        queue.name,
+    return Recipe(
         num_inputs * rows_per_input(num_inputs, body.num_samples, limits.max_n),
         partial(prepare_score, queue.checkpoint, body, limits),
         partial(score_response, request.state.request_id, queue),
+        _count,
     )
-    metrics, times = service.engine.metrics, answer.timings
-    rows = [(each.nfe, 0) for each in answer.scores]
-    metrics.request_done(queue.name, "scored", times.total_s, times.queue_s, rows)
-    metrics.scores.labels(queue.name).inc(len(rows))
-    return answer
+
+
+def _count(metrics: Metrics, answer: ScoreResponse) -> None:
+    times, rows = answer.timings, [(each.nfe, 0) for each in answer.scores]
+    metrics.request_done(answer.model, "scored", times.total_s, times.queue_s, rows)
+    metrics.scores.labels(answer.model).inc(len(rows))
 
 
 def prepare_score(

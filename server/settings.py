@@ -1,38 +1,19 @@
-"""Settings of `prime-serve`: every field is a flag, an environment variable PRIME_... and a TOML key.
-
-A flag beats the environment, the environment beats the file, the file beats the default.
-"""
+"""Settings of `prime-serve`: every field is a flag, an environment variable PRIME_... and a TOML key."""
 
 from __future__ import annotations
 
-import argparse
-import difflib
-import os
 import re
-import tomllib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
-from pydantic_settings import (
-    BaseSettings,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from prime_core.device import DEVICE_PATTERN
-from server.fault_seam import VARIABLE as FAULTS_VARIABLE
-from server.http.keys import KEY_VARIABLES
 from server.http.sites import parse_hosts
 from server.logs import LogFormat
 from server.model_sources import MAX_NAME_CHARS, ModelSource, demo_models, parse_models
-
-# Variables of the other programs, which check them on their own.
-OTHER_PROGRAMS = ("PRIME_TRAIN_", "PRIME_EVAL_", "PRIME_SAMPLE_", "PRIME_BENCH_")
 
 
 class SettingsError(ValueError):
@@ -56,7 +37,7 @@ class Settings(BaseSettings):
         default=None,
         min_length=1,
         max_length=MAX_NAME_CHARS,
-        description="name of the only model in requests and answers; default: the file's",
+        description="name of the only model in requests and answers; default: that of --model",
     )
     host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 picks a free one")
@@ -215,25 +196,6 @@ class Settings(BaseSettings):
         return (ModelSource(self.served_model_name, self.model[0].path),)
 
 
-def load_settings(argv: Sequence[str] | None = None) -> Settings:
-    """Return the settings of a command line, the environment and the file named by --config or PRIME_CONFIG.
-
-    Raises:
-        SettingsError: if a setting is unknown or out of range, also in the environment, or the file cannot
-            be read.
-        SystemExit: on --help and on flags that do not exist.
-    """
-    flags = vars(_parser().parse_args(argv))
-    _check_environment()
-    file = flags.pop("config", os.environ.get("PRIME_CONFIG"))
-    try:
-        return (Settings if file is None else _with_file(Path(file)))(**flags)
-    except ValidationError as error:
-        raise SettingsError(
-            "; ".join(_explain(item["loc"], item["msg"]) for item in error.errors())
-        ) from None
-
-
 def _is_http_url(text: str) -> bool:
     if not re.fullmatch("[!-~]+", text):  # `urlsplit` would leave line ends out
         return False
@@ -242,70 +204,3 @@ def _is_http_url(text: str) -> bool:
         return url.scheme in {"http", "https"} and bool(url.hostname) and url.port != 0
     except ValueError:  # a port that is none, or brackets of an address that is none
         return False
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="prime-serve",
-        description="Serve a trained MDM-Prime model over HTTP. Each flag is also an environment variable "
-        "(--max-n: PRIME_MAX_N) and a key of the TOML file (max_n).",
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
-    parser.add_argument("--config", metavar="FILE", help="TOML file with any of these settings")
-    for name, field in Settings.model_fields.items():
-        shown = "" if field.default is None or field.default_factory else f" (default: {field.default})"
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            metavar="X",
-            action="append" if name == "model" else "store",
-            help=f"{field.description}{shown}",
-        )
-    return parser
-
-
-def _check_environment() -> None:
-    """Refuse variables with our prefix that no setting has: they are typing errors."""
-    known = [f"PRIME_{name.upper()}" for name in [*Settings.model_fields, "config"]]
-    known += [*KEY_VARIABLES, FAULTS_VARIABLE]
-    for variable in sorted(os.environ):
-        name = variable.upper()
-        if not name.startswith("PRIME_") or name.startswith(OTHER_PROGRAMS) or name in known:
-            continue
-        close = difflib.get_close_matches(name, known, 1)
-        hint = f"did you mean {close[0]}?" if close else "--help lists the settings"
-        raise SettingsError(f"{variable} in the environment is no setting; {hint}")
-
-
-def _with_file(path: Path) -> type[Settings]:
-    """Return the settings class that also reads a TOML file, after its keys were checked."""
-    try:
-        keys = tomllib.loads(path.read_text("utf-8")).keys()
-    except OSError as error:
-        raise SettingsError(f"--config: cannot read {path}: {error.strerror}") from None
-    except ValueError as error:  # bad TOML or bad UTF-8
-        raise SettingsError(f"--config: {path} is not TOML: {error}") from None
-    for key in keys - Settings.model_fields.keys():
-        close = difflib.get_close_matches(key, Settings.model_fields, 1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(Settings.model_fields)}"
-        raise SettingsError(f"--config: {path} has the unknown key {key!r}; {hint}")
-
-    class FromFile(Settings):
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,
-            file_secret_settings: PydanticBaseSettingsSource,
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, path)
-
-    return FromFile
-
-
-def _explain(loc: tuple[int | str, ...], message: str) -> str:
-    name = str(loc[0]) if loc else "settings"
-    message = message.removeprefix("Value error, ")  # pydantic's mark of a validator of ours
-    return f"--{name.replace('_', '-')} (PRIME_{name.upper()}): {message[:1].lower()}{message[1:]}"

@@ -30,6 +30,7 @@ class Job:
         feed: follows the rows for a reader; None without one.
         deadline_s: `time.monotonic()` at which it is given up.
         num_bytes: memory of its rows, as the engine counts it while it holds them.
+        counted: whether the metrics tell already what became of its request.
     """
 
     model: str
@@ -41,6 +42,7 @@ class Job:
     feed: Feed | None = None
     deadline_s: float = math.inf
     num_bytes: int = 0
+    counted: bool = False
     done: Future[None] = field(default_factory=Future)
 
     @property

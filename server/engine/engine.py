@@ -9,7 +9,6 @@ turn or one model takes the others down.
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,9 +18,10 @@ from typing import Literal
 
 from prime_core.prepare import NonFiniteError
 from server.engine.batcher import Batcher, Job
-from server.engine.failures import EngineError, ModelFailedError, QueueFullError, UnavailableError
+from server.engine.failures import EngineError, ModelFailedError, UnavailableError
 from server.engine.memory import is_out_of_memory
 from server.engine.model_queue import LoadedModel, ModelQueue
+from server.engine.retry import queue_full
 from server.engine.room import Room
 from server.engine.stopwatch import Pulse
 from server.engine.turns import Turns
@@ -31,7 +31,6 @@ logger = logging.getLogger("prime.engine")
 
 MAX_CRASHES = 3  # turns of a model that raise outside its calls, in a row; then it is out of service
 MAX_FAULTS = 3  # calls of a model that raise, in a row; then the engine tries a request of its own
-MAX_RETRY_AFTER_S = 3600
 WARM_UP_LIMIT_S = 600.0  # compiling for a GPU takes minutes
 
 EngineState = Literal["warming up", "ready", "stalled", "draining", "stopped"]
@@ -176,26 +175,8 @@ class Engine:
                 raise ModelFailedError("the model has failed")
             excess = self._room.excess(num_rows)
             if excess > 0:
-                raise self._queue_full(excess)
+                raise queue_full(self.queues.values(), self._room.held, excess)
             self._room.take(num_rows)
-
-    def _queue_full(self, num_rows: int) -> QueueFullError:
-        """Return the refusal of a request that waits for so many rows to come free."""
-        seconds = self._seconds_until_free(num_rows)
-        return QueueFullError(min(max(math.ceil(seconds), 1), MAX_RETRY_AFTER_S))
-
-    def _seconds_until_free(self, num_rows: int) -> float:
-        """Return about how long it takes until so many rows, of any models, have come free."""
-        busy = [queue for queue in self.queues.values() if queue.num_rows]
-        of_all = sum(queue.seconds_until_free(queue.num_rows) for queue in busy)
-        # Rows that are reserved for requests still to be submitted come on top; of which model, nobody knows.
-        num_coming = self._room.held - sum(queue.num_rows for queue in busy)
-        per_row = sum(queue.seconds_per_row for queue in self.queues.values()) / len(self.queues)
-        # As long as they all are busy, each model gets an equal share of the time.
-        of_one_model = [
-            len(busy) * queue.seconds_until_free(num_rows) for queue in busy if queue.num_rows >= num_rows
-        ]
-        return min([of_all + num_coming * per_row, *of_one_model])
 
     def release(self, num_rows: int) -> None:
         """Give back reserved room that came to no submission."""
@@ -217,7 +198,7 @@ class Engine:
                 raise ModelFailedError("the model has failed")
             num_bytes = sum(row.num_bytes for row in job.rows)
             if not self._room.fill(num_bytes):
-                raise self._queue_full(len(job.rows))
+                raise queue_full(self.queues.values(), self._room.held, len(job.rows))
             job.num_bytes = num_bytes
             queue.put(job)
             self._wake.notify_all()

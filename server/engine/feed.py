@@ -98,6 +98,7 @@ class Feed:
         self._rows = [_Followed(row, mask_index) for row in rows]
         self._num_calls = sum(row.plan.nfe for row in rows)
         self._lock = threading.Lock()
+        self._told = False  # the reader has been woken, or is about to be, and has not looked yet
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
 
@@ -107,6 +108,10 @@ class Feed:
             return
         with self._lock:
             self._rows[output].follow(result)
+            told, self._told = self._told, True
+        # To wake the loop takes a system call, and then its thread takes the interpreter from this one.
+        if told:
+            return
         # A loop that has closed has no reader either.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._news.set)
@@ -123,6 +128,7 @@ class Feed:
         """
         self._news.clear()
         with self._lock:
+            self._told = False
             changed = [row.take(output) for output, row in enumerate(self._rows) if bool(row.changed.any())]
             done = [row.nfe for row in self._rows]
         return Changes(changed, self._progress(done), self._eta_s(done, started_s))

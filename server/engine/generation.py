@@ -6,13 +6,13 @@ take turns. So neither does a row see two networks, nor does a reload keep anybo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from prime_core.checkpoint import Checkpoint
 from prime_core.stepper import Stepper
-from server.engine.batcher import Batcher
-from server.engine.memory import free_cached_memory
+from server.engine.batcher import Batcher, Entry
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -33,6 +33,18 @@ class Generation:
     def of(cls, checkpoint: Checkpoint, batcher: Batcher) -> Generation:
         """Return the generation of a checkpoint."""
         return cls(checkpoint, Stepper(checkpoint.denoiser, checkpoint.codec), batcher)
+
+
+class Batch(NamedTuple):
+    """The rows of a call.
+
+    Attributes:
+        generation: whose weights they are for.
+        entries: the rows.
+    """
+
+    generation: Generation
+    entries: Sequence[Entry]
 
 
 class Generations:
@@ -59,21 +71,28 @@ class Generations:
         free = self._old is None or not len(self._old.batcher)
         return free and (self._next is not None or self._old is not None)
 
-    def renew(self) -> None:
-        """Between two calls: let go of weights without rows, and take new ones if that leaves at most two."""
+    def renew(self) -> bool:
+        """Between two calls: let go of weights without rows, and take new ones if that leaves at most two.
+
+        Returns:
+            Whether some weights are no longer held.
+        """
+        let_go = False
         if self._old is not None and not len(self._old.batcher):
-            self._old = None
-            free_cached_memory()
+            self._old, let_go = None, True
         if self._old is None and self._next is not None:
             if len(self.current.batcher):
                 self._old = self.current
+            else:
+                let_go = True
             self.current = Generation.of(self._next, self.current.batcher.emptied())
             self._next = None
-            free_cached_memory()
+        return let_go
 
-    def choose(self) -> Generation:
-        """Return the generation whose turn it is: they alternate as long as both have rows."""
-        if self._old is None or not len(self._old.batcher):
-            return self.current
-        self._old_had_turn = not (self._old_had_turn and len(self.current.batcher))
-        return self._old if self._old_had_turn else self.current
+    def choose(self) -> Batch:
+        """Return the rows of the next call: generations alternate as long as both have any."""
+        chosen = self.current
+        if self._old is not None and len(self._old.batcher):
+            self._old_had_turn = not (self._old_had_turn and len(self.current.batcher))
+            chosen = self._old if self._old_had_turn else self.current
+        return Batch(chosen, chosen.batcher.choose())

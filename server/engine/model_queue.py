@@ -10,24 +10,23 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from prime_core.checkpoint import Checkpoint
-from prime_core.prepare import NonFiniteError, prepare_rows
-from prime_core.stepper import AnyRow, Stepper, StepResult
+from prime_core.prepare import NonFiniteError
+from prime_core.stepper import AnyRow, StepResult
 from server.engine.batcher import Batcher, Entry, Job
 from server.engine.departures import Departures
 from server.engine.failures import DeadlineError, EngineError, MemoryFullError
 from server.engine.forecast import Release, calls_until_free, releases
-from server.engine.generation import Generation, Generations
+from server.engine.generation import Batch, Generation, Generations
 from server.engine.memory import free_cached_memory, is_out_of_memory
 from server.engine.room import Room
 from server.engine.stopwatch import CallStopwatch
+from server.engine.warm_up import check_finite, trial_rows
 from server.metrics import Metrics
 
 logger = logging.getLogger("prime.engine")
-
-WARM_UP_TOKENS = 32
 
 Kind = Literal["text", "images"]
 
@@ -37,44 +36,6 @@ class LoadedModel(NamedTuple):
 
     name: str
     checkpoint: Checkpoint
-
-
-class Batch(NamedTuple):
-    """The rows of a call.
-
-    Attributes:
-        generation: whose weights they are for.
-        entries: the rows.
-    """
-
-    generation: Generation
-    entries: Sequence[Entry]
-
-
-def try_model(model: LoadedModel) -> None:
-    """Make one real call of a model that does not serve yet, in the calling thread.
-
-    Raises:
-        NonFiniteError: if the logits are not finite.
-    """
-    rows = _trial_rows(model.checkpoint)
-    _check_finite(model.name, Stepper(model.checkpoint.denoiser, model.checkpoint.codec).step(rows))
-
-
-def _trial_rows(checkpoint: Checkpoint) -> Sequence[AnyRow]:
-    config = checkpoint.config.model
-    fields: dict[str, Any] = (
-        {} if config.kind == "unet" else {"max_tokens": min(WARM_UP_TOKENS, config.length)}
-    )
-    return prepare_rows(checkpoint, n=1, steps=1, seed=0, **fields).rows
-
-
-def _check_finite(name: str, results: Sequence[StepResult]) -> None:
-    if not all(result.ok for result in results):
-        raise NonFiniteError(
-            f"model {name!r} gives logits that are not finite, so its weights are not sound: leave it out, or "
-            "load another checkpoint of it"
-        )
 
 
 class ModelQueue:
@@ -138,20 +99,21 @@ class ModelQueue:
     def admit(self) -> None:
         """Move new jobs to the batcher, and forget those whose callers have gone or whose time is over."""
         with self._room.lock:
-            self._generations.renew()
+            let_go = self._generations.renew()
             arrived = list(self.inbox)
             for job in arrived:
                 self.batcher.add(job)
                 self.inbox.popleft()  # only now: a job must always be somewhere, for `fail_all` to find it
             leaving = self._departures.take(self._jobs)
+        if let_go:
+            free_cached_memory()  # waits for the device, so others must not wait for it
         self._finish(leaving.gone)
         self._finish(leaving.late, DeadlineError("the deadline has passed"))
         self._finish(job for job in arrived if all(row.done for row in job.rows))
 
     def choose(self) -> Batch:
         """Return the rows of the next call."""
-        generation = self._generations.choose()
-        return Batch(generation, generation.batcher.choose())
+        return self._generations.choose()
 
     def call(self, batch: Batch) -> list[StepResult] | None:
         """One denoiser call; if it raises, the result is None, and its callers fail at once.
@@ -208,13 +170,13 @@ class ModelQueue:
             NonFiniteError: if the logits are not finite.
         """
         generation = self._generations.current
-        _check_finite(self.name, self._step(generation, _trial_rows(generation.checkpoint)))
+        check_finite(self.name, self._step(generation, trial_rows(generation.checkpoint)))
 
     def replace(self, checkpoint: Checkpoint) -> None:
         """Serve other weights of the same model from the next request on (`Generations`).
 
         Args:
-            checkpoint: differs in its weights only, and was tried (`try_model`).
+            checkpoint: differs in its weights only, and was tried (`try_checkpoint`).
         """
         with self._room.lock:
             self._generations.replace(checkpoint)

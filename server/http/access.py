@@ -71,7 +71,7 @@ class AccessMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = scope.setdefault("state", {})["request_id"] = _request_id(scope)
+        request_id = request_id_of(scope)
         started_s = time.monotonic()
         status, ended, left = 0, False, False
         app = _headers_too_large if _head_bytes(scope) > MAX_HEADER_BYTES else self.app
@@ -175,12 +175,14 @@ def _work(state: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _request_id(scope: Scope) -> str:
-    """Return the id that a client gave its request, if it is a plain one, else a new one."""
-    given = [value for name, value in scope["headers"] if name == b"x-request-id"]
-    if len(given) == 1 and _REQUEST_ID.fullmatch(given[0]):
-        return bytes(given[0]).decode()
-    return new_request_id()
+def request_id_of(scope: Scope) -> str:
+    """Return the id of a request, which its state keeps: the client's if it is a plain one, else a new one."""
+    state: dict[str, Any] = scope.setdefault("state", {})
+    if "request_id" not in state:
+        given = [value for name, value in scope["headers"] if name == b"x-request-id"]
+        plain = len(given) == 1 and _REQUEST_ID.fullmatch(given[0])
+        state["request_id"] = bytes(given[0]).decode() if plain else new_request_id()
+    return str(state["request_id"])
 
 
 def _head_bytes(scope: Scope) -> int:

@@ -1,4 +1,4 @@
-"""No job outlives the request that it is for, whatever way that ends."""
+"""No job outlives the request that it is for, and none goes uncounted, whatever way that ends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ class CancelUnfinished:
     """Cancels the jobs of a request that are not finished when it ends: nobody waits for them any more.
 
     A client that goes, a frame that cannot be made and an answer that is never begun all end here, so that nothing that
-    holds a job need think of them. The rows are free within a step.
+    holds a job need think of them. The rows are free within a step. A job whose end the metrics do not tell counts as
+    cancelled, also if the engine had finished it.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -30,5 +31,6 @@ class CancelUnfinished:
             await self.app(scope, receive, send)
         finally:
             for job in scope.get("state", {}).get("jobs", []):
-                if not job.done.done() and job.done.cancel():
+                job.done.cancel()
+                if not job.counted:
                     self._metrics.fail(job.model, "cancelled")

@@ -13,7 +13,7 @@ from typing import ClassVar, Self
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from server.http.access import note_request
+from server.http.access import note_request, request_id_of
 from server.http.errors import ApiError, new_request_id
 from server.http.http_metrics import OTHER, HttpMetrics
 
@@ -129,12 +129,16 @@ class DeadlineProtocol(H11Protocol):
             head = h11.Response(status_code=400, headers=error.raw_headers, reason=b"Bad Request")
             for event in (head, h11.Data(data=bytes(error.body)), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
+            if self.cycle is not None and not self.cycle.response_complete:
+                # It may just begin, and has nobody left to answer.
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
         self.transport.close()
 
     def _note_invalid(self) -> str:
         """Return the id of what is not HTTP; write its line and count it, unless it is the rest of a request."""
         if self.cycle is not None and not self.cycle.response_complete:
-            return str(self.cycle.scope["state"]["request_id"])  # which has a line of its own
+            return request_id_of(dict(self.cycle.scope))  # which has a line of its own
         request_id = new_request_id()
         if self.metrics is not None:
             client = {"client": self.client[0]} if self.client else {}

@@ -26,8 +26,13 @@ def frame(body: BaseModel, event: str | None = None) -> bytes:
         body: what the frame says.
         event: its kind; None for plain data.
     """
-    head = "" if event is None else f"event: {event}\n"
-    return f"{head}data: {body.model_dump_json()}\n\n".encode()
+    return json_frame(body.model_dump_json().encode(), event)
+
+
+def json_frame(body: bytes, event: str | None = None) -> bytes:
+    """Return one frame of what is JSON already; see `frame`."""
+    head = b"" if event is None else f"event: {event}\n".encode()
+    return head + b"data: " + body + b"\n\n"
 
 
 def streamed(

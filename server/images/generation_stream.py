@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from functools import partial
 
 from prime_core.checkpoint import Checkpoint
 from prime_core.prepare import PreparedRows
 from server.engine.feed import RowChange
-from server.engine.model_queue import ModelQueue
 from server.http.sse import frame
 from server.images.generations import size_of, usage_of
-from server.images.image_answer import images_response
-from server.images.images import count_images
 from server.images.png import ProvisionalPng
 from server.request import Running
 from server.schemas.generations import CompletedImageEvent, PartialImageEvent
+from server.schemas.images import ImagesResponse
 
 
-async def generation_frames(
-    running: Running[PreparedRows], queue: ModelQueue, num_partial: int, created: int
+async def stream_generation(
+    running: Running[PreparedRows, ImagesResponse], num_partial: int, created: int
 ) -> AsyncIterator[bytes]:
     """Yield the frames of a stream.
 
     Args:
         running: the request for one image, started to be followed.
-        queue: the model.
         num_partial: most pictures before the finished one.
         created: Unix time of the request in seconds.
     """
-    size = size_of(queue.checkpoint)
-    pictures = PartialPictures(queue.checkpoint, running.prepared.rows[0].plan.nfe, num_partial)
+    checkpoint = running.queue.checkpoint
+    size = size_of(checkpoint)
+    pictures = PartialPictures(checkpoint, running.prepared.rows[0].plan.nfe, num_partial)
     async for changes in running.changes():
         picture = await running.in_thread(pictures.next_of, changes.rows)
         if picture is not None:
@@ -39,10 +36,8 @@ async def generation_frames(
                 b64_json=picture, created_at=created, size=size, partial_image_index=index
             )
             yield frame(event, event.type)
-    answer = await running.answer(partial(images_response, "", queue))
-    count_images(running.service.engine.metrics, answer)
-    (image,) = answer.images
-    usage = usage_of(queue.checkpoint, 1)
+    (image,) = (await running.answer()).images
+    usage = usage_of(checkpoint, 1)
     completed = CompletedImageEvent(b64_json=image.b64_json, created_at=created, size=size, usage=usage)
     yield frame(completed, completed.type)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-from fastapi import Request
-
 from prime_core.canvas import CanvasError
 from prime_core.checkpoint import Checkpoint
 from prime_core.labels import parse_label
@@ -13,8 +11,10 @@ from prime_core.pixels import PixelCodec
 from prime_core.prepare import PreparedRows
 from server.engine.model_queue import ModelQueue
 from server.http.errors import ApiError
-from server.images.images import prepare_images
-from server.request import Running, Service, start_request
+from server.images.image_answer import images_response
+from server.images.images import count_images, prepare_images
+from server.metrics import Metrics
+from server.request import Recipe, Service
 from server.schemas.base import Limits
 from server.schemas.generations import (
     GeneratedImage,
@@ -26,23 +26,31 @@ from server.schemas.generations import (
 from server.schemas.images import ImageOutput, ImagesRequest, ImagesResponse
 
 
-async def start_generation(
-    service: Service, queue: ModelQueue, body: GenerationRequest, request: Request
-) -> Running[PreparedRows]:
-    """Bring a checked request into the engine.
+def generation_recipe(
+    service: Service, queue: ModelQueue, body: GenerationRequest
+) -> Recipe[PreparedRows, ImagesResponse]:
+    """Return how a checked request is answered, in the project's own shape; see `generation_of`.
 
     Args:
-        service: the engine and the threads.
+        service: the limits.
         queue: the model.
         body: of the request, checked against the schema of the model.
-        request: the HTTP request; its body has been read.
 
     Raises:
-        ApiError: 422 if fields contradict each other or the prompt is no label; else see `start_request`.
+        ApiError: 422 if fields contradict each other.
     """
     _check_together(body)
-    work = partial(prepare_generation, queue.checkpoint, body, service.limits[queue.name])
-    return await start_request(service, request, queue.name, body.n, work, followed=body.stream)
+    return Recipe(
+        body.n,
+        partial(prepare_generation, queue.checkpoint, body, service.limits[queue.name]),
+        partial(images_response, "", queue),
+        _count,
+    )
+
+
+def _count(metrics: Metrics, answer: ImagesResponse) -> None:
+    rows = [(image.nfe, image.steps_skipped) for image in answer.images]
+    count_images(metrics, answer.model, answer.timings, rows)
 
 
 def _check_together(body: GenerationRequest) -> None:

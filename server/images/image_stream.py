@@ -3,53 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from functools import partial
-
-from fastapi import Request
 
 from prime_core.checkpoint import Checkpoint
 from prime_core.prepare import PreparedRows
 from server.denoise import denoise_fields
 from server.engine.feed import Changes, RowChange
-from server.engine.model_queue import ModelQueue
-from server.http.sse import frame
-from server.images.image_answer import images_response
-from server.images.images import count_images, prepare_images
+from server.http.sse import frame, json_frame
+from server.images.image_answer import ImagesBody
 from server.images.png import ProvisionalPng
-from server.request import Running, Service, start_request
+from server.request import Running
 from server.schemas.denoise import ImageFrame
 from server.schemas.images import ImagesRequest
 
 
 async def stream_images(
-    service: Service, queue: ModelQueue, body: ImagesRequest, request: Request
+    running: Running[PreparedRows, ImagesBody], body: ImagesRequest
 ) -> AsyncIterator[bytes]:
-    """Begin to answer a checked request, and return the frames of its stream.
+    """Yield the frames of a stream.
 
     Args:
-        service: the engine and the threads.
-        queue: the model.
-        body: of the request, checked against the schema of the model.
-        request: the HTTP request; its body has been read.
-
-    Raises:
-        ApiError: see `start_request`. What fails later is raised by the frames.
+        running: the request, started to be followed, of which the answer is JSON.
+        body: of the request.
     """
-    work = partial(prepare_images, queue.checkpoint, body, "b64_json", service.limits[queue.name])
-    running = await start_request(service, request, queue.name, body.n, work, followed=True)
-    return _frames(running, queue, Pictures(queue.checkpoint, body.n, body.preview_every))
-
-
-async def _frames(
-    running: Running[PreparedRows], queue: ModelQueue, pictures: Pictures
-) -> AsyncIterator[bytes]:
+    pictures = Pictures(running.queue.checkpoint, body.n, body.preview_every)
     async for changes in running.changes():
         for each in await running.in_thread(pictures.frames, changes):
             yield frame(each, "denoise")
-    request_id = running.request.state.request_id
-    answer = await running.answer(partial(images_response, request_id, queue))
-    count_images(running.service.engine.metrics, answer)
-    yield frame(answer)
+    yield json_frame((await running.answer()).content)
 
 
 class Pictures:

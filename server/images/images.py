@@ -17,51 +17,48 @@ from server.images.image_request import image_request_of
 from server.images.image_work import check_grid, check_work
 from server.images.known import KnownShape, parse_known
 from server.metrics import Metrics
-from server.request import Service, run_request
+from server.request import Recipe, Service
 from server.schemas.base import Limits, Timings
-from server.schemas.images import ImagesRequest, ImagesResponse, ResponseFormat
+from server.schemas.images import ImagesRequest, ResponseFormat
 
 
-async def make_images(
+def image_recipe(
     service: Service,
     queue: ModelQueue,
     body: ImagesRequest,
     response_format: ResponseFormat,
     request: Request,
-) -> ImagesBody:
-    """Answer a checked request.
+) -> Recipe[PreparedRows, ImagesBody]:
+    """Return how a checked request is answered.
 
     Args:
-        service: the engine and the threads.
+        service: the limits.
         queue: the model.
         body: of the request, checked against the schema of the model.
         response_format: of the answer.
-        request: the HTTP request; its body has been read.
-
-    Raises:
-        ApiError: see `run_request`.
-        ClientDisconnect: if the client went away.
+        request: the HTTP request.
     """
-    answer = await run_request(
-        service,
-        request,
-        queue.name,
+    return Recipe(
         body.n,
         partial(prepare_images, queue.checkpoint, body, response_format, service.limits[queue.name]),
         partial(images_body, request.state.request_id, queue, response_format),
+        partial(_count_body, queue.name),
     )
-    _count(service.engine.metrics, queue.name, answer.timings, answer.rows)
-    return answer
 
 
-def count_images(metrics: Metrics, answer: ImagesResponse) -> None:
-    """Count a request that was answered in JSON."""
-    rows = [(image.nfe, image.steps_skipped) for image in answer.images]
-    _count(metrics, answer.model, answer.timings, rows)
+def _count_body(model: str, metrics: Metrics, answer: ImagesBody) -> None:
+    count_images(metrics, model, answer.timings, answer.rows)
 
 
-def _count(metrics: Metrics, model: str, timings: Timings, rows: Sequence[tuple[int, int]]) -> None:
-    """Count a request by the denoiser calls and skipped steps of each of its images."""
+def count_images(metrics: Metrics, model: str, timings: Timings, rows: Sequence[tuple[int, int]]) -> None:
+    """Count a request that was answered.
+
+    Args:
+        metrics: where to count.
+        model: its name.
+        timings: where the time went.
+        rows: denoiser calls and skipped steps of each image.
+    """
     metrics.request_done(model, "complete", timings.total_s, timings.queue_s, rows)
     metrics.images.labels(model).inc(len(rows))
 

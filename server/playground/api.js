@@ -105,7 +105,7 @@ export async function getJson(path) {
   return parseAnswer(await response.text());
 }
 
-/** Return what /ready says: ready, starting, draining, or "lost" without an answer. Never asks for a key. */
+/** Return what /ready says, or "lost" without an answer. Never asks for a key. */
 export async function readiness() {
   try {
     const response = await fetch("ready", { cache: "no-store" });

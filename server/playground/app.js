@@ -9,9 +9,8 @@ import { textTab } from "./text_tab.js";
 const TABS = [textTab, imageTab, scoreTab];
 const POLL_MS = 10_000;
 const POLL_LOST_MS = 2_000;
+// Where people say it in other words than /ready.
 const WORDS = {
-  ready: "ready",
-  starting: "starting",
   draining: "shutting down",
   lost: "no connection",
 };

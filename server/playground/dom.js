@@ -30,7 +30,7 @@ export function freshId(name) {
 }
 
 /** Put text on the clipboard; returns whether that worked. */
-export async function copyText(text) {
+async function copyText(text) {
   try {
     await navigator.clipboard.writeText(text);
     return true;

@@ -4,32 +4,19 @@ import { el } from "./dom.js";
 import { Editor } from "./editor.js";
 import { Choice, Seed, Slider } from "./fields.js";
 import { ImageOutput } from "./image_output.js";
-import { Run, checkFields, runOnKeys } from "./run.js";
+import { checkFields } from "./run.js";
+import { SamplingTab, given } from "./tab.js";
 
 const KIND = "images";
 
 /** What the page knows of this tab; it is shown if a model of its kind is loaded. */
 export const imageTab = { id: "images", title: "Images", kind: KIND, build: (info) => new ImageTab(info) };
 
-class ImageTab {
+class ImageTab extends SamplingTab {
   constructor(info) {
-    this.info = info;
-    this.models = info.models.filter((model) => model.kind === KIND);
-    this.outputs = [];
-    this.grid = el("div", { class: "grid" });
-    this.model = new Choice("model", "Model", this.models.map(({ name }) => ({ value: name, text: name })));
-    this.model.hidden = this.models.length < 2;
-    this.run = new Run("images", this, "Draw");
-    this.form = el("form", { class: "controls", novalidate: true, "aria-label": "Pictures to make" });
-    this.side = el("div", { class: "side" });
-    this.node = el("div", { class: "columns" }, this.form, this.side);
+    super(info, { kind: KIND, path: "images", button: "Draw", form: "Pictures to make", results: "grid" });
     this.#build();
     this.model.node.addEventListener("input", () => this.#build());
-    runOnKeys(this.form, this.node, this.run);
-  }
-
-  get chosen() {
-    return this.models.find(({ name }) => name === this.model.value);
   }
 
   #build() {
@@ -54,8 +41,8 @@ class ImageTab {
         this.corrector.node, this.scale.node, this.power.node, this.lastPower.node, this.every.node),
       this.seed.node, this.run.buttons,
     );
-    this.grid.replaceChildren();
-    this.side.replaceChildren(this.run.node, this.grid, this.editor.node);
+    this.results.replaceChildren();
+    this.side.replaceChildren(this.run.node, this.results, this.editor.node);
     this.#arrange();
   }
 
@@ -130,9 +117,7 @@ class ImageTab {
     const fields = { model: this.model.value };
     if (this.label.value !== "") fields.label = Number(this.label.value);
     if (this.preset.value !== "") fields.preset = this.preset.value;
-    for (const field of [this.n, this.steps, this.temperature, this.topP, this.seed, this.every]) {
-      if (field.value !== undefined) fields[field.param] = field.value;
-    }
+    Object.assign(fields, given([this.n, this.steps, this.temperature, this.topP, this.seed, this.every]));
     const kind = this.corrector.value;
     if (kind === "none") fields.corrector = null;
     else if (kind !== "preset") {
@@ -148,27 +133,11 @@ class ImageTab {
 
   begin(fields) {
     const edit = (address, label) => this.editor.open(address, label);
-    const useSeed = (seed) => {
-      this.seed.set(seed);
-      this.n.set(1); // alone, the seed gives this output again
-      this.seed.input.focus();
-    };
-    this.outputs = Array.from(
-      { length: fields.n },
-      (_, number) => new ImageOutput(number, this.chosen.picture_shape, edit, useSeed),
-    );
-    this.grid.replaceChildren(...this.outputs.map((output) => output.node));
-  }
-
-  frame(frame) {
-    this.outputs[frame.output].frame(frame);
+    const useSeed = (seed) => this.useSeed(seed);
+    this.show(fields.n, (number) => new ImageOutput(number, this.chosen.picture_shape, edit, useSeed));
   }
 
   finish(answer) {
-    answer.images.forEach((image, number) => this.outputs[number].finish(image));
-  }
-
-  halted() {
-    for (const output of this.outputs) output.halt();
+    this.finishAll(answer.images);
   }
 }

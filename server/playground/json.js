@@ -1,6 +1,6 @@
 // JSON with seeds. They go up to 2^64 - 1, and a JavaScript number holds only 53 bits: so here a seed is text, of digits.
 
-export const MAX_SEED = 2n ** 64n - 1n;
+const MAX_SEED = 2n ** 64n - 1n;
 
 /** Return whether text is a seed: digits for a number up to 2^64 - 1. */
 export function isSeed(text) {

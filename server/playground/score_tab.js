@@ -2,9 +2,10 @@
 
 import { Problem } from "./api.js";
 import { el } from "./dom.js";
-import { Choice, Lines, Seed, Slider } from "./fields.js";
-import { Run, checkFields, runOnKeys } from "./run.js";
+import { Lines, Seed, Slider } from "./fields.js";
+import { checkFields } from "./run.js";
 import { ScoreOutput, explanation } from "./score_output.js";
+import { Tab, given } from "./tab.js";
 
 const KIND = "text";
 const EXAMPLE = "And the LORD said unto Moses, Go.";
@@ -12,13 +13,11 @@ const EXAMPLE = "And the LORD said unto Moses, Go.";
 /** What the page knows of this tab; it is shown if a model of its kind is loaded. */
 export const scoreTab = { id: "score", title: "Score", kind: KIND, build: (info) => new ScoreTab(info) };
 
-class ScoreTab {
+class ScoreTab extends Tab {
   constructor(info) {
+    super(info, { kind: KIND, path: "score", button: "Score", form: "Text to score", streamed: false });
     const { max_n: maxN, max_samples: most } = info.limits;
-    this.models = info.models.filter((model) => model.kind === KIND);
     this.results = el("div", { class: "results" });
-    this.model = new Choice("model", "Model", this.models.map(({ name }) => ({ value: name, text: name })));
-    this.model.hidden = this.models.length < 2;
     this.text = new Lines("text", "Text to score", { rows: 5, value: this.wordless ? "" : EXAMPLE });
     this.text.check = () => (this.text.value === "" ? "Write something to score." : this.#fault(this.text.value));
     this.other = new Lines("inputs", "Compare with", { rows: 3, placeholder: "no other text" });
@@ -27,17 +26,11 @@ class ScoreTab {
     this.numSamples = new Slider("num_samples", "Masked states", { min: 1, max: most, value: Math.min(64, most), log: true },
       "The score is a mean over so many, one denoiser call each; four times as many halve its error.");
     this.seed = new Seed();
-    this.run = new Run("score", this, "Score", { streamed: false });
-    this.form = el("form", { class: "controls", novalidate: true, "aria-label": "Text to score" },
+    this.form.append(
       this.model.node, this.text.node, this.other.node, this.numSamples.node, this.seed.node, this.run.buttons);
-    this.node = el("div", { class: "columns" }, this.form, el("div", { class: "side" }, this.run.node, this.results));
+    this.side.append(this.results);
     this.model.node.addEventListener("input", () => this.#arrange());
     this.#arrange();
-    runOnKeys(this.form, this.node, this.run);
-  }
-
-  get chosen() {
-    return this.models.find(({ name }) => name === this.model.value);
   }
 
   /** Whether the model has no tokenizer, and so takes token ids in place of text. */
@@ -81,10 +74,7 @@ class ScoreTab {
     const content = this.#content(this.text.value);
     if (this.other.value !== "" && !this.other.hidden) fields.inputs = [content, this.#content(this.other.value)];
     else fields[this.wordless ? "token_ids" : "text"] = content;
-    fields.num_samples = this.numSamples.value;
-    fields.per_token = true;
-    if (this.seed.value !== undefined) fields.seed = this.seed.value;
-    return fields;
+    return { ...fields, ...given([this.numSamples, this.seed]), per_token: true };
   }
 
   /** Two texts are sent as `inputs`: say what is wrong with them of the one that it is about. */
@@ -114,6 +104,4 @@ class ScoreTab {
     const words = el("p", { class: "hint", text: explanation(answer.scores[0]) });
     this.results.replaceChildren(el("div", { class: "scores" }, outputs.map((output) => output.node)), words);
   }
-
-  halted() {}
 }

@@ -1,35 +1,24 @@
 // The tab that makes text: a form, and the outputs beside it.
 
 import { el, freshId } from "./dom.js";
-import { Choice, Lines, Seed, Slider } from "./fields.js";
-import { Run, checkFields, runOnKeys } from "./run.js";
+import { Lines, Seed, Slider } from "./fields.js";
+import { checkFields } from "./run.js";
+import { SamplingTab, given } from "./tab.js";
 import { makeGap, templateParts, templateProblem } from "./template.js";
 import { TextOutput } from "./text_output.js";
 
 const KIND = "text";
 
 /** What the page knows of this tab; it is shown if a model of its kind is loaded. */
-export const textTab = { id: "text", title: "Text", kind: KIND, build: (...given) => new TextTab(...given) };
+export const textTab = { id: "text", title: "Text", kind: KIND, build: (info, hand) => new TextTab(info, hand) };
 
-class TextTab {
+class TextTab extends SamplingTab {
   constructor(info, hand) {
-    this.info = info;
+    super(info, { kind: KIND, path: "generate", button: "Write", form: "Text to make", results: "results" });
     this.hand = hand;
-    this.models = info.models.filter((model) => model.kind === KIND);
-    this.outputs = [];
-    this.results = el("div", { class: "results" });
-    this.model = new Choice("model", "Model", this.models.map(({ name }) => ({ value: name, text: name })));
-    this.model.hidden = this.models.length < 2;
-    this.run = new Run("generate", this, "Write");
-    this.form = el("form", { class: "controls", novalidate: true, "aria-label": "Text to make" });
-    this.node = el("div", { class: "columns" }, this.form, el("div", { class: "side" }, this.run.node, this.results));
+    this.side.append(this.results);
     this.#build();
     this.model.node.addEventListener("input", () => this.#build());
-    runOnKeys(this.form, this.node, this.run);
-  }
-
-  get chosen() {
-    return this.models.find(({ name }) => name === this.model.value);
   }
 
   #build() {
@@ -109,10 +98,7 @@ class TextTab {
       const stop = this.stop.value.split("\n").filter((line) => line !== "");
       if (stop.length > 0) fields.stop = stop;
     }
-    for (const field of [this.n, this.steps, this.temperature, this.topP, this.topK, this.seed]) {
-      if (field.value !== undefined) fields[field.param] = field.value;
-    }
-    return fields;
+    return { ...fields, ...given([this.n, this.steps, this.temperature, this.topP, this.topK, this.seed]) };
   }
 
   begin(fields) {
@@ -121,29 +107,13 @@ class TextTab {
       : [fields.prompt ?? "", null, fields.suffix ?? ""];
     const { codec } = this.chosen;
     const actions = {
-      useSeed: (seed) => {
-        this.seed.set(seed);
-        this.n.set(1); // alone, the seed gives this output again
-        this.seed.input.focus();
-      },
+      useSeed: (seed) => this.useSeed(seed),
       score: (text) => this.hand("score", { text, model: fields.model }),
     };
-    this.outputs = Array.from(
-      { length: fields.n },
-      (_, number) => new TextOutput(number, fields.n, parts, codec, actions),
-    );
-    this.results.replaceChildren(...this.outputs.map((output) => output.node));
-  }
-
-  frame(frame) {
-    this.outputs[frame.output].frame(frame);
+    this.show(fields.n, (number) => new TextOutput(number, fields.n, parts, codec, actions));
   }
 
   finish(answer) {
-    answer.outputs.forEach((output, number) => this.outputs[number].finish(output));
-  }
-
-  halted() {
-    for (const output of this.outputs) output.halt();
+    this.finishAll(answer.outputs);
   }
 }

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from fastapi import APIRouter, Request, Response
 
 from server.http.checking import read_request
 from server.http.sampling_headers import SAMPLING_HEADERS, sampling_headers
 from server.http.sse import streamed
-from server.request import Service, answered
+from server.request import Service, answered, start_request
 from server.routes.openapi import ERRORS, body_schema, models_of, stream_content
 from server.schemas.completions import (
     Completion,
     CompletionChunkWithUsage,
     completion_request,
 )
-from server.text.completion_stream import completion_frames
-from server.text.completions import completion_of, joined_response, origin_of, start_completion
-from server.text.generate import count_text
+from server.text.completion_stream import stream_completion
+from server.text.completions import completion_of, completion_recipe, origin_of
 
 _STREAM = stream_content((None, CompletionChunkWithUsage))
 
@@ -51,13 +48,12 @@ def router(service: Service) -> APIRouter:
     async def answer_of(request: Request) -> Response:
         queue, body = await read_request(service, "text", request_types, request)
         origin = origin_of(request, queue)
-        running = await start_completion(service, queue, body, request)
+        recipe = completion_recipe(service, queue, body)
+        running = await start_request(service, queue, request, recipe, followed=body.stream)
         headers = sampling_headers(running.prepared.rows)
         if body.stream:
-            return streamed(completion_frames(running, queue, body, origin), headers)
-        answer = await running.answer(partial(joined_response, queue))
-        count_text(service.engine.metrics, answer)
-        completion = completion_of(origin, queue, body, running.prepared, answer)
+            return streamed(stream_completion(running, body, origin), headers)
+        completion = completion_of(origin, queue, body, running.prepared, await running.answer())
         return Response(completion.model_dump_json(), headers=headers, media_type="application/json")
 
     return routes

@@ -38,7 +38,7 @@ def docs_router(openapi: Callable[[], dict[str, Any]]) -> APIRouter:
     """Return the route of the page.
 
     Args:
-        openapi: gives the document to show; it is called by the first reader, when all routes are there.
+        openapi: gives the document to show, when all routes are there.
     """
     routes = APIRouter()
 

@@ -17,19 +17,22 @@ _HEADERS_OF_STATUS = {"401": "WWW-Authenticate", "429": "Retry-After", "503": "R
 _SECURITY: list[dict[str, list[str]]] = [{"bearer": []}, {"basic": []}]
 
 
-def complete_document(document: dict[str, Any], max_request_s: float, *, with_keys: bool) -> None:
+def complete_document(
+    document: dict[str, Any], max_request_s: float, *, with_keys: bool, with_traces: bool
+) -> None:
     """Add to an OpenAPI document what holds for all routes.
 
     Args:
         document: as FastAPI makes it; it is changed.
         max_request_s: the longest time of a request, in seconds.
         with_keys: whether the server asks for API keys.
+        with_traces: whether it sends traces.
     """
     document["info"]["description"] = (
         f"Every route that answers GET answers HEAD too, but {' and '.join(sorted(WITHOUT_HEAD))}."
     )
     components = document.setdefault("components", {})
-    components["parameters"] = _parameters(max_request_s)
+    components["parameters"] = _parameters(max_request_s) | (_TRACES if with_traces else {})
     components["headers"] = _HEADERS
     if with_keys:
         components["securitySchemes"] = _SCHEMES
@@ -39,7 +42,7 @@ def complete_document(document: dict[str, Any], max_request_s: float, *, with_ke
         if with_keys or each.status != 401
     ]
     for path, operation in _operations(document):
-        _complete(path, operation, with_keys=with_keys and path not in OPEN_PATHS)
+        _complete(path, operation, with_keys=with_keys and path not in OPEN_PATHS, with_traces=with_traces)
 
 
 def _operations(document: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -48,7 +51,7 @@ def _operations(document: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, An
             yield path, operation
 
 
-def _complete(path: str, operation: dict[str, Any], *, with_keys: bool) -> None:
+def _complete(path: str, operation: dict[str, Any], *, with_keys: bool, with_traces: bool) -> None:
     responses = operation["responses"]
     samples = SAMPLING_STATUS in responses
     for status, response in error_responses().items():
@@ -68,7 +71,7 @@ def _complete(path: str, operation: dict[str, Any], *, with_keys: bool) -> None:
             named.append(_HEADERS_OF_STATUS[status])
         references = {name: {"$ref": f"#/components/headers/{name}"} for name in named}
         response["headers"] = {**response.get("headers", {}), **references}
-    headers = [_ID_HEADER, TIMEOUT_HEADER] if samples else [_ID_HEADER]
+    headers = [_ID_HEADER, *([TIMEOUT_HEADER] if samples else []), *(_TRACES if with_traces else [])]
     operation.setdefault("parameters", []).extend(
         {"$ref": f"#/components/parameters/{name}"} for name in headers
     )
@@ -95,6 +98,16 @@ def _parameters(max_request_s: float) -> dict[str, Any]:
     }
 
 
+_TRACES: dict[str, Any] = {
+    "traceparent": {
+        "name": "traceparent",
+        "in": "header",
+        "required": False,
+        "description": "the span that the request belongs to, as in W3C Trace Context: its own is below it; without "
+        "it, or if it is none, a trace begins here",
+        "schema": {"type": "string", "pattern": "^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}"},
+    },
+}
 _HEADERS: dict[str, Any] = {
     _ID_HEADER: {
         "description": "the name of the request, which its line in the server's log begins with",

@@ -6,11 +6,11 @@ from fastapi import APIRouter, Request, Response
 
 from server.http.checking import read_request
 from server.http.sse import streamed
-from server.request import Service, answered
+from server.request import Service, answered, start_request
 from server.routes.openapi import ERRORS, body_schema, models_of, stream_content
 from server.schemas.denoise import TextFrame
 from server.schemas.text import GenerateResponse, text_request
-from server.text.generate import generate
+from server.text.generate import text_recipe
 from server.text.text_stream import stream_text
 
 _STREAM = stream_content(("denoise", TextFrame), (None, GenerateResponse))
@@ -38,9 +38,11 @@ def router(service: Service) -> APIRouter:
 
     async def answer_of(request: Request) -> Response:
         queue, body = await read_request(service, "text", request_types, request)
+        recipe = text_recipe(service, queue, body, request)
+        running = await start_request(service, queue, request, recipe, followed=body.stream)
         if body.stream:
-            return streamed(await stream_text(service, queue, body, request))
-        answer = await generate(service, queue, body, request)
+            return streamed(stream_text(running))
+        answer = await running.answer()
         return Response(answer.model_dump_json(), media_type="application/json")
 
     return routes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
@@ -11,11 +10,9 @@ from server.engine.model_queue import ModelQueue
 from server.http.checking import read_request
 from server.http.sampling_headers import SAMPLING_HEADERS, sampling_headers
 from server.http.sse import streamed
-from server.images.generation_stream import generation_frames
-from server.images.generations import generation_of, size_of, start_generation
-from server.images.image_answer import images_response
-from server.images.images import count_images
-from server.request import Service, answered
+from server.images.generation_stream import stream_generation
+from server.images.generations import generation_of, generation_recipe, size_of
+from server.request import Service, answered, start_request
 from server.routes.openapi import ERRORS, body_schema, models_of, stream_content
 from server.schemas.base import Limits
 from server.schemas.generations import (
@@ -59,13 +56,12 @@ def router(service: Service) -> APIRouter:
     async def answer_of(request: Request) -> Response:
         created = int(time.time())
         queue, body = await read_request(service, "images", request_types, request)
-        running = await start_generation(service, queue, body, request)
+        recipe = generation_recipe(service, queue, body)
+        running = await start_request(service, queue, request, recipe, followed=body.stream)
         headers = sampling_headers(running.prepared.rows)
         if body.stream:
-            return streamed(generation_frames(running, queue, body.partial_images, created), headers)
-        answer = await running.answer(partial(images_response, "", queue))
-        count_images(service.engine.metrics, answer)
-        generation = generation_of(created, queue, answer)
+            return streamed(stream_generation(running, body.partial_images, created), headers)
+        generation = generation_of(created, queue, await running.answer())
         return Response(generation.model_dump_json(), headers=headers, media_type="application/json")
 
     return routes

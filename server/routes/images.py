@@ -16,9 +16,9 @@ from server.http.query import read_query
 from server.http.sampling_headers import SAMPLING_HEADERS
 from server.http.sse import streamed
 from server.images.image_stream import stream_images
-from server.images.images import make_images
+from server.images.images import image_recipe
 from server.images.known import KnownShape
-from server.request import Service, answered
+from server.request import Service, answered, start_request
 from server.routes.openapi import (
     ERRORS,
     QUERY_ERRORS,
@@ -106,12 +106,12 @@ async def _answer_to_query(
 async def _answer(
     service: Service, queue: ModelQueue, body: ImagesRequest, request: Request, *, wants_picture: bool
 ) -> Response:
+    response_format = _format_of(body, wants_picture)
+    recipe = image_recipe(service, queue, body, response_format, request)
+    running = await start_request(service, queue, request, recipe, followed=body.stream)
     if body.stream:
-        if body.response_format not in (None, "b64_json"):
-            message = "response_format must be b64_json or null in a stream, which ends in JSON"
-            raise ApiError(422, "invalid_value", message, param="response_format")
-        return streamed(await stream_images(service, queue, body, request))
-    answer = await make_images(service, queue, body, _format_of(body, wants_picture), request)
+        return streamed(stream_images(running, body))
+    answer = await running.answer()
     headers = {**answer.headers, "Vary": "Accept", "Cache-Control": "no-store"}
     return Response(answer.content, 200, headers, answer.media_type)
 
@@ -127,6 +127,11 @@ def _labels_of(queue: ModelQueue) -> tuple[int, tuple[str, ...]]:
 
 
 def _format_of(body: ImagesRequest, wants_picture: bool) -> ResponseFormat:
+    if body.stream:
+        if body.response_format not in (None, "b64_json"):
+            message = "response_format must be b64_json or null in a stream, which ends in JSON"
+            raise ApiError(422, "invalid_value", message, param="response_format")
+        return "b64_json"
     if body.response_format is not None:
         return body.response_format
     if not wants_picture:

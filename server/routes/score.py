@@ -10,7 +10,7 @@ from prime_core.config import UNetConfig
 from server.engine.model_queue import Kind, ModelQueue
 from server.http.checking import check_request, read_fields
 from server.images.known import KnownShape
-from server.request import Service, answered
+from server.request import Service, answered, start_request
 from server.routes.openapi import ERRORS, body_schema
 from server.schemas.base import Limits
 from server.schemas.score import (
@@ -20,7 +20,7 @@ from server.schemas.score import (
     image_score_request,
     text_score_request,
 )
-from server.score import answer_score
+from server.score import score_recipe
 
 _FIELDS_OF_IMAGES = {"pixels", "png", "label"}
 _FIELDS_OF_TEXT = {"text", "token_ids", "inputs"}
@@ -49,7 +49,8 @@ def router(service: Service) -> APIRouter:
     async def answer_of(request: Request) -> Response:
         fields = await read_fields(service, request)
         queue, body = check_request(service, _kind_meant(queues, fields), request_types, fields, request)
-        answer = await answer_score(service, queue, body, request)
+        recipe = score_recipe(service, queue, body, request)
+        answer = await (await start_request(service, queue, request, recipe)).answer()
         return Response(answer.model_dump_json(), media_type="application/json")
 
     return routes

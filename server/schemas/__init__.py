@@ -1,1 +1,1 @@
-"""What requests and answers look like: `base` for all of them, `text` and `images` for their routes."""
+"""What requests and answers look like: `base` for all, `openai` for those in its shapes, the rest for their routes."""

@@ -1,1 +1,1 @@
-"""Requests for text between their routes and the engine; each file is named after the route that it answers."""
+"""Requests for text between their routes and the engine."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from functools import partial
 
 from prime_core.settled import known_ids, settled_text
 from server.engine.feed import RowChange
@@ -17,18 +16,12 @@ from server.schemas.completions import (
     CompletionRequest,
     CompletionUsage,
 )
-from server.text.completions import (
-    Origin,
-    PreparedPrompts,
-    completion_of,
-    echoed,
-    joined_response,
-)
-from server.text.generate import count_text
+from server.schemas.text import GenerateResponse
+from server.text.completions import Origin, PreparedPrompts, completion_of, echoed
 
 
-async def completion_frames(
-    running: Running[PreparedPrompts], queue: ModelQueue, body: CompletionRequest, origin: Origin
+async def stream_completion(
+    running: Running[PreparedPrompts, GenerateResponse], body: CompletionRequest, origin: Origin
 ) -> AsyncIterator[bytes]:
     """Yield the frames of a stream: plain data, the only one that OpenAI's clients read.
 
@@ -36,12 +29,11 @@ async def completion_frames(
 
     Args:
         running: the request, started to be followed.
-        queue: the model.
         body: of the request.
         origin: of every chunk.
     """
     with_usage = body.stream_options.include_usage
-    prepared = running.prepared
+    queue, prepared = running.queue, running.prepared
 
     def chunk(*choices: CompletionChoice, usage: CompletionUsage | None = None) -> bytes:
         fields = {**origin._asdict(), "choices": list(choices)}
@@ -56,9 +48,7 @@ async def completion_frames(
     async for changes in running.changes():
         for choice in await running.in_thread(texts.grown, changes.rows):
             yield chunk(choice)
-    answer = await running.answer(partial(joined_response, queue))
-    count_text(running.service.engine.metrics, answer)
-    completion = completion_of(origin, queue, body, prepared, answer)
+    completion = completion_of(origin, queue, body, prepared, await running.answer())
     for choice in completion.choices:
         assert choice.text.startswith(texts.sent[choice.index]), "settled text is never taken back"
         rest = choice.text[len(texts.sent[choice.index]) :]

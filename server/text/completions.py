@@ -19,11 +19,11 @@ from prime_core.row import Row
 from server.engine.batcher import Job
 from server.engine.model_queue import ModelQueue
 from server.http.errors import ApiError
-from server.request import Running, Service, start_request
+from server.request import Recipe, Service
 from server.schemas.base import Limits
 from server.schemas.completions import Completion, CompletionChoice, CompletionRequest, CompletionUsage
 from server.schemas.text import GenerateResponse, Usage
-from server.text.generate import prepare_together, text_response
+from server.text.generate import count_text, prepare_together, text_response
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -56,24 +56,27 @@ class Origin(NamedTuple):
     model: str
 
 
-async def start_completion(
-    service: Service, queue: ModelQueue, body: CompletionRequest, request: Request
-) -> Running[PreparedPrompts]:
-    """Bring a checked request into the engine.
+def completion_recipe(
+    service: Service, queue: ModelQueue, body: CompletionRequest
+) -> Recipe[PreparedPrompts, GenerateResponse]:
+    """Return how a checked request is answered, in the project's own shape; see `completion_of`.
 
     Args:
-        service: the engine and the threads.
+        service: the limits.
         queue: the model.
         body: of the request, checked against the schema of the model.
-        request: the HTTP request; its body has been read.
 
     Raises:
-        ApiError: 422 if fields contradict each other or the model; else see `start_request`.
+        ApiError: 422 if fields contradict each other or the model.
     """
     limits = service.limits[queue.name]
     _check_together(queue, body, limits)
-    work = partial(prepare_prompts, queue.checkpoint, body, limits)
-    return await start_request(service, request, queue.name, body.num_outputs, work, followed=body.stream)
+    return Recipe(
+        body.num_outputs,
+        partial(prepare_prompts, queue.checkpoint, body, limits),
+        partial(joined_response, queue),
+        count_text,
+    )
 
 
 def _check_together(queue: ModelQueue, body: CompletionRequest, limits: Limits) -> None:

@@ -15,37 +15,29 @@ from prime_core.request import TextRequest
 from server.engine.batcher import Job
 from server.engine.model_queue import ModelQueue
 from server.metrics import Metrics
-from server.request import Service, run_request, timings_of
+from server.request import Recipe, Service, timings_of
 from server.schemas.base import Limits
 from server.schemas.text import Gap, GenerateRequest, GenerateResponse, Output, Usage
 from server.text.text_length import check_chars
 
 
-async def generate(
+def text_recipe(
     service: Service, queue: ModelQueue, body: GenerateRequest, request: Request
-) -> GenerateResponse:
-    """Answer a checked request.
+) -> Recipe[PreparedRows, GenerateResponse]:
+    """Return how a checked request is answered.
 
     Args:
-        service: the engine and the threads.
+        service: the limits.
         queue: the model.
         body: of the request, checked against the schema of the model.
-        request: the HTTP request; its body has been read.
-
-    Raises:
-        ApiError: see `run_request`.
-        ClientDisconnect: if the client went away.
+        request: the HTTP request.
     """
-    answer = await run_request(
-        service,
-        request,
-        queue.name,
+    return Recipe(
         body.n,
         partial(prepare_text, queue.checkpoint, body, service.limits[queue.name]),
         partial(text_response, request.state.request_id, queue),
+        count_text,
     )
-    count_text(service.engine.metrics, answer)
-    return answer
 
 
 def prepare_text(checkpoint: Checkpoint, body: GenerateRequest, limits: Limits) -> PreparedRows:

@@ -13,9 +13,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from server.command_line import load_settings
 from server.http.protocol import DeadlineProtocol
 from server.open_files import SPARE_FILES, allow_files
-from server.settings import SettingsError, load_settings
+from server.settings import SettingsError
 from tests.server.processes import Served
 from tests.server.running import Gate, Running, assert_error, serving, wait_until
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,18 @@ def test_headers_are_told_where_they_are_taken_and_given(document: Any) -> None:
         if path not in OPEN_PATHS:
             assert "Retry-After" in operation["responses"]["429"]["headers"], path
     assert parameters["X-Request-Timeout"]["in"] == "header"
+
+
+def test_the_header_of_traces_is_told_where_traces_are_sent(model_path: Path, document: Any) -> None:
+    assert "traceparent" not in document["components"]["parameters"]
+    with serving(model_path, otlp_traces_endpoint="http://127.0.0.1:9/v1/traces") as traced:
+        told = traced.client.get("/openapi.json").json()
+        page = traced.client.get("/docs").text
+    reference = {"$ref": "#/components/parameters/traceparent"}
+    assert all(reference in operation["parameters"] for _, _, operation in operations(told))
+    (row,) = re.findall(r'<th scope="row"><code>traceparent</code></th><td>(.*?)</td>', page)
+    assert "Trace Context" in row
+    assert row.endswith("for all routes")
 
 
 def properties_of(document: Any, path: str, event: str | None) -> set[str]:

@@ -17,8 +17,8 @@ import server.engine.engine as engine_module
 import server.engine.stopwatch as stopwatch
 from prime_core.prepare import prepare_rows
 from server.engine.batcher import Job
-from server.engine.failures import EngineError, UnavailableError
-from server.engine.model_queue import WARM_UP_TOKENS
+from server.engine.failures import EngineError, QueueFullError, UnavailableError
+from server.engine.warm_up import WARM_UP_TOKENS
 from server.settings import Settings
 from tests.server.running import NAME, Gate, Running, assert_error, make_engine, serving, submit, wait_until
 
@@ -157,7 +157,7 @@ def test_retry_after_grows_with_the_queue(model_path: Path, admitted: bool) -> N
     if admitted:  # or still in the inbox, while a call runs
         queue.admit()
     for num_rows, calls in [(1, 40), (4, 40)]:  # a request gives its rows back together
-        with pytest.raises(engine_module.QueueFullError) as caught:
+        with pytest.raises(QueueFullError) as caught:
             engine.reserve(NAME, num_rows)
         assert caught.value.retry_after_s == calls * 0.5
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-import server.main as main
+import server.lifetime as lifetime
 import server.reload as reload
 from server.heap import settle
 from server.http.keys import KeyRing
-from server.main import Server, _serve, http_config
+from server.lifetime import Server, serve
+from server.main import http_config
 from server.reload import Reloader
 from server.settings import Settings
 from tests.server.running import make_engine
@@ -60,22 +61,24 @@ def test_a_server_settles_before_it_says_that_it_is_ready(
         happened.append(banner)
         server.should_exit = True
 
-    monkeypatch.setattr(main, "settle", lambda: happened.append("settled"))
-    monkeypatch.setattr(main, "_announce", announce)
+    monkeypatch.setattr(lifetime, "settle", lambda: happened.append("settled"))
+    monkeypatch.setattr(lifetime, "_announce", announce)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        asyncio.run(asyncio.wait_for(_serve(server, listener, "ready", Reloader(KeyRing())), 60))
+        asyncio.run(asyncio.wait_for(serve(server, listener, "ready", Reloader(KeyRing())), 60))
     assert happened == ["settled", "ready"]
 
 
-def test_a_reload_settles_again(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reload_settles_again(model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "keys"
+    file.write_text("sk-0123456789abcdef")
     engine, _ = make_engine(Settings(model=model_path))
     happened: list[Any] = []
     monkeypatch.setattr(reload, "settle", lambda: happened.append("settled"))
     monkeypatch.setattr(reload, "reload_model", lambda engine, name, load: happened.append(name))
 
     async def ask() -> None:
-        reloader = Reloader(KeyRing(), engine, lambda name: pytest.fail("it was read"))
+        reloader = Reloader(KeyRing(file), engine, lambda name: pytest.fail("it was read"))
         running = asyncio.create_task(reloader.run())
         await asyncio.sleep(1.5)  # keys are looked at once a second, and that is no reason
         assert not happened

@@ -257,6 +257,41 @@ def test_the_id_of_a_body_that_breaks_off_is_that_of_its_request(
     assert [line.split()[:4] for line in lines] == [["mine", "POST", "/generate", "499"]]
 
 
+@pytest.mark.parametrize("route", ["POST /generate", "GET /health", "POST /nowhere"])
+def test_a_body_that_is_bad_from_the_start_is_answered(
+    server: Running, caplog: pytest.LogCaptureFixture, route: str
+) -> None:
+    """Head and body come in one piece, so that the request has not even begun when its body turns out to be none."""
+    with connect(server) as connection:
+        connection.sendall(
+            f"{route} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nX-Request-Id: mine\r\n"
+            "Transfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n".encode()
+        )
+        reply = received(connection)
+    assert reply.startswith(b"HTTP/1.1 400")
+    assert reply.lower().count(b"x-request-id") == 1
+    assert b"x-request-id: mine\r\n" in reply.lower()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n",
+        b"NOT HTTP\r\n\r\n",
+    ],
+)
+def test_every_request_has_one_line_in_the_log(
+    server: Running, caplog: pytest.LogCaptureFixture, request_bytes: bytes
+) -> None:
+    caplog.set_level(logging.INFO, "prime.access")
+    with connect(server) as connection:
+        connection.sendall(request_bytes)
+        assert received(connection).startswith(b"HTTP/1.1 ")
+    wait_until(lambda: any(record.name == "prime.access" for record in caplog.records))
+    assert [record.name for record in caplog.records] == ["prime.access"]
+
+
 def test_bad_bytes_after_half_an_answer_only_close(server: Running, caplog: pytest.LogCaptureFixture) -> None:
     with connect(server) as connection:
         connection.sendall(HEAD.replace(b"Content-Type", b"X") + b"Transfer-Encoding: chunked\r\n\r\n")

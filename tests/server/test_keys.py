@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from server.app import create_app
+from server.command_line import load_settings
 from server.http.keys import (
     KEY_VARIABLES,
     MAX_KEY_CHARS,
@@ -21,7 +22,7 @@ from server.http.keys import (
     take_environment_keys,
 )
 from server.http.route_table import route_table
-from server.settings import SettingsError, load_settings
+from server.settings import SettingsError
 from tests.server.running import Running, assert_error, serving
 
 KEY = "sk-0123456789abcdef"

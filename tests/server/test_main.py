@@ -22,7 +22,8 @@ from prime_core.checkpoint import load_checkpoint
 from prime_core.sample import sample
 from server.engine.engine import Engine
 from server.http.keys import KeyRing
-from server.main import Server, _serve, http_config, main
+from server.lifetime import Server, serve
+from server.main import http_config, main
 from server.reload import Reloader
 from server.settings import Settings
 from tests.server.running import make_engine, wait_until
@@ -214,7 +215,7 @@ def test_a_watcher_that_fails_ends_the_server(
     monkeypatch.setattr(Engine, "alive", property(lambda self: 1 / 0))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        assert asyncio.run(asyncio.wait_for(_serve(server, listener, "ready", Reloader(KeyRing())), 60)) == 1
+        assert asyncio.run(asyncio.wait_for(serve(server, listener, "ready", Reloader(KeyRing())), 60)) == 1
     assert "ZeroDivisionError" in caplog.text
 
 

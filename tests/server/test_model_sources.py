@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from server.command_line import load_settings
 from server.model_sources import ModelSource, demo_models, parse_models
-from server.settings import SettingsError, load_settings
+from server.settings import SettingsError
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -107,6 +108,27 @@ def test_an_idle_server_lets_go_of_old_weights_at_once(folder: Path) -> None:
         write_new_weights(folder)
         assert reload_model(server.engine, NAME, lambda name: load(name, folder))
         wait_until(lambda: server.engine.queues[NAME].checkpoint is not before)
+
+
+def test_nobody_waits_while_the_memory_of_old_weights_is_given_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for the device; /metrics and new requests need the lock around the lists of jobs meanwhile."""
+    giving_back, go_on = threading.Event(), threading.Event()
+
+    def give_back() -> None:
+        giving_back.set()
+        assert go_on.wait(60)
+
+    monkeypatch.setattr("server.engine.model_queue.free_cached_memory", give_back)
+    with serving(folder) as server:
+        write_new_weights(folder)
+        assert reload_model(server.engine, NAME, lambda name: load(name, folder))
+        assert giving_back.wait(60)
+        try:
+            assert server.client.get("/metrics", timeout=10).status_code == 200
+        finally:
+            go_on.set()
 
 
 def test_who_waits_for_new_weights_may_leave(folder: Path) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from server.command_line import OTHER_PROGRAMS, load_settings
 from server.main import main
 from server.model_sources import DEMO_FOLDER, ModelSource
-from server.settings import OTHER_PROGRAMS, Settings, SettingsError, load_settings
+from server.settings import Settings, SettingsError
 
 
 @pytest.fixture(autouse=True)

@@ -11,9 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
-from server.http.keys import KeyRing
+from server.command_line import load_settings
+from server.http.keys import Key, KeyRing
 from server.http.sites import is_loopback, parse_hosts
-from server.settings import SettingsError, load_settings
+from server.main import _warn_if_open
+from server.settings import Settings, SettingsError
 from tests.server.running import Running, assert_error, serving
 
 KEY = "sk-0123456789abcdef"
@@ -172,3 +174,17 @@ def test_what_is_no_name_of_a_host_is_no_setting(monkeypatch: pytest.MonkeyPatch
         load_settings(["--config", str(file)])
     monkeypatch.setenv("PRIME_ALLOWED_HOSTS", "c,d")
     assert load_settings([]).allowed_hosts == ("c", "d")
+
+
+@pytest.mark.parametrize(
+    ("host", "warned"),
+    [("127.0.0.1", False), ("127.0.0.2", False), ("::1", False), ("localhost", False), ("0.0.0.0", True)],
+)
+def test_who_can_be_reached_by_others_without_a_key_is_warned(
+    caplog: pytest.LogCaptureFixture, host: str, warned: bool
+) -> None:
+    _warn_if_open(Settings(host=host), KeyRing())
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * warned
+    caplog.clear()
+    _warn_if_open(Settings(host=host), KeyRing(fixed=[Key("a", b"digest")]))
+    assert not caplog.records

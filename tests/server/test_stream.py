@@ -292,6 +292,31 @@ def test_rows_are_free_when_a_stream_ends_while_a_frame_is_made(
         server.denoiser.hook = None
 
 
+def test_a_reader_that_goes_when_the_engine_has_finished_is_counted(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendering, go_on = threading.Event(), threading.Event()
+    make = text_stream.text_frames
+
+    def frames(*arguments: Any) -> Any:
+        rendering.set()
+        assert go_on.wait(60)
+        return make(*arguments)
+
+    monkeypatch.setattr(text_stream, "text_frames", frames)
+    with serving(model_path) as server:
+        try:
+            with server.client.stream("POST", "/generate", json={"max_tokens": 4, "stream": True}):
+                assert rendering.wait(60)
+                wait_until(lambda: server.engine.held_rows == 0)
+        finally:
+            wait_until(lambda: num_generate(server, "499") == 1)
+            go_on.set()
+        assert server.metric("prime_request_failure_total", reason="cancelled") == 1
+        assert server.metric("prime_request_success_total", finished_reason="length") == 0
+        assert server.metric("prime_request_success_total", finished_reason="stop") == 0
+
+
 def test_a_reader_that_does_not_read_is_cut_off_and_nobody_waits_for_it(model_path: Path) -> None:
     """Long before its rows would be finished: their calls are slow, and its frames soon fill every buffer."""
     with serving(model_path, receive_timeout_s=1, max_batch_rows=64, max_n=64, max_queue_rows=128) as server:

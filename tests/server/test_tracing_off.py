@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from server.settings import SettingsError, load_settings
+from server.command_line import load_settings
+from server.settings import SettingsError
 from tests.server.processes import ROOT
 
 URL = "http://127.0.0.1:4318/v1/traces"

@@ -12,6 +12,7 @@ import pytest
 from prime_core.prepare import prepare_rows
 from server.engine.batcher import Job
 from server.engine.engine import Engine
+from server.engine.retry import seconds_until_free
 from server.engine.turns import Turns
 from server.settings import Settings
 from tests.server.image_model import NAME as IMAGES
@@ -135,9 +136,13 @@ def test_retry_after_counts_the_shares_of_the_others(model_path: Path, images_pa
     jobs = [submit(engine, TEXT, 1), submit(engine, IMAGES, 3)]
     text_s, image_s = (0.5 * jobs[0].rows[0].remaining, 2.0 * jobs[1].rows[0].remaining)
     assert (text_s, image_s) == (64.0, 256.0)
-    assert engine._seconds_until_free(1) == 2 * text_s  # text has half of the time
-    assert engine._seconds_until_free(2) == text_s + 3 * image_s  # the three of images come free together
-    assert engine._seconds_until_free(4) == text_s + 3 * image_s
+    assert (
+        seconds_until_free(engine.queues.values(), engine.held_rows, 1) == 2 * text_s
+    )  # text has half of the time
+    assert (
+        seconds_until_free(engine.queues.values(), engine.held_rows, 2) == text_s + 3 * image_s
+    )  # the three of images come free together
+    assert seconds_until_free(engine.queues.values(), engine.held_rows, 4) == text_s + 3 * image_s
 
 
 def test_retry_after_counts_rows_that_are_reserved_only(model_path: Path) -> None:
@@ -147,4 +152,6 @@ def test_retry_after_counts_rows_that_are_reserved_only(model_path: Path) -> Non
     job = submit(engine, TEXT, 1)
     engine.queues[TEXT].fail_all(RuntimeError("only to learn how many calls a row takes"))
     engine.reserve(TEXT, 8)
-    assert engine._seconds_until_free(1) == 8 * 0.5 * job.rows[0].remaining / 2
+    assert (
+        seconds_until_free(engine.queues.values(), engine.held_rows, 1) == 8 * 0.5 * job.rows[0].remaining / 2
+    )
