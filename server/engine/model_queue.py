@@ -10,10 +10,10 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from prime_core.checkpoint import Checkpoint
-from prime_core.prepare import NonFiniteError, prepare_rows
+from prime_core.prepare import NonFiniteError
 from prime_core.stepper import AnyRow, Stepper, StepResult
 from server.engine.batcher import Batcher, Entry, Job
 from server.engine.departures import Departures
@@ -23,11 +23,10 @@ from server.engine.generation import Generation, Generations
 from server.engine.memory import free_cached_memory, is_out_of_memory
 from server.engine.room import Room
 from server.engine.stopwatch import CallStopwatch
+from server.engine.warm_up import trial_calls
 from server.metrics import Metrics
 
 logger = logging.getLogger("prime.engine")
-
-WARM_UP_TOKENS = 32
 
 Kind = Literal["text", "images"]
 
@@ -57,16 +56,9 @@ def try_model(model: LoadedModel) -> None:
     Raises:
         NonFiniteError: if the logits are not finite.
     """
-    rows = _trial_rows(model.checkpoint)
-    _check_finite(model.name, Stepper(model.checkpoint.denoiser, model.checkpoint.codec).step(rows))
-
-
-def _trial_rows(checkpoint: Checkpoint) -> Sequence[AnyRow]:
-    config = checkpoint.config.model
-    fields: dict[str, Any] = (
-        {} if config.kind == "unet" else {"max_tokens": min(WARM_UP_TOKENS, config.length)}
-    )
-    return prepare_rows(checkpoint, n=1, steps=1, seed=0, **fields).rows
+    stepper = Stepper(model.checkpoint.denoiser, model.checkpoint.codec)
+    rows = next(trial_calls(model.checkpoint, stepper.device))
+    _check_finite(model.name, stepper.step(rows))
 
 
 def _check_finite(name: str, results: Sequence[StepResult]) -> None:
@@ -202,13 +194,14 @@ class ModelQueue:
         self.crashes = 0
 
     def warm_up(self) -> None:
-        """One real call, which allocates and compiles what the first request should not wait for.
+        """Make the real calls that allocate and compile what the first requests should not wait for.
 
         Raises:
             NonFiniteError: if the logits are not finite.
         """
         generation = self._generations.current
-        _check_finite(self.name, self._step(generation, _trial_rows(generation.checkpoint)))
+        for rows in trial_calls(generation.checkpoint, generation.stepper.device):
+            _check_finite(self.name, self._step(generation, rows))
 
     def replace(self, checkpoint: Checkpoint) -> None:
         """Serve other weights of the same model from the next request on (`Generations`).

@@ -18,7 +18,7 @@ import server.engine.stopwatch as stopwatch
 from prime_core.prepare import prepare_rows
 from server.engine.batcher import Job
 from server.engine.failures import EngineError, UnavailableError
-from server.engine.model_queue import WARM_UP_TOKENS
+from server.engine.warm_up import WARM_UP_TOKENS
 from server.settings import Settings
 from tests.server.running import NAME, Gate, Running, assert_error, make_engine, serving, submit, wait_until
 

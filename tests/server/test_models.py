@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import server.engine.engine as engine_module
-from server.engine.model_queue import WARM_UP_TOKENS
+from server.engine.warm_up import WARM_UP_TOKENS
 from server.model_sources import ModelSource
 from server.routes.openapi import body_schema, query_schema
 from server.schemas.image_query import QUERY_FIELDS
