@@ -220,6 +220,21 @@ def test_nothing_is_waited_for_in_the_head_of_images() -> None:
         assert not waits
 
 
+def test_a_step_of_the_dense_sampler_copies_nothing_to_the_gpu() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a GPU does not tell what waits for it")
+    copies = []
+    for num_steps in (1, 4):
+        network, codec = text_network()
+        y = torch.full((1, 4, codec.target_length), codec.mask_index)
+        with pretend_gpu() as waits:
+            network.to(GPU)
+            waits.clear()
+            sample_dense(network, codec, SCHEDULE, y, [1], num_steps, SamplingSettings())
+            copies.append(waits.count("copy to the GPU"))
+    assert copies[0] == copies[1]
+
+
 def test_the_pretended_gpu_refuses_what_a_gpu_refuses() -> None:
     with pretend_gpu() as waits:
         here, there = torch.ones(3), torch.ones(3).to(GPU)
