@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 GPU = torch.device("cuda", 0)
+_STREAM = "of cuda:0"
 _CPU, _META = torch.device("cpu"), torch.device("meta")
 
 _COPIES = ("aten::_to_copy", "aten::copy_")
@@ -178,8 +179,8 @@ def pretend_gpu() -> Iterator[list[str]]:
         return launch(self, *tree_map(_numbers, args), **tree_map(_numbers, kwargs))
 
     class Event:
-        def record(self) -> None:
-            pass
+        def record(self, stream: str = "of the current device, which may be another") -> None:
+            assert stream == _STREAM, f"the event is in the stream {stream}"
 
         def synchronize(self) -> None:
             waits.append("event")
@@ -187,6 +188,7 @@ def pretend_gpu() -> Iterator[list[str]]:
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(torch.cuda, "device_of", nullcontext))
         stack.enter_context(mock.patch.object(torch.cuda, "Event", Event))
+        stack.enter_context(mock.patch.object(torch.cuda, "current_stream", {GPU: _STREAM}.__getitem__))
         stack.enter_context(mock.patch.object(GridExecutor, "__call__", launched))
         stack.enter_context(_Dispatch(waits))
         stack.enter_context(_Functions())
