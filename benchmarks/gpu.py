@@ -151,7 +151,7 @@ def parts(options: argparse.Namespace, missing: dict[str, str]) -> list[Part]:
         bench("kernels", "kernels", 90),
         bench("train", "train", 45, "--length", "1024", "--batch-size", "16", "--repeats", "5"),
         bench("memory", "memory", 40),
-        bench("server", "server", 45, "--requests", "256", "--clients", "32", "--limit-s", "10"),
+        bench("server", "server", 60, "--requests", "256", "--clients", "32", "--limit-s", "10"),
         sampler("images-gpu", 50),
         Part("tests-sampling", _tests(*_SAMPLING_TESTS, missing=missing), 60, writes=False),
     ]
