@@ -41,6 +41,15 @@ Network = DiT | UNet
 Run = Callable[[Network, SubtokenCodec, torch.device], Sequence[Tensor]]
 
 
+only_pretended = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU does not tell what waits for it")
+
+
+@pytest.fixture(autouse=True)
+def _exact_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU torch rounds the factors of float32 convolutions to TF32 (11 bits), unless it is told not to."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 @contextmanager
 def gpu() -> Iterator[list[str] | None]:
     """A GPU, with what it is waited for if it is pretended."""
@@ -182,12 +191,11 @@ def test_a_gpu_gives_what_a_cpu_gives(name: str) -> None:
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * scale)
 
 
+@only_pretended
 @pytest.mark.parametrize("time_conditioned", [False, True])
 @pytest.mark.parametrize("lengths", [[8, 8], [8, 3, 5, 3]], ids=["even", "uneven"])
 def test_nothing_is_waited_for_in_a_trunk(lengths: list[int], time_conditioned: bool) -> None:
     """A copy that is waited for behind the first blocks is a gap in which the GPU idles."""
-    if torch.cuda.is_available():
-        pytest.skip("a GPU does not tell what waits for it")
     network, codec = text_network(time_conditioned=time_conditioned)
     assert isinstance(network, DiT)
     y = torch.full((sum(lengths), codec.target_length), codec.mask_index)
@@ -205,9 +213,8 @@ def test_nothing_is_waited_for_in_a_trunk(lengths: list[int], time_conditioned: 
         torch.testing.assert_close(logits.cpu(), want)
 
 
+@only_pretended
 def test_nothing_is_waited_for_in_the_head_of_images() -> None:
-    if torch.cuda.is_available():
-        pytest.skip("a GPU does not tell what waits for it")
     network, codec = image_network(channels=2)
     assert isinstance(network, UNet)
     y = torch.full((2 * 32, codec.target_length), codec.mask_index)
@@ -220,9 +227,8 @@ def test_nothing_is_waited_for_in_the_head_of_images() -> None:
         assert not waits
 
 
+@only_pretended
 def test_a_step_of_the_dense_sampler_copies_nothing_to_the_gpu() -> None:
-    if torch.cuda.is_available():
-        pytest.skip("a GPU does not tell what waits for it")
     copies = []
     for num_steps in (1, 4):
         network, codec = text_network()
@@ -235,6 +241,7 @@ def test_a_step_of_the_dense_sampler_copies_nothing_to_the_gpu() -> None:
     assert copies[0] == copies[1]
 
 
+@only_pretended
 def test_the_pretended_gpu_refuses_what_a_gpu_refuses() -> None:
     with pretend_gpu() as waits:
         here, there = torch.ones(3), torch.ones(3).to(GPU)
