@@ -17,9 +17,11 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -83,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(argv)
     options.output = options.output.resolve()
-    missing = missing_packages(options.packages)
+    missing = missing_packages(options.packages) | ({} if options.smoke else missing_tools())
     try:
         chosen = choose_parts(parts(options, missing), options.only)
     except ValueError as error:
@@ -232,6 +234,16 @@ def missing_packages(packages: Path | None) -> dict[str, str]:
         return {name: what for name, what in NEEDED.items() if importlib.util.find_spec(name) is None}
     finally:
         del sys.path[: len(folders)]
+
+
+def missing_tools() -> dict[str, str]:
+    """Return what Triton needs to build its launchers and this machine has not."""
+    needed = "the kernels"
+    compilers = [os.environ.get("CC"), "gcc", "clang"]
+    missing = {} if any(name and shutil.which(name) for name in compilers) else {"a C compiler": needed}
+    if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
+        missing["Python.h"] = needed
+    return missing
 
 
 def _tests(*paths: str, missing: dict[str, str]) -> tuple[str, ...]:

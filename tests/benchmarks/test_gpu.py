@@ -265,3 +265,20 @@ def test_packages_of_a_folder_are_not_missing(tmp_path: Path, monkeypatch: pytes
     assert gpu.missing_packages(None) == {"carried_package": "a test"}
     assert gpu.missing_packages(tmp_path) == {}
     assert sys.path == before
+
+
+def test_what_triton_builds_with_is_named_where_it_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(gpu.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    assert gpu.missing_tools() == {"a C compiler": "the kernels", "Python.h": "the kernels"}
+    compiler = tmp_path / "clang"
+    compiler.write_text("")
+    compiler.chmod(0o755)
+    (tmp_path / "Python.h").write_text("")
+    assert gpu.missing_tools() == {}
+    (tmp_path / "clang").rename(tmp_path / "cc-of-mine")
+    monkeypatch.setenv("CC", "cc-of-mine")
+    assert gpu.missing_tools() == {}
