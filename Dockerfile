@@ -23,7 +23,8 @@ ARG TORCH_VARIANT=cpu
 RUN if [ "${TORCH_VARIANT}" != cpu ]; then apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; fi
 RUN useradd --create-home --uid 10001 prime
 COPY --from=builder /opt/venv /opt/venv
-ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PRIME_HOST=0.0.0.0 PRIME_PORT=8000
+# Compiled kernels go where a container with a read-only file system can write; files there must be executable.
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PRIME_HOST=0.0.0.0 PRIME_PORT=8000 TRITON_CACHE_DIR=/tmp/triton
 USER prime
 WORKDIR /home/prime
 EXPOSE 8000

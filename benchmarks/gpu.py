@@ -17,9 +17,11 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -83,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(argv)
     options.output = options.output.resolve()
-    missing = missing_packages(options.packages)
+    missing = missing_packages(options.packages) | ({} if options.smoke else missing_tools())
     try:
         chosen = choose_parts(parts(options, missing), options.only)
     except ValueError as error:
@@ -136,7 +138,7 @@ def parts(options: argparse.Namespace, missing: dict[str, str]) -> list[Part]:
     if options.smoke:
         tiny = ("--model", "tiny", "--vocab-size", "300", "--target-length", "2", "--length", "16")
         return [
-            Part("tests", _pytest("tests/kernels/test_backend.py", missing=missing), 60, writes=False),
+            Part("tests", _tests("tests/kernels/test_backend.py", missing=missing), 60, writes=False),
             bench("kernels", "kernels", 60, "--scale", "smoke", "--repeats", "1", "--num-threads", "1"),
             sampler("text-gpu", 60),
             bench("train", "train", 60, *tiny, "--batch-size", "2", "--repeats", "1", "--peak-memory",
@@ -146,14 +148,14 @@ def parts(options: argparse.Namespace, missing: dict[str, str]) -> list[Part]:
                   "--image-steps", "2", "--clients", "2"),
         ]  # fmt: skip
     return [
-        Part("tests", _pytest("tests/kernels", missing=missing), 150, writes=False),
+        Part("tests", _tests(*_GPU_TESTS, missing=missing), 150, writes=False),
         sampler("text-gpu", 150),
         bench("kernels", "kernels", 90),
         bench("train", "train", 45, "--length", "1024", "--batch-size", "16", "--repeats", "5"),
         bench("memory", "memory", 40),
-        bench("server", "server", 45, "--requests", "256", "--clients", "32", "--limit-s", "10"),
+        bench("server", "server", 60, "--requests", "256", "--clients", "32", "--limit-s", "10"),
         sampler("images-gpu", 50),
-        Part("tests-sampling", _pytest(*_SAMPLING_TESTS, missing=missing), 60, writes=False),
+        Part("tests-sampling", _tests(*_SAMPLING_TESTS, missing=missing), 60, writes=False),
     ]
 
 
@@ -170,6 +172,16 @@ def choose_parts(planned: Sequence[Part], names: Sequence[str] | None) -> list[P
     return [part for part in planned if names is None or part.name in names]
 
 
+# What runs on a GPU where there is one, those first that compile the most kernels.
+_GPU_TESTS = tuple(
+    f"tests/{name}.py"
+    for name in (
+        "kernels/test_group_norm", "kernels/test_reveal", "prime_core/test_gpu_paths", "kernels/test_modulate",
+        "kernels/test_marginal", "kernels/test_embed", "kernels/test_nll", "kernels/test_embed_gradient",
+        "kernels/test_noise", "kernels/test_linear_nll", "kernels/test_rows", "kernels/test_launch",
+    )
+)  # fmt: skip
+# What does not, under the versions of packages that are there.
 _SAMPLING_TESTS = (
     "tests/prime_core/test_stepper.py",
     "tests/prime_core/test_dit.py",
@@ -204,7 +216,8 @@ def run_part(part: Part, options: argparse.Namespace, limit_s: float) -> dict[st
             status = "ok" if process.wait(limit_s) == 0 else "failed"
         except subprocess.TimeoutExpired:
             status = "out of time"
-            _end(process)
+            # Interrupted tests say what has failed so far.
+            _end(process, signal.SIGTERM if part.writes else signal.SIGINT)
     seconds = round(time.monotonic() - started, 1)
     with (options.output / LOG_NAME).open("rb") as written:
         written.seek(begin)
@@ -223,14 +236,26 @@ def missing_packages(packages: Path | None) -> dict[str, str]:
         del sys.path[: len(folders)]
 
 
-def _pytest(*paths: str, missing: dict[str, str]) -> tuple[str, ...]:
+def missing_tools() -> dict[str, str]:
+    """Return what Triton needs to build its launchers and this machine has not."""
+    needed = "the kernels"
+    compilers = [os.environ.get("CC"), "gcc", "clang"]
+    missing = {} if any(name and shutil.which(name) for name in compilers) else {"a C compiler": needed}
+    if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
+        missing["Python.h"] = needed
+    return missing
+
+
+def _tests(*paths: str, missing: dict[str, str]) -> tuple[str, ...]:
     """Return a call of pytest; warnings of other versions of packages are no errors here."""
-    arguments = ["pytest", "-q", "-W", "default", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+    options = ["-q", "-W", "default", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
     if "pytest_timeout" in missing:
         # The project's settings name that plugin, and unknown settings are errors there.
-        arguments += ["-c", os.devnull, "--rootdir", str(ROOT), "-o", "pythonpath=.",
-                      "--import-mode=importlib"]  # fmt: skip
-    return (*arguments, *(str(ROOT / path) for path in paths))
+        options += ["-c", os.devnull, "--rootdir", str(ROOT), "-o", "pythonpath=.",
+                    "--import-mode=importlib"]  # fmt: skip
+    processes = str(max(1, min(4, (os.cpu_count() or 1) // 2)))
+    files = (str(ROOT / path) for path in paths)
+    return ("benchmarks.gpu_tests", "--processes", processes, *files, "--", *options)
 
 
 def _environment(options: argparse.Namespace) -> dict[str, str]:
@@ -244,10 +269,10 @@ def _environment(options: argparse.Namespace) -> dict[str, str]:
     return environment
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], gently: signal.Signals) -> None:
     """End a process and what it started, which is its own session: gently, then at once."""
     with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, gently)
     with suppress(subprocess.TimeoutExpired):
         process.wait(5)
     with suppress(ProcessLookupError):

@@ -61,7 +61,7 @@ def peak_growth(device: torch.device) -> Iterator[PeakGrowth]:
     yield growth
     if before is not None:
         peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status_bytes("VmHWM")
-        growth.num_bytes = peak - before
+        growth.num_bytes = max(peak - before, 0)  # the system counts resident pages in batches
 
 
 def in_own_process(call: Callable[..., Result], *arguments: Any) -> Result:

@@ -139,7 +139,7 @@ OPS: dict[str, Op] = {
     "scatter_rows": Op(scatter_rows, _ROW_SIZES, inputs.scatter_inputs, work.copy_bytes, lambda size: 0),
     "reveal_tokens": Op(reveal_tokens, _DRAW_SIZES, inputs.draw_inputs, work.draw_bytes, work.per_logit(5)),
     "reveal_tokens, top k and p": Op(
-        reveal_tokens, _DRAW_SIZES, inputs.truncated_inputs, work.draw_bytes, work.per_logit(5)
+        reveal_tokens, _DRAW_SIZES, inputs.truncated_inputs, work.truncated_bytes, work.per_logit(5)
     ),
     "reveal_digits": Op(
         reveal_digits,

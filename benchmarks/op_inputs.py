@@ -15,6 +15,7 @@ from torch import Tensor
 from kernels.linear import pack_weight
 from kernels.linear_nll import LinearHead, Targets
 from kernels.noise import Purpose
+from kernels.token_digits import TokenDigits
 from prime_core.codec import SubtokenCodec
 
 Size = Mapping[str, int]
@@ -25,10 +26,12 @@ HEAD_SIZE = 64  # features of a head of attention in the published text models
 
 
 def tensors_of(inputs: Inputs) -> Iterator[Tensor]:
-    """Yield the tensors of some inputs, also those inside of tuples."""
+    """Yield the tensors of some inputs, also those inside of tuples; of packed digits what every draw reads."""
     for value in inputs.values():
         for part in value if isinstance(value, tuple) else (value,):
-            if isinstance(part, Tensor):
+            if isinstance(part, TokenDigits):
+                yield part.packed
+            elif isinstance(part, Tensor):
                 yield part
 
 
@@ -122,7 +125,10 @@ def scatter_inputs(size: Size, generator: torch.Generator, device: torch.device)
 
 
 def draw_inputs(size: Size, generator: torch.Generator, device: torch.device) -> Inputs:
-    """Logits (R, V) and how tokens are drawn from them: no truncation, every masked digit due."""
+    """Logits (R, V) and how tokens are drawn from them: at temperature 1 without truncation, every masked digit due.
+
+    As the samplers ask for it: digits packed once, and no tensors of settings that change nothing.
+    """
     codec, num_rows = codec_of(size), size["R"]
     tokens = torch.randint(size["V"], (num_rows,), generator=generator, device=device)
     y = _masked(codec, tokens, generator)
@@ -130,11 +136,11 @@ def draw_inputs(size: Size, generator: torch.Generator, device: torch.device) ->
         "logits": _logits(size, generator, device),
         "y": y,
         "due": y == codec.mask_index,
-        "digits": codec.digits.to(device),
+        "digits": TokenDigits(codec.digits.to(device), codec.mask_index),
         "u": _uniform(num_rows, generator, device),
-        "temperature": torch.ones(num_rows, device=device),
-        "top_k": torch.zeros(num_rows, dtype=torch.int64, device=device),
-        "top_p": torch.ones(num_rows, device=device),
+        "temperature": None,
+        "top_k": None,
+        "top_p": None,
         "mask_index": codec.mask_index,
     }
 
@@ -146,10 +152,13 @@ def digit_draw_inputs(size: Size, generator: torch.Generator, device: torch.devi
 
 
 def truncated_inputs(size: Size, generator: torch.Generator, device: torch.device) -> Inputs:
-    """The same with top k and top p."""
-    inputs = draw_inputs(size, generator, device)
-    top_k = torch.full((size["R"],), min(100, size["V"]), dtype=torch.int64, device=device)
-    return inputs | {"top_k": top_k, "top_p": torch.full((size["R"],), 0.9, device=device)}
+    """The same with a temperature, top k and top p."""
+    num_rows = size["R"]
+    return draw_inputs(size, generator, device) | {
+        "temperature": torch.full((num_rows,), 0.8, device=device),
+        "top_k": torch.full((num_rows,), min(100, size["V"]), dtype=torch.int64, device=device),
+        "top_p": torch.full((num_rows,), 0.9, device=device),
+    }
 
 
 def nll_inputs(size: Size, generator: torch.Generator, device: torch.device) -> Inputs:

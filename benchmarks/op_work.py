@@ -91,9 +91,14 @@ def copy_bytes(size: Size) -> int:
 
 
 def draw_bytes(size: Size) -> int:
-    """Logits and the digits of all tokens; per row y in and out, due, u, temperature, top k, top p and finite."""
-    per_row = 4 * size["V"] + 16 * size["S"] + size["S"] + 8 + 4 + 8 + 4 + 1
-    return size["R"] * per_row + 8 * size["V"] * size["S"]
+    """Logits and the packed digits (16 bits) of all tokens; per row y in and out, due, u and finite."""
+    per_row = 4 * size["V"] + 16 * size["S"] + size["S"] + 8 + 1
+    return size["R"] * per_row + 2 * size["V"]
+
+
+def truncated_bytes(size: Size) -> int:
+    """The same; per row temperature, top k and top p."""
+    return draw_bytes(size) + size["R"] * (4 + 8 + 4)
 
 
 def digit_draw_bytes(size: Size) -> int:

@@ -89,7 +89,11 @@ def _measure(
     try:
         sets = _input_sets(op, size, settings.seed, device)
         seconds = _seconds(op, sets, backend, device, settings.repeats)
-    except (NotImplementedError, ValueError) as error:
+    except (
+        NotImplementedError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # that of Triton and CUDA too: the others go on
         return {"error": f"{type(error).__name__}: {error}".rstrip(": "), "seconds": None}
     bandwidth, product = rates["copy_bytes_per_s"], rates["product_flops_per_s"][op.product]
     return {
@@ -138,10 +142,11 @@ def _series_seconds(call: Callable[[Inputs], None], chosen: list[Inputs], device
             call(inputs)
         return time.perf_counter() - started
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
+    stream = torch.cuda.current_stream(device)  # the device need not be the current one
+    start.record(stream)
     for inputs in chosen:
         call(inputs)
-    stop.record()
+    stop.record(stream)
     stop.synchronize()
     return float(start.elapsed_time(stop)) / 1e3
 

@@ -128,7 +128,8 @@ class PendingCounts:
             self._host = torch.empty(joined.shape, dtype=joined.dtype, pin_memory=True)
             self._host.copy_(joined, non_blocking=True)
             self._event = torch.cuda.Event()
-            self._event.record()
+            # Of its device, which need not be the current one: the copy is in that stream.
+            self._event.record(torch.cuda.current_stream(joined.device))
         else:
             self._host = joined
 

@@ -29,6 +29,7 @@ from kernels.marginal import reveal_digits
 from kernels.noise import Purpose, seed_words, uniform
 from kernels.reveal import Revealed, reveal_tokens
 from kernels.rows import PendingCounts, compact_rows
+from kernels.token_digits import TokenDigits
 from prime_core.codec import SubtokenCodec
 from prime_core.correctors import step_tables
 from prime_core.models.denoiser import Denoiser, device_of, filled_size
@@ -91,6 +92,7 @@ def sample_dense(
     times = schedule.time_grid(num_steps, eps)
     chances = [*step_tables(schedule, times).reveal.tolist(), 1.0]
     words = torch.tensor([seed_words(seed) for seed in seeds], device=device)
+    digits = TokenDigits(codec.digits.to(device), codec.mask_index)
     y = y.to(device, copy=True)
     failed = torch.zeros(len(y), dtype=torch.bool, device=device)
     for step, (t, chance) in enumerate(zip(times.tolist(), chances, strict=True)):
@@ -105,7 +107,7 @@ def sample_dense(
         cache.finish(changed)
         for chunk in places[:places_due].split(MAX_LOGIT_ROWS):
             if len(chunk):
-                failed |= _reveal(cache, codec, settings, y, due, chunk, words, step, t)
+                failed |= _reveal(cache, digits, settings, y, due, chunk, words, step, t)
     return DenseSamples(y, ~failed, cache.row_evaluations, cache.num_calls)
 
 
@@ -120,7 +122,7 @@ def _due_digits(y: Tensor, words: Tensor, chance: float, step: int, mask_index: 
 
 def _reveal(
     cache: StepCache,
-    codec: SubtokenCodec,
+    digits: TokenDigits,
     settings: SamplingSettings,
     y: Tensor,
     due: Tensor,
@@ -133,7 +135,7 @@ def _reveal(
 
     Args:
         cache: results of the rows.
-        codec: tokens to digits.
+        digits: of every token.
         settings: how tokens are drawn.
         y: (B, L, S) int64.
         due: (B, L, S) bool.
@@ -150,7 +152,7 @@ def _reveal(
     index = (num_digits * (1 + step) + torch.arange(num_digits, device=y.device)).expand(count, num_digits)
     u = uniform(words[row, None].expand(count, num_digits, 2), position, index, Purpose.DRAW)
     tokens = y.view(-1, num_digits)
-    revealed = _draw(logits, tokens[places], due.view(-1, num_digits)[places], u, codec, settings, t)
+    revealed = _draw(logits, tokens[places], due.view(-1, num_digits)[places], u, digits, settings, t)
     tokens.index_copy_(0, places, revealed.y)
     return torch.zeros(num_rows, device=y.device).index_add_(0, row, (~revealed.finite).float()) > 0
 
@@ -160,23 +162,19 @@ def _draw(
     y: Tensor,
     due: Tensor,
     u: Tensor,
-    codec: SubtokenCodec,
+    digits: TokenDigits,
     settings: SamplingSettings,
     t: float,
 ) -> Revealed:
     """Draw tokens, or every digit alone, from logits (R, V): y, due and u are (R, S)."""
     count = len(logits)
     temperature = logits.new_full((count,), settings.temperature_at(t))
-    top_k = y.new_full((count,), min(settings.top_k, codec.vocab_size))
+    top_k = y.new_full((count,), min(settings.top_k, digits.vocab_size))
     top_p = logits.new_full((count,), settings.top_p)
-    digits = codec.digits.to(y.device)
+    rows = logits, y, due, digits
+    how = temperature, top_k, top_p
     if settings.draw == "marginal":
-        return reveal_digits(
-            logits, y, due, digits, u, temperature, top_k, top_p, mask_index=codec.mask_index
-        )
-    lowest = u.gather(1, due.int().argmax(-1, keepdim=True))[
-        :, 0
-    ]  # the lowest digit that is due numbers the draw
-    return reveal_tokens(
-        logits, y, due, digits, lowest, temperature, top_k, top_p, mask_index=codec.mask_index
-    )
+        return reveal_digits(*rows, u, *how, mask_index=digits.mask_index)
+    # The lowest digit that is due numbers the draw.
+    lowest = u.gather(1, due.int().argmax(-1, keepdim=True))[:, 0]
+    return reveal_tokens(*rows, lowest, *how, mask_index=digits.mask_index)

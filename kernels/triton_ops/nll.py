@@ -130,8 +130,10 @@ def _set_gradient_kernel(
     BLOCK: tl.constexpr,
 ):
     """Write one block of one row of the gradient; ``out_ptr`` may be ``logits_ptr``."""
-    row = tl.program_id(0).to(tl.int64)
-    first = tl.program_id(1) * BLOCK
+    # One dimension of programs: CUDA takes 65,535 in the others, fewer than a row of 2^24 tokens has blocks.
+    num_blocks: tl.constexpr = (VOCAB_SIZE + BLOCK - 1) // BLOCK
+    row = (tl.program_id(0) // num_blocks).to(tl.int64)
+    first = tl.program_id(0) % num_blocks * BLOCK
     code = tl.load(code_ptr + row)
     whole = tl.load(masks_ptr + row * NUM_SETS)
     lse_0 = _finite(tl.load(lse_ptr + row * NUM_SETS))
@@ -216,7 +218,7 @@ def set_gradient(
     num_rows, vocab_size = logits.shape
     if num_rows:
         options, num_warps = _tiling(lse.shape[1], vocab_size)
-        _set_gradient_kernel[(num_rows, triton.cdiv(vocab_size, options["BLOCK"]))](
+        _set_gradient_kernel[(num_rows * triton.cdiv(vocab_size, options["BLOCK"]),)](
             logits,
             sets.packed,
             sets.code.contiguous(),

@@ -176,7 +176,8 @@ def launch_reveal(
         top_p: (R,) float32 or None.
     """
     num_rows, vocab_size = logits.shape
-    finite, changed = torch.empty(2, num_rows, dtype=torch.bool, device=logits.device)
+    # Each with an allocation of its own: Triton compiles a kernel again for a pointer that is not aligned to 16 bytes.
+    finite, changed = (torch.empty(num_rows, dtype=torch.bool, device=logits.device) for _ in range(2))
     if num_rows == 0:
         return finite, changed
     temperature = torch.ones_like(u, dtype=torch.float32) if temperature is None else temperature.contiguous()

@@ -222,7 +222,8 @@ def launch_cut(
         carry_over: whether tokens that contradict the visible digits have no rank.
     """
     num_rows, vocab_size = logits.shape
-    cut, last = torch.empty(2, num_rows, dtype=torch.int32, device=logits.device)
+    # Not two rows of one tensor: Triton compiles a kernel again for a pointer that is not aligned to 16 bytes.
+    cut, last = (torch.empty(num_rows, dtype=torch.int32, device=logits.device) for _ in range(2))
     cut_kernel[(num_rows,)](
         logits,
         y,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from prime_core.models.denoiser import MIN_GEMM_ROWS
+from prime_core.models.denoiser import MIN_GEMM_ROWS, queued
 
 
 class Rotation(NamedTuple):
@@ -25,42 +25,66 @@ class Rotation(NamedTuple):
     sin: Tensor
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Return the attention of every token over its row.
+class RowGroup(NamedTuple):
+    """Rows of one length.
+
+    Attributes:
+        length: tokens of each.
+        rows: (B',) int64, their numbers.
+        tokens: (B' L,) int64, their tokens among the packed ones.
+    """
+
+    length: int
+    rows: Tensor
+    tokens: Tensor
+
+
+def group_rows(lengths: Sequence[int], device: torch.device) -> list[RowGroup] | int:
+    """Group rows by length: once for all blocks of a network, before any of them is queued on a GPU.
 
     Args:
-        q: (T, H, E), rotated.
-        k: (T, H, E), rotated.
-        v: (T, H, E).
-        lengths: tokens of each row; they sum to T.
+        lengths: tokens of each row.
+        device: where the attention is.
 
     Returns:
-        (T, H E).
+        The groups; where all rows have one length, that length.
     """
-    out = torch.empty_like(v) if len(set(lengths)) > 1 else None
-    for index, length in _groups(lengths, q.device):
-        parts = [a if index is None else a[index] for a in (q, k, v)]
-        rows = [a.unflatten(0, (-1, length)).transpose(1, 2) for a in parts]  # each (B', H, L, E)
-        attended = _attention(*rows).transpose(1, 2).flatten(0, 1)
-        if out is None or index is None:
-            return attended.flatten(1)
-        out[index] = attended
-    assert out is not None
-    return out.flatten(1)
+    if len(set(lengths)) == 1:
+        return lengths[0]
+    numbers = torch.tensor(lengths)
+    of_token = numbers.repeat_interleave(numbers)
+    return [
+        RowGroup(
+            length,
+            *(queued((part == length).nonzero()[:, 0], device) for part in (numbers, of_token)),
+        )
+        for length in sorted(set(lengths))
+    ]
 
 
-def attend_at(positions: Tensor, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Return the attention of some tokens over their rows: `attend` at these positions.
+class Queries(NamedTuple):
+    """Tokens whose attention is asked for, and where each of them stands in a batch of queries (B, Q).
+
+    Attributes:
+        tokens: (R,) int64, indices into T.
+        row: (R,) int64 in 0..B-1.
+        slot: (R,) int64 in 0..Q-1, the rank among the queries of its row.
+        shape: B and Q.
+    """
+
+    tokens: Tensor
+    row: Tensor
+    slot: Tensor
+    shape: tuple[int, int]
+
+
+def place_queries(positions: Tensor, lengths: Sequence[int], device: torch.device) -> Queries:
+    """Find the places of some tokens; before anything is queued on a GPU that would have to be waited for.
 
     Args:
         positions: (R,) int64 indices into T, in any order; on the CPU they cost a GPU no synchronisation.
-        q: (R, H, E), the queries of these positions, rotated.
-        k: (T, H, E), rotated.
-        v: (T, H, E).
         lengths: tokens of each row; they sum to T.
-
-    Returns:
-        (R, H E).
+        device: where the attention is.
     """
     ends = torch.tensor(lengths, device=positions.device).cumsum(0)
     row = torch.searchsorted(ends, positions, right=True)
@@ -70,20 +94,60 @@ def attend_at(positions: Tensor, q: Tensor, k: Tensor, v: Tensor, lengths: Seque
     slot[order] = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row[order]]
     # So many queries a row, filled up: few shapes, and no product of so few rows that a CPU computes it otherwise.
     width = -(-int(counts.max()) // MIN_GEMM_ROWS) * MIN_GEMM_ROWS
-    row, slot = row.to(q.device), slot.to(q.device)
-    queries = q.new_zeros(len(lengths), width, *q.shape[1:]).index_put((row, slot), q).transpose(1, 2)
-    out = torch.empty_like(queries) if len(set(lengths)) > 1 else None
-    numbers = torch.tensor(lengths)
-    for index, length in _groups(lengths, q.device):
-        keys, values = (
-            (a if index is None else a[index]).unflatten(0, (-1, length)).transpose(1, 2) for a in (k, v)
-        )
-        if out is None:
-            return _attention(queries, keys, values).transpose(1, 2)[row, slot].flatten(1)
-        group = (numbers == length).nonzero()[:, 0].to(q.device)
-        out[group] = _attention(queries[group], keys, values)
-    assert out is not None
-    return out.transpose(1, 2)[row, slot].flatten(1)
+    tokens, row, slot = (queued(part, device) for part in (positions, row, slot))
+    return Queries(tokens, row, slot, (len(lengths), width))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, groups: list[RowGroup] | int) -> Tensor:
+    """Return the attention of every token over its row.
+
+    Args:
+        q: (T, H, E), rotated.
+        k: (T, H, E), rotated.
+        v: (T, H, E).
+        groups: of the rows, `group_rows`.
+
+    Returns:
+        (T, H E).
+    """
+    if isinstance(groups, int):
+        return _attention(*(_by_row(a, groups) for a in (q, k, v))).transpose(1, 2).flatten(0, 1).flatten(1)
+    out = torch.empty_like(v)
+    for length, _, tokens in groups:
+        rows = [_by_row(a[tokens], length) for a in (q, k, v)]
+        out[tokens] = _attention(*rows).transpose(1, 2).flatten(0, 1)
+    return out.flatten(1)
+
+
+def attend_at(queries: Queries, q: Tensor, k: Tensor, v: Tensor, groups: list[RowGroup] | int) -> Tensor:
+    """Return the attention of some tokens over their rows: `attend` at these tokens.
+
+    Args:
+        queries: which tokens, `place_queries`.
+        q: (R, H, E), their queries, rotated.
+        k: (T, H, E), rotated.
+        v: (T, H, E).
+        groups: of the rows, `group_rows`.
+
+    Returns:
+        (R, H E).
+    """
+    place = queries.row, queries.slot
+    batch = q.new_zeros(*queries.shape, *q.shape[1:]).index_put(place, q).transpose(1, 2)
+    if isinstance(groups, int):
+        out = _attention(batch, _by_row(k, groups), _by_row(v, groups))
+    else:
+        out = torch.empty_like(batch)
+        for length, rows, tokens in groups:
+            keys, values = (_by_row(a[tokens], length) for a in (k, v))
+            out[rows] = _attention(batch[rows], keys, values)
+    return out.transpose(1, 2)[place].flatten(1)
+
+
+def _by_row(packed: Tensor, length: int) -> Tensor:
+    """Map (B L, H, E) to (B, H, L, E), without a copy."""
+    rows: Tensor = packed.unflatten(0, (-1, length))
+    return rows.transpose(1, 2)
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -93,17 +157,3 @@ def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         return torch.softmax(scores, -1) @ v
     return F.scaled_dot_product_attention(q, k, v)
-
-
-def _groups(lengths: Sequence[int], device: torch.device) -> list[tuple[Tensor | None, int]]:
-    """Split packed rows into groups of equal length: (indices of their tokens or None for all, the length)."""
-    if len(set(lengths)) == 1:
-        return [(None, lengths[0])]
-    per_row = torch.arange(sum(lengths)).split(list(lengths))
-    return [
-        (
-            torch.cat([tokens for tokens, n in zip(per_row, lengths, strict=True) if n == length]).to(device),
-            length,
-        )
-        for length in sorted(set(lengths))
-    ]

@@ -22,8 +22,16 @@ from kernels.embed import embed_subtokens
 from kernels.linear_nll import LinearHead
 from kernels.modulate import gated_residual, norm_modulate, residual_norm_modulate, rotate_qk
 from prime_core.config import CodecConfig, DiTConfig
-from prime_core.models.attention import Rotation, attend, attend_at
-from prime_core.models.denoiser import filled_size
+from prime_core.models.attention import (
+    Queries,
+    Rotation,
+    RowGroup,
+    attend,
+    attend_at,
+    group_rows,
+    place_queries,
+)
+from prime_core.models.denoiser import filled_size, queued
 from prime_core.models.packed_linear import PackedLinear, pack_linears
 from prime_core.schedule import Schedule
 
@@ -117,20 +125,20 @@ class Block(nn.Module):
         self,
         x: Tensor,
         modulations: tuple[Modulation, Modulation],
-        lengths: Sequence[int],
+        groups: list[RowGroup] | int,
         rotation: Rotation,
-        positions: Tensor | None = None,
+        queries: Queries | None = None,
     ) -> Tensor:
-        """Map x (T, D) float32 to the same shape; to (R, D) where only some positions (R,) are asked for."""
+        """Map x (T, D) float32 to the same shape; to (R, D) where only some tokens (R,) are asked for."""
         attention, mlp = modulations
         dtype = self.attn_qkv.weight.dtype
         h = norm_modulate(x, self.norm1.weight, attention.shift, attention.scale, out_dtype=dtype)
         q, k, v = rotate_qk(self.attn_qkv(h), rotation.cos, rotation.sin, self.num_heads)
-        if positions is None:
-            h = attend(q, k, v, lengths)
+        if queries is None:
+            h = attend(q, k, v, groups)
         else:
-            at = positions.to(x.device)
-            h = attend_at(positions, q[at], k, v, lengths)
+            at = queries.tokens
+            h = attend_at(queries, q[at], k, v, groups)
             x, attention, mlp = x[at], attention.at(at), mlp.at(at)
         branch = F.dropout(self.attn_out(h), self.dropout, self.training)
         inplace = not torch.is_grad_enabled()
@@ -218,15 +226,17 @@ class DiT(nn.Module):
             raise ValueError("this model has no labels")
         if max(lengths) > self.config.length:
             raise ValueError(f"a row has {max(lengths)} tokens, but the context holds {self.config.length}")
+        # All that goes to a GPU goes before the first block: later it would be waited for behind the blocks.
+        groups = group_rows(lengths, y_t.device)
+        queries = None if positions is None else place_queries(positions, lengths, y_t.device)
         x = self.vocab_embed(y_t)
         modulations, (shift, scale) = self._modulations or self._modulate(self._conditioning(lengths, t))
         rotation = self._rotation(lengths)
         for block, modulation in zip(self.blocks, modulations[:-1], strict=False):
-            x = block(x, modulation, lengths, rotation)
-        x = self.blocks[-1](x, modulations[-1], lengths, rotation, positions)
-        if positions is not None and len(shift) > 1:
-            at = positions.to(x.device)
-            shift, scale = shift[at], scale[at]
+            x = block(x, modulation, groups, rotation)
+        x = self.blocks[-1](x, modulations[-1], groups, rotation, queries)
+        if queries is not None and len(shift) > 1:
+            shift, scale = shift[queries.tokens], scale[queries.tokens]
         return self.output_layer(x, shift, scale)  # type: ignore[no-any-return]
 
     def prepare(self) -> None:
@@ -309,7 +319,8 @@ class DiT(nn.Module):
         sigma = -torch.log(self.schedule.alpha_t(t.double()).clamp_min(1e-12)).float()
         filled = F.pad(sigma, (0, filled_size(len(sigma)) - len(sigma)))
         cond = F.silu(self.sigma_map(filled))[: len(sigma)]
-        return cond.repeat_interleave(torch.tensor(lengths, device=device), 0)
+        # Told the size of the result, a GPU is not asked for it.
+        return cond.repeat_interleave(queued(torch.tensor(lengths), device), 0, output_size=sum(lengths))
 
     def _rotation(self, lengths: Sequence[int]) -> Rotation:
         cos, sin = self.get_buffer("rotary_cos").float(), self.get_buffer("rotary_sin").float()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prime_core.config import CodecConfig, UNetConfig
-from prime_core.models.denoiser import filled_size
+from prime_core.models.denoiser import filled_size, queued
 from prime_core.models.unet_layers import (
     NUM_GROUPS,
     AttentionBlock,
@@ -164,7 +164,8 @@ class UNet(nn.Module):
             first, last = int(row.min()), int(row.max()) + 1
             if 2 * len(row) >= (last - first) * length:
                 logits = self._dense_logits(features.map[first:last])
-                return logits[row.to(logits.device) - first, token.to(logits.device)].float()
+                row, token = (queued(part, logits.device) for part in (row, token))
+                return logits[row - first, token].float()
         padded = _padded(features.map) if features.padded is None else features.padded
         return self._gathered_logits(padded, row, token).float()
 
@@ -242,19 +243,21 @@ class UNet(nn.Module):
         weight = self.out.get_parameter("2.weight").permute(0, 2, 3, 1).flatten(1)
         bias = self.out.get_parameter("2.bias")
         planes = weight.unflatten(0, (self.config.channels, -1)), bias.view(self.config.channels, -1)
+        # All at once, and only queued: to wait for a GPU here would be to wait for the trunk, chunk by chunk.
+        places = [queued(part, padded.device) for part in (row[:, None, None], ys, xs)]
         # The empty sum ties the result to the features where no position is asked for: a backward pass needs it.
         logits = padded[:0].sum() + bias.new_zeros(len(row), self.codec.vocab_size)
         for index, (plane_weight, plane_bias) in enumerate(zip(*planes, strict=True)):
-            mine = (channel == index).nonzero()[:, 0]
+            mine = queued((channel == index).nonzero()[:, 0], padded.device)
             if not len(mine):
                 continue
             blocks = []
             # A block's patches are nine times its features: only one block of them exists at a time.
             for block in F.pad(mine, (0, -len(mine) % HEAD_BLOCK)).split(HEAD_BLOCK):
-                where = (part[block].to(padded.device) for part in (row[:, None, None], ys, xs))
-                blocks.append(F.linear(padded[tuple(where)].flatten(1), plane_weight, plane_bias))
+                where = tuple(part[block] for part in places)
+                blocks.append(F.linear(padded[where].flatten(1), plane_weight, plane_bias))
             plane = torch.cat(blocks)[: len(mine)]
-            logits = logits.to(plane.dtype).index_copy(0, mine.to(padded.device), plane)
+            logits = logits.to(plane.dtype).index_copy(0, mine, plane)
         return logits
 
     def _labels(self, labels: Tensor | None, y_t: Tensor) -> Tensor:

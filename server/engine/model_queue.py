@@ -23,7 +23,7 @@ from server.engine.generation import Batch, Generation, Generations
 from server.engine.memory import free_cached_memory, is_out_of_memory
 from server.engine.room import Room
 from server.engine.stopwatch import CallStopwatch
-from server.engine.warm_up import check_finite, trial_rows
+from server.engine.warm_up import check_finite, trial_calls
 from server.metrics import Metrics
 
 logger = logging.getLogger("prime.engine")
@@ -164,13 +164,14 @@ class ModelQueue:
         self.crashes = 0
 
     def warm_up(self) -> None:
-        """One real call, which allocates and compiles what the first request should not wait for.
+        """Make the real calls that allocate and compile what the first requests should not wait for.
 
         Raises:
             NonFiniteError: if the logits are not finite.
         """
         generation = self._generations.current
-        check_finite(self.name, self._step(generation, trial_rows(generation.checkpoint)))
+        for rows in trial_calls(generation.checkpoint, generation.stepper.device):
+            check_finite(self.name, self._step(generation, rows))
 
     def replace(self, checkpoint: Checkpoint) -> None:
         """Serve other weights of the same model from the next request on (`Generations`).

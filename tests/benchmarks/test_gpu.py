@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_tests
 from benchmarks.command_line import load_settings
 from benchmarks.main import BENCHMARKS, main
 from benchmarks.op_cases import OPS
@@ -207,8 +207,8 @@ def test_parts_for_a_gpu_have_settings_that_can_be_used(tmp_path: Path) -> None:
     assert {part.arguments[1] for part in parts if part.writes} == set(BENCHMARKS)
     for part in parts:
         if not part.writes:
-            assert part.arguments[0] == "pytest"
-            assert all(Path(path).exists() for path in part.arguments if path.startswith("/"))
+            assert part.arguments[0] == "benchmarks.gpu_tests"
+            assert all(Path(path).is_file() for path in part.arguments if path.endswith(".py"))
             continue
         _, command, *flags = part.arguments
         given = {
@@ -221,8 +221,41 @@ def test_parts_for_a_gpu_have_settings_that_can_be_used(tmp_path: Path) -> None:
 
 
 def test_pytest_does_without_a_plugin_that_is_not_there() -> None:
-    arguments = gpu._pytest("tests/kernels", missing={"pytest_timeout": ""})
-    assert "-c" in arguments and "-c" not in gpu._pytest("tests/kernels", missing={})
+    arguments = gpu._tests("tests/kernels", missing={"pytest_timeout": ""})
+    assert "-c" in arguments and "-c" not in gpu._tests("tests/kernels", missing={})
+
+
+def test_every_test_of_a_kernel_runs_on_a_gpu() -> None:
+    """But those that a GPU changes nothing about."""
+    there = {f"tests/kernels/{path.name}" for path in (gpu.ROOT / "tests" / "kernels").glob("test_*.py")}
+    elsewhere = {f"tests/kernels/test_{name}.py" for name in ("backend", "compile_report", "linear")}
+    assert set(gpu._GPU_TESTS) == there - elsewhere | {"tests/prime_core/test_gpu_paths.py"}
+
+
+def test_tests_that_take_too_long_say_what_has_failed(tmp_path: Path) -> None:
+    failing, sleeping = tmp_path / "test_failing.py", tmp_path / "test_sleeping.py"
+    failing.write_text("def test_one(): assert 'seen' == 'unseen'\n")
+    sleeping.write_text("import time\ndef test_fine(): pass\ndef test_endless(): time.sleep(60)\n")
+    options_ = ("-q", "-c", "/dev/null", "-p", "no:cacheprovider", "--rootdir", str(tmp_path))
+    for files in ([failing, sleeping], [sleeping, failing]):
+        arguments = ("benchmarks.gpu_tests", "--processes", "2", *map(str, files), "--", *options_)
+        part = gpu.Part("slow", arguments, 60, writes=False)
+        result = gpu.run_part(part, options(tmp_path), 8.0)
+        assert result["status"] == "out of time"
+        log = (tmp_path / gpu.LOG_NAME).read_text()
+        assert "AssertionError: assert 'seen' == 'unseen'" in log and "1 failed" in log
+        assert "KeyboardInterrupt" in log and "1 passed" in log
+        (tmp_path / gpu.LOG_NAME).unlink()
+
+
+def test_tests_in_processes_give_one_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = tmp_path / "test_good.py", tmp_path / "test_bad.py"
+    good.write_text("def test_fine(): pass\n")
+    bad.write_text("def test_wrong(): assert False\n")
+    options_ = ["--", "-q", "-c", "/dev/null", "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]
+    assert gpu_tests.main([str(good), *options_]) == 0
+    assert gpu_tests.main([str(bad), str(good), *options_]) == 1
+    assert capsys.readouterr().out.count("1 passed") == 2
 
 
 def test_packages_of_a_folder_are_not_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,3 +265,20 @@ def test_packages_of_a_folder_are_not_missing(tmp_path: Path, monkeypatch: pytes
     assert gpu.missing_packages(None) == {"carried_package": "a test"}
     assert gpu.missing_packages(tmp_path) == {}
     assert sys.path == before
+
+
+def test_what_triton_builds_with_is_named_where_it_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(gpu.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    assert gpu.missing_tools() == {"a C compiler": "the kernels", "Python.h": "the kernels"}
+    compiler = tmp_path / "clang"
+    compiler.write_text("")
+    compiler.chmod(0o755)
+    (tmp_path / "Python.h").write_text("")
+    assert gpu.missing_tools() == {}
+    (tmp_path / "clang").rename(tmp_path / "cc-of-mine")
+    monkeypatch.setenv("CC", "cc-of-mine")
+    assert gpu.missing_tools() == {}

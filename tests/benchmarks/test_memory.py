@@ -4,7 +4,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from benchmarks.memory import TASKS, LargestTensor, MemoryBenchSettings, measure, run_memory
+from benchmarks import memory
+from benchmarks.memory import TASKS, LargestTensor, MemoryBenchSettings, Need, measure, run_memory
 from benchmarks.report import memory_table
 
 SETTINGS = MemoryBenchSettings(model="tiny", vocab_size=3000, length=32, batch_size=48, steps=2, device="cpu")
@@ -34,6 +35,15 @@ def test_document_and_table() -> None:
     assert entry["task"] == "nelbo"
     assert entry["largest_tensor_bytes"] > 0
     assert "nelbo" in memory_table(document)
+
+
+def test_on_a_gpu_no_process_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MemoryBenchSettings, "torch_device", torch.device("cuda", 0))
+    monkeypatch.setattr(memory, "document_head", lambda name, settings: {"benchmark": name})
+    monkeypatch.setattr(memory, "in_own_process", None)
+    monkeypatch.setattr(memory, "measure", lambda task, settings: Need(12, (3,), len(task)))
+    document = run_memory(SETTINGS, lambda line: None)
+    assert [entry["peak_bytes"] for entry in document["tasks"]] == [len(task) for task in TASKS]
 
 
 def test_network_and_digits_must_fit() -> None:

@@ -4,6 +4,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from benchmarks.op_cases import OPS, describe_size, num_input_sets
 from benchmarks.op_inputs import tensors_of
 from benchmarks.ops import OpsSettings, run_ops
 from kernels.linear import pack_weight, packed_linear
+from kernels.token_digits import TokenDigits
 
 TEXT = {"R": 3, "V": 300, "S": 2}  # base 18
 HEAD = {"R": 3, "D": 4, "V": 300, "S": 2}
@@ -48,9 +50,11 @@ def test_every_public_op_is_measured() -> None:
     [
         # 4 tokens: 2 int64 digits in, 6 bfloat16 features out; a table of 19 rows of 3 bfloat16.
         ("embed_subtokens", {"T": 4, "D": 6, "V": 300, "S": 2}, 4 * 16 + 19 * 3 * 2 + 4 * 6 * 2, 0),
-        # 1200 logit bytes a row, y in and out 32, due 2, u 8, temperature 4, top k 8, top p 4, finite 1.
-        ("reveal_tokens", TEXT, 3 * (1200 + 32 + 2 + 25) + 300 * 16, 5 * 900),
-        ("reveal_digits", TEXT, 3 * (1200 + 32 + 2 + 25 + 8) + 300 * 16, 5 * 900),
+        # 1200 logit bytes a row, y in and out 32, due 2, u 8, finite 1; 16 bits of every token's digits.
+        ("reveal_tokens", TEXT, 3 * (1200 + 32 + 2 + 9) + 300 * 2, 5 * 900),
+        # The same, temperature 4, top k 8, top p 4.
+        ("reveal_tokens, top k and p", TEXT, 3 * (1200 + 32 + 2 + 9 + 16) + 300 * 2, 5 * 900),
+        ("reveal_digits", TEXT, 3 * (1200 + 32 + 2 + 9 + 8) + 300 * 2, 5 * 900),
         # The same, 48 more bytes of the features' gradient and 114 of the table's; each feature is added once.
         ("embed_subtokens and gradient", {"T": 4, "D": 6, "V": 300, "S": 2}, 64 + 114 + 48 + 48 + 114, 24),
         # 2 images of 3 planes of 4 x 4 pixels of 2 digits, 5 features each; a table of 5 rows (base 4).
@@ -109,6 +113,18 @@ def test_inputs_fit_the_signature_and_differ() -> None:
         assert not torch.equal(first, other), name
 
 
+def test_draws_are_asked_for_as_the_samplers_ask() -> None:
+    """Digits packed once, and no truncation where there is none: an op takes other kernels for either."""
+    generator, device = torch.Generator().manual_seed(0), torch.device("cpu")
+    for name in ("reveal_tokens", "reveal_digits"):
+        inputs = OPS[name].inputs(OPS[name].sizes["smoke"][0], generator, device)
+        assert isinstance(inputs["digits"], TokenDigits)
+        assert inputs["temperature"] is inputs["top_k"] is inputs["top_p"] is None
+    truncated = OPS["reveal_tokens, top k and p"]
+    inputs = truncated.inputs(truncated.sizes["smoke"][0], generator, device)
+    assert all(isinstance(inputs[key], torch.Tensor) for key in ("temperature", "top_k", "top_p"))
+
+
 def test_gradients_are_taken_of_what_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """The table of an embedding, and both tensors of a head."""
     taken: list[list[tuple[int, ...]]] = []
@@ -133,6 +149,21 @@ def test_an_op_that_cannot_run_here_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     settings = OpsSettings(only="packed_linear", scale="smoke", repeats=1, device="cpu")
     (entry,) = run_ops(settings, lambda line: None)["ops"]
     assert entry["seconds"] is None and "cannot be packed" in entry["error"]
+
+
+def test_a_kernel_that_fails_does_not_take_the_others_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU such errors are of `triton.runtime.errors` or CUDA's own: RuntimeErrors."""
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setitem(OPS, "gather_rows", replace(OPS["gather_rows"], function=fail))
+    only = {name: OPS[name] for name in ("gather_rows", "scatter_rows")}
+    monkeypatch.setattr("benchmarks.ops.OPS", only)
+    settings = OpsSettings(scale="smoke", repeats=1, device="cpu")
+    failed, other = run_ops(settings, lambda line: None)["ops"]
+    assert failed["seconds"] is None and failed["error"] == "OutOfMemoryError: CUDA out of memory"
+    assert other["seconds"] > 0
 
 
 def test_input_sets_outgrow_the_cache() -> None:

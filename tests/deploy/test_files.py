@@ -84,3 +84,24 @@ def test_compose_gives_time_to_drain() -> None:
     variables = dict(each.split("=") for each in service["environment"] if "=" in each)
     grace_s = re.fullmatch(r"(\d+)s", service["stop_grace_period"])
     assert grace_s is not None and float(grace_s[1]) > float(variables["PRIME_DRAIN_TIMEOUT_S"])
+
+
+def test_kernels_can_be_compiled_in_a_read_only_container() -> None:
+    """Triton writes its kernels, and launchers that are loaded from there; Docker mounts a tmpfs noexec if not told."""
+    (cache,) = re.findall(
+        r"TRITON_CACHE_DIR=(\S+)", (DEPLOY.parent / "Dockerfile").read_text("utf-8").rpartition("FROM")[2]
+    )
+    service = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))["services"]["prime"]
+    assert service["read_only"] and service["tmpfs"] == [f"{Path(cache).parent}:exec"]
+    documents = yaml.safe_load_all((DEPLOY / "kubernetes/prime.yaml").read_text("utf-8"))
+    pod = next(each for each in documents if each["kind"] == "Deployment")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    assert str(Path(cache).parent) in {mount["mountPath"] for mount in container["volumeMounts"]}
+
+
+def test_compose_gives_the_gpu_to_the_server_and_asks_it_to_use_it() -> None:
+    service = yaml.safe_load((DEPLOY / "compose.gpu.yaml").read_text("utf-8"))["services"]["prime"]
+    assert "PRIME_DEVICE=cuda" in service["environment"]
+    (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+    assert device["driver"] == "nvidia" and device["capabilities"] == ["gpu"]

@@ -1,0 +1,266 @@
+"""Every path through the core gives on a GPU what it gives on a CPU, and waits for the GPU only where it must.
+
+Without a GPU it is a pretended one (`tests.pretend_gpu`): its operations refuse tensors of two devices, and the code is
+that of a GPU, with the kernels in Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from prime_core.canvas import digits_canvas
+from prime_core.codec import SubtokenCodec
+from prime_core.config import CodecConfig, DiTConfig, UNetConfig
+from prime_core.correctors import Corrector
+from prime_core.dense import sample_dense
+from prime_core.likelihood import estimate_grid_nelbo, estimate_likelihood
+from prime_core.models.dit import DiT
+from prime_core.models.unet import UNet
+from prime_core.objectives import Objective, training_loss
+from prime_core.row import Row, new_row
+from prime_core.sample import run_rows
+from prime_core.schedule import LinearSchedule
+from prime_core.score_row import draw_states, new_score_rows
+from prime_core.settings import SamplingSettings
+from prime_core.stepper import Stepper
+from tests.pretend_gpu import GPU, pretend_gpu
+
+pytest.importorskip("triton")
+
+SCHEDULE = LinearSchedule()
+TEXT, IMAGES = SubtokenCodec(20, 2), SubtokenCodec(16, 2)
+CPU = torch.device("cpu")
+
+Network = DiT | UNet
+Run = Callable[[Network, SubtokenCodec, torch.device], Sequence[Tensor]]
+
+
+only_pretended = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU does not tell what waits for it")
+
+
+@pytest.fixture(autouse=True)
+def _exact_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU torch rounds the factors of float32 convolutions to TF32 (11 bits), unless it is told not to."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@contextmanager
+def gpu() -> Iterator[list[str] | None]:
+    """A GPU, with what it is waited for if it is pretended."""
+    if torch.cuda.is_available():
+        yield None
+    else:
+        with pretend_gpu() as waits:
+            yield waits
+
+
+def text_network(*, time_conditioned: bool = False) -> tuple[Network, SubtokenCodec]:
+    config = DiTConfig(
+        hidden_size=32, num_blocks=2, num_heads=2, cond_dim=16, length=8, dropout=0.0,
+        time_conditioned=time_conditioned,
+    )  # fmt: skip
+    return _random(DiT(config, CodecConfig(vocab_size=20, target_length=2), SCHEDULE)), TEXT
+
+
+def image_network(**changes: object) -> tuple[Network, SubtokenCodec]:
+    config = UNetConfig.model_validate(
+        {
+            "channels": 1, "height": 4, "width": 4, "model_channels": 32, "channel_mult": (1, 2),
+            "num_res_blocks": 1, "attention_rates": (2,), "head_channels": 32, "dropout": 0.0, **changes,
+        }
+    )  # fmt: skip
+    return _random(UNet(config, CodecConfig(vocab_size=16, target_length=2), SCHEDULE)), IMAGES
+
+
+def _random(network: Network) -> Network:
+    generator = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+    return network.eval()
+
+
+def new_rows(
+    codec: SubtokenCodec, lengths: Sequence[int], draw: str, corrector: Corrector | None, label: int | None
+) -> list[Row]:
+    settings = [SamplingSettings(draw=draw), SamplingSettings(0.7, 0.9, 5, draw=draw)]  # type: ignore[arg-type]
+    rows = []
+    for seed, length in enumerate(lengths):
+        y = torch.full((length, codec.target_length), codec.mask_index)
+        y[1, 0] = 1
+        canvas = digits_canvas(codec, y)
+        rows.append(new_row(canvas, SCHEDULE, settings[seed % 2], 3, seed, corrector=corrector, label=label))
+    return rows
+
+
+def sampled(
+    *lengths: int, draw: str = "joint", corrector: Corrector | None = None, label: int | None = None
+) -> Run:
+    def run(network: Network, codec: SubtokenCodec, device: torch.device) -> list[Tensor]:
+        rows = new_rows(codec, lengths, draw, corrector, label)
+        run_rows(Stepper(network, codec, device), rows, max_rows=2)
+        assert all(row.done and not row.failed for row in rows)
+        return [row.y for row in rows]
+
+    return run
+
+
+def dense(network: Network, codec: SubtokenCodec, device: torch.device) -> list[Tensor]:
+    y = torch.full((2, network.config.length, codec.target_length), codec.mask_index)
+    settings = SamplingSettings(0.7, 0.9, 5)
+    samples = sample_dense(network, codec, SCHEDULE, y, [1, 2], 3, settings, eps=0.01)
+    return [samples.y, samples.ok]
+
+
+def scored(network: Network, codec: SubtokenCodec, device: torch.device) -> list[Tensor]:
+    x_0 = tokens(network, codec, num_rows=1)[0]
+    states = draw_states((len(x_0), codec.target_length), 4, SCHEDULE, 0)
+    rows = new_score_rows(codec.encode(x_0), x_0, states, 2, per_token=True)
+    run_rows(Stepper(network, codec, device), rows)
+    return [row.nats for row in rows]
+
+
+def likelihoods(network: Network, codec: SubtokenCodec, device: torch.device) -> list[Tensor]:
+    x_0 = tokens(network, codec).to(device)
+    both = estimate_likelihood(
+        network, codec, SCHEDULE, x_0, generator=torch.Generator().manual_seed(2), num_draws=2
+    )
+    grid = estimate_grid_nelbo(network, codec, SCHEDULE, x_0, 5, generator=torch.Generator().manual_seed(2))
+    return [*both, grid]
+
+
+def loss_of(objective: Objective) -> Run:
+    def run(network: Network, codec: SubtokenCodec, device: torch.device) -> list[Tensor]:
+        network.train().requires_grad_(True)
+        x_0 = tokens(network, codec)
+        uniforms = torch.rand(*x_0.shape, codec.target_length, generator=torch.Generator().manual_seed(3))
+        t = torch.linspace(0.1, 0.9, len(x_0))
+        loss = training_loss(
+            network, codec, SCHEDULE, x_0.to(device), t.to(device), uniforms.to(device), objective=objective
+        )
+        loss.backward()
+        gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+        assert len(gradients) > 10
+        return [loss.detach(), *gradients]
+
+    return run
+
+
+def tokens(network: Network, codec: SubtokenCodec, num_rows: int = 3) -> Tensor:
+    shape = (num_rows, network.config.length)
+    return torch.randint(codec.vocab_size, shape, generator=torch.Generator().manual_seed(1))
+
+
+CORRECTOR = Corrector("corrected", 30, 1.0, 0.5)
+CASES: dict[str, tuple[Callable[[], tuple[nn.Module, SubtokenCodec]], Run]] = {
+    "text": (text_network, sampled(8, 3, 8)),
+    "text, time": (lambda: text_network(time_conditioned=True), sampled(8, 3)),
+    "images": (image_network, sampled(16)),
+    "images, digits alone": (image_network, sampled(16, draw="marginal", corrector=CORRECTOR)),
+    "images, label and time": (
+        lambda: image_network(labels="class", num_labels=3, time_conditioned=True),
+        sampled(16, label=1),
+    ),
+    "dense text": (text_network, dense),
+    "dense images": (image_network, dense),
+    "scores": (text_network, scored),
+    "likelihoods of text": (lambda: text_network(time_conditioned=True), likelihoods),
+    "likelihoods of images": (image_network, likelihoods),
+    "coded loss of text": (text_network, loss_of("coded")),
+    "nelbo loss of text": (text_network, loss_of("nelbo")),
+    "coded loss of images": (image_network, loss_of("coded")),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_gpu_gives_what_a_cpu_gives(name: str) -> None:
+    build, run = CASES[name]
+    want = run(*build(), CPU)  # type: ignore[arg-type]
+    with gpu():
+        network, codec = build()
+        got = [part.cpu() for part in run(network.to(GPU), codec, GPU)]  # type: ignore[arg-type]
+    assert len(got) == len(want)
+    for one, other in zip(got, want, strict=True):
+        assert one.dtype == other.dtype
+        scale = max(float(other.double().abs().max()), 1.0)
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * scale)
+
+
+@only_pretended
+@pytest.mark.parametrize("time_conditioned", [False, True])
+@pytest.mark.parametrize("lengths", [[8, 8], [8, 3, 5, 3]], ids=["even", "uneven"])
+def test_nothing_is_waited_for_in_a_trunk(lengths: list[int], time_conditioned: bool) -> None:
+    """A copy that is waited for behind the first blocks is a gap in which the GPU idles."""
+    network, codec = text_network(time_conditioned=time_conditioned)
+    assert isinstance(network, DiT)
+    y = torch.full((sum(lengths), codec.target_length), codec.mask_index)
+    t = torch.full((len(lengths),), 0.5, dtype=torch.float64)
+    positions = torch.tensor([0, 2, 9, 10])
+    with torch.inference_mode():
+        want = network.head(network.features(y, lengths, t, positions))
+    with pretend_gpu() as waits, torch.inference_mode():
+        network.to(GPU)
+        network.prepare()
+        y, t = y.to(GPU), t.to(GPU)
+        waits.clear()
+        logits = network.head(network.features(y, lengths, t, positions))
+        assert not waits
+        torch.testing.assert_close(logits.cpu(), want)
+
+
+@only_pretended
+def test_nothing_is_waited_for_in_the_head_of_images() -> None:
+    network, codec = image_network(channels=2)
+    assert isinstance(network, UNet)
+    y = torch.full((2 * 32, codec.target_length), codec.mask_index)
+    positions = torch.arange(0, 64, 5)
+    with pretend_gpu() as waits, torch.inference_mode():
+        network.to(GPU)
+        features = network.features(y.to(GPU), [32, 32], positions=positions)
+        waits.clear()
+        network.head(features)
+        assert not waits
+
+
+@only_pretended
+def test_a_step_of_the_dense_sampler_copies_nothing_to_the_gpu() -> None:
+    copies = []
+    for num_steps in (1, 4):
+        network, codec = text_network()
+        y = torch.full((1, 4, codec.target_length), codec.mask_index)
+        with pretend_gpu() as waits:
+            network.to(GPU)
+            waits.clear()
+            sample_dense(network, codec, SCHEDULE, y, [1], num_steps, SamplingSettings())
+            copies.append(waits.count("copy to the GPU"))
+    assert copies[0] == copies[1]
+
+
+@only_pretended
+def test_the_pretended_gpu_refuses_what_a_gpu_refuses() -> None:
+    with pretend_gpu() as waits:
+        here, there = torch.ones(3), torch.ones(3).to(GPU)
+        assert there.is_cuda and there.device == GPU and not (there + 1).is_cpu
+        for mixed in (
+            lambda: here + there,
+            lambda: torch.cat([here, there]),
+            lambda: there.copy_(there) @ here,
+        ):
+            with pytest.raises(RuntimeError, match="on the same device"):
+                mixed()
+        waits.clear()
+        assert (there * torch.tensor(2.0)).sum().item() == 6
+        assert there[torch.tensor([0, 1])].tolist() == [1, 1]
+        assert len(there[there > 0]) == 3
+        here.to(GPU, non_blocking=True)
+        assert Counter(waits) == {
+            "aten::_local_scalar_dense": 1,
+            "aten::index by an index on the CPU": 1,
+            "copy to the CPU": 1,
+            "aten::index by a mask": 1,
+        }
