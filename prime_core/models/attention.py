@@ -25,20 +25,50 @@ class Rotation(NamedTuple):
     sin: Tensor
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
+class Packing(NamedTuple):
+    """How the rows of a call lie end to end. All of it is where the network is before its first block runs.
+
+    Attributes:
+        lengths: tokens of each row; they sum to T.
+        groups: for every length, the indices of the tokens of its rows (None for all), and the length.
+        rotation: the angles of every token.
+        rows: (T,) int64, the row of every token; None where nobody asks for it.
+    """
+
+    lengths: Sequence[int]
+    groups: Sequence[tuple[Tensor | None, int]]
+    rotation: Rotation
+    rows: Tensor | None
+
+
+def pack(lengths: Sequence[int], cos: Tensor, sin: Tensor, *, with_rows: bool) -> Packing:
+    """Return how rows of some lengths are packed.
+
+    Args:
+        lengths: tokens of each row.
+        cos: (L, E / 2) float32, the angles of the positions of a row, L at least the longest length.
+        sin: (L, E / 2) float32.
+        with_rows: whether somebody asks for `Packing.rows`.
+    """
+    rows = torch.repeat_interleave(torch.tensor(lengths)).to(cos.device) if with_rows else None
+    rotation = Rotation(torch.cat([cos[:n] for n in lengths]), torch.cat([sin[:n] for n in lengths]))
+    return Packing(lengths, _groups(lengths, cos.device), rotation, rows)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
     """Return the attention of every token over its row.
 
     Args:
         q: (T, H, E), rotated.
         k: (T, H, E), rotated.
         v: (T, H, E).
-        lengths: tokens of each row; they sum to T.
+        packing: of the rows.
 
     Returns:
         (T, H E).
     """
-    out = torch.empty_like(v) if len(set(lengths)) > 1 else None
-    for index, length in _groups(lengths, q.device):
+    out = torch.empty_like(v) if len(packing.groups) > 1 else None
+    for index, length in packing.groups:
         parts = [a if index is None else a[index] for a in (q, k, v)]
         rows = [a.unflatten(0, (-1, length)).transpose(1, 2) for a in parts]  # each (B', H, L, E)
         attended = _attention(*rows).transpose(1, 2).flatten(0, 1)
@@ -49,7 +79,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
     return out.flatten(1)
 
 
-def attend_at(positions: Tensor, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
+def attend_at(positions: Tensor, q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
     """Return the attention of some tokens over their rows: `attend` at these positions.
 
     Args:
@@ -57,11 +87,12 @@ def attend_at(positions: Tensor, q: Tensor, k: Tensor, v: Tensor, lengths: Seque
         q: (R, H, E), the queries of these positions, rotated.
         k: (T, H, E), rotated.
         v: (T, H, E).
-        lengths: tokens of each row; they sum to T.
+        packing: of the rows.
 
     Returns:
         (R, H E).
     """
+    lengths = packing.lengths
     ends = torch.tensor(lengths, device=positions.device).cumsum(0)
     row = torch.searchsorted(ends, positions, right=True)
     counts = torch.bincount(row, minlength=len(lengths))
@@ -72,9 +103,9 @@ def attend_at(positions: Tensor, q: Tensor, k: Tensor, v: Tensor, lengths: Seque
     width = -(-int(counts.max()) // MIN_GEMM_ROWS) * MIN_GEMM_ROWS
     row, slot = row.to(q.device), slot.to(q.device)
     queries = q.new_zeros(len(lengths), width, *q.shape[1:]).index_put((row, slot), q).transpose(1, 2)
-    out = torch.empty_like(queries) if len(set(lengths)) > 1 else None
+    out = torch.empty_like(queries) if len(packing.groups) > 1 else None
     numbers = torch.tensor(lengths)
-    for index, length in _groups(lengths, q.device):
+    for index, length in packing.groups:
         keys, values = (
             (a if index is None else a[index]).unflatten(0, (-1, length)).transpose(1, 2) for a in (k, v)
         )

@@ -20,9 +20,15 @@ from torch.nn import functional as F
 
 from kernels.embed import embed_subtokens
 from kernels.linear_nll import LinearHead
-from kernels.modulate import gated_residual, norm_modulate, residual_norm_modulate, rotate_qk
+from kernels.modulate import (
+    RotatedHeads,
+    gated_residual,
+    norm_modulate,
+    residual_norm_modulate,
+    rotate_qk,
+)
 from prime_core.config import CodecConfig, DiTConfig
-from prime_core.models.attention import Rotation, attend, attend_at
+from prime_core.models.attention import Packing, attend, attend_at, pack
 from prime_core.models.denoiser import filled_size
 from prime_core.models.packed_linear import PackedLinear, pack_linears
 from prime_core.schedule import Schedule
@@ -47,6 +53,24 @@ class Modulation(NamedTuple):
 
 
 _Modulations = tuple[list[tuple[Modulation, Modulation]], tuple[Tensor, Tensor]]
+
+
+class TrunkState(NamedTuple):
+    """What the trunk computes before it matters which positions are asked for.
+
+    Attributes:
+        x: (T, D) float32, the residual stream before the last block.
+        heads: the last block's queries, keys and values of all tokens.
+        modulations: of the last block's attention and MLP.
+        output: shift and scale of the output layer.
+        packing: of the rows.
+    """
+
+    x: Tensor
+    heads: RotatedHeads
+    modulations: tuple[Modulation, Modulation]
+    output: tuple[Tensor, Tensor]
+    packing: Packing
 
 
 class SigmaEmbedding(nn.Module):
@@ -113,26 +137,21 @@ class Block(nn.Module):
         parts = self.adaLN_modulation(cond).float().chunk(6, -1)
         return Modulation(*parts[:3]), Modulation(*parts[3:])
 
-    def forward(
-        self,
-        x: Tensor,
-        modulations: tuple[Modulation, Modulation],
-        lengths: Sequence[int],
-        rotation: Rotation,
-        positions: Tensor | None = None,
-    ) -> Tensor:
-        """Map x (T, D) float32 to the same shape; to (R, D) where only some positions (R,) are asked for."""
-        attention, mlp = modulations
+    def forward(self, x: Tensor, modulations: tuple[Modulation, Modulation], packing: Packing) -> Tensor:
+        """Map x (T, D) float32 to the same shape."""
+        heads = self.project(x, modulations[0], packing)
+        return self.finish(x, attend(*heads, packing), modulations)
+
+    def project(self, x: Tensor, modulation: Modulation, packing: Packing) -> RotatedHeads:
+        """Return the queries, keys and values of x (T, D), each (T, H, E)."""
         dtype = self.attn_qkv.weight.dtype
-        h = norm_modulate(x, self.norm1.weight, attention.shift, attention.scale, out_dtype=dtype)
-        q, k, v = rotate_qk(self.attn_qkv(h), rotation.cos, rotation.sin, self.num_heads)
-        if positions is None:
-            h = attend(q, k, v, lengths)
-        else:
-            at = positions.to(x.device)
-            h = attend_at(positions, q[at], k, v, lengths)
-            x, attention, mlp = x[at], attention.at(at), mlp.at(at)
-        branch = F.dropout(self.attn_out(h), self.dropout, self.training)
+        h = norm_modulate(x, self.norm1.weight, modulation.shift, modulation.scale, out_dtype=dtype)
+        return rotate_qk(self.attn_qkv(h), packing.rotation.cos, packing.rotation.sin, self.num_heads)
+
+    def finish(self, x: Tensor, attended: Tensor, modulations: tuple[Modulation, Modulation]) -> Tensor:
+        """Return what becomes of some tokens x (R, D), which may be written to, and their attention (R, D)."""
+        attention, mlp = modulations
+        branch = F.dropout(self.attn_out(attended), self.dropout, self.training)
         inplace = not torch.is_grad_enabled()
         x, h = residual_norm_modulate(
             x,
@@ -141,7 +160,7 @@ class Block(nn.Module):
             self.norm2.weight,
             mlp.shift,
             mlp.scale,
-            out_dtype=dtype,
+            out_dtype=self.attn_qkv.weight.dtype,
             inplace=inplace,
         )
         branch = F.dropout(self.mlp[2](self.mlp[0](h, activation="gelu_tanh")), self.dropout, self.training)
@@ -218,16 +237,9 @@ class DiT(nn.Module):
             raise ValueError("this model has no labels")
         if max(lengths) > self.config.length:
             raise ValueError(f"a row has {max(lengths)} tokens, but the context holds {self.config.length}")
-        x = self.vocab_embed(y_t)
-        modulations, (shift, scale) = self._modulations or self._modulate(self._conditioning(lengths, t))
-        rotation = self._rotation(lengths)
-        for block, modulation in zip(self.blocks, modulations[:-1], strict=False):
-            x = block(x, modulation, lengths, rotation)
-        x = self.blocks[-1](x, modulations[-1], lengths, rotation, positions)
-        if positions is not None and len(shift) > 1:
-            at = positions.to(x.device)
-            shift, scale = shift[at], scale[at]
-        return self.output_layer(x, shift, scale)  # type: ignore[no-any-return]
+        if self.config.time_conditioned and t is None:
+            raise ValueError("this model is time-conditioned: t is required")
+        return self._features_at(self._trunk(self._pack(lengths), y_t, t), positions)
 
     def prepare(self) -> None:
         """Compute once what inference would repeat: weights packed for a CPU, the modulation of a time-free network.
@@ -237,7 +249,7 @@ class DiT(nn.Module):
         pack_linears(self)
         if not self.config.time_conditioned:
             with torch.no_grad():
-                self._modulations = self._modulate(self._conditioning([], None))
+                self._modulations = self._modulate(self._conditioning(None, None))
 
     def train(self, mode: bool = True) -> DiT:
         """Set training or evaluation mode."""
@@ -300,17 +312,41 @@ class DiT(nn.Module):
         blocks = cast("list[Block]", list(self.blocks))
         return [block.modulate(cond) for block in blocks], self.output_layer.modulate(cond)
 
-    def _conditioning(self, lengths: Sequence[int], t: Tensor | None) -> Tensor:
-        device = self.get_buffer("rotary_cos").device
-        if not self.config.time_conditioned:
-            return F.silu(self.sigma_map(torch.zeros(1, device=device)))
-        if t is None:
-            raise ValueError("this model is time-conditioned: t is required")
+    def _conditioning(self, t: Tensor | None, rows: Tensor | None) -> Tensor:
+        """Return the conditioning: (1, C) of a time-free network, else (T, C), given times (B,) and rows (T,)."""
+        if t is None or rows is None:
+            return F.silu(self.sigma_map(torch.zeros(1, device=self.get_buffer("rotary_cos").device)))
         sigma = -torch.log(self.schedule.alpha_t(t.double()).clamp_min(1e-12)).float()
         filled = F.pad(sigma, (0, filled_size(len(sigma)) - len(sigma)))
-        cond = F.silu(self.sigma_map(filled))[: len(sigma)]
-        return cond.repeat_interleave(torch.tensor(lengths, device=device), 0)
+        return F.silu(self.sigma_map(filled))[: len(sigma)].index_select(0, rows)
 
-    def _rotation(self, lengths: Sequence[int]) -> Rotation:
+    def _pack(self, lengths: Sequence[int]) -> Packing:
         cos, sin = self.get_buffer("rotary_cos").float(), self.get_buffer("rotary_sin").float()
-        return Rotation(torch.cat([cos[:n] for n in lengths]), torch.cat([sin[:n] for n in lengths]))
+        return pack(lengths, cos, sin, with_rows=self.config.time_conditioned)
+
+    def _trunk(self, packing: Packing, y_t: Tensor, t: Tensor | None = None) -> TrunkState:
+        """Run all that does not depend on positions; it reads tensors of the device alone."""
+        x = self.vocab_embed(y_t)
+        modulations, output = self._modulations or self._modulate(self._conditioning(t, packing.rows))
+        for block, modulation in zip(self.blocks, modulations[:-1], strict=False):
+            x = block(x, modulation, packing)
+        heads = self._last_block.project(x, modulations[-1][0], packing)
+        return TrunkState(x, heads, modulations[-1], output, packing)
+
+    def _features_at(self, state: TrunkState, positions: Tensor | None) -> Tensor:
+        """Run the rest: features (R, D) of some positions (R,), or of all."""
+        x, (q, k, v), (attention, mlp), (shift, scale), packing = state
+        if positions is None:
+            h = attend(q, k, v, packing)
+        else:
+            at = positions.to(x.device)
+            h = attend_at(positions, q[at], k, v, packing)
+            x, attention, mlp = x[at], attention.at(at), mlp.at(at)
+            if len(shift) > 1:
+                shift, scale = shift[at], scale[at]
+        x = self._last_block.finish(x, h, (attention, mlp))
+        return self.output_layer(x, shift, scale)  # type: ignore[no-any-return]
+
+    @property
+    def _last_block(self) -> Block:
+        return cast(Block, self.blocks[-1])
