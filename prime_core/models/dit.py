@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
@@ -30,6 +31,7 @@ from kernels.modulate import (
 from prime_core.config import CodecConfig, DiTConfig
 from prime_core.models.attention import Packing, attend, attend_at, pack
 from prime_core.models.denoiser import filled_size
+from prime_core.models.graphs import GraphedNetwork
 from prime_core.models.packed_linear import PackedLinear, pack_linears
 from prime_core.schedule import Schedule
 
@@ -57,6 +59,8 @@ _Modulations = tuple[list[tuple[Modulation, Modulation]], tuple[Tensor, Tensor]]
 
 class TrunkState(NamedTuple):
     """What the trunk computes before it matters which positions are asked for.
+
+    With CUDA graphs it is good until the next call.
 
     Attributes:
         x: (T, D) float32, the residual stream before the last block.
@@ -188,7 +192,7 @@ class OutputLayer(nn.Module):
         return norm_modulate(x, self.norm_final.weight, shift, scale, out_dtype=self.linear.weight.dtype)
 
 
-class DiT(nn.Module):
+class DiT(GraphedNetwork):
     """The text denoiser: partly masked digits -> logits of p_theta(x_i | y_t) over whole tokens."""
 
     def __init__(self, config: DiTConfig, codec: CodecConfig, schedule: Schedule) -> None:
@@ -237,15 +241,20 @@ class DiT(nn.Module):
             raise ValueError("this model has no labels")
         if max(lengths) > self.config.length:
             raise ValueError(f"a row has {max(lengths)} tokens, but the context holds {self.config.length}")
-        if self.config.time_conditioned and t is None:
-            raise ValueError("this model is time-conditioned: t is required")
-        return self._features_at(self._trunk(self._pack(lengths), y_t, t), positions)
+        inputs = {"y_t": y_t}
+        if self.config.time_conditioned:
+            if t is None:
+                raise ValueError("this model is time-conditioned: t is required")
+            inputs["t"] = t
+        state = self._run_trunk(tuple(lengths), lambda: partial(self._trunk, self._pack(lengths)), inputs)
+        return self._features_at(state, positions)
 
     def prepare(self) -> None:
         """Compute once what inference would repeat: weights packed for a CPU, the modulation of a time-free network.
 
         Later changes of the weights are not seen; training mode drops what was prepared.
         """
+        self._forget_graphs()  # they read what was prepared before
         pack_linears(self)
         if not self.config.time_conditioned:
             with torch.no_grad():
@@ -325,7 +334,7 @@ class DiT(nn.Module):
         return pack(lengths, cos, sin, with_rows=self.config.time_conditioned)
 
     def _trunk(self, packing: Packing, y_t: Tensor, t: Tensor | None = None) -> TrunkState:
-        """Run all that does not depend on positions; it reads tensors of the device alone."""
+        """Run all that does not depend on positions: what can be recorded, so it reads tensors of the device alone."""
         x = self.vocab_embed(y_t)
         modulations, output = self._modulations or self._modulate(self._conditioning(t, packing.rows))
         for block, modulation in zip(self.blocks, modulations[:-1], strict=False):
