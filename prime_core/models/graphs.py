@@ -166,10 +166,15 @@ class TrunkGraphs:
         """Free what recordings hold, and make no more of them."""
         self._recorder = None
         self.clear()
-        if error is None or isinstance(error, torch.OutOfMemoryError):
+        # Not by type: CUDA's runtime has an error of its own.
+        if error is None or "out of memory" in str(error).lower():
             _log.warning("memory is short: CUDA graphs are given up, calls go on without")
         else:
-            _log.error("a CUDA graph cannot be recorded: calls go on without any", exc_info=error)
+            # Torch's allocator believes for good that a recording goes on, if CUDA refused to end it.
+            _log.error(
+                "a CUDA graph cannot be recorded: calls go on without; better start again without them",
+                exc_info=error,
+            )
 
 
 def cuda_graphs(max_graphs: int, device: torch.device) -> TrunkGraphs:

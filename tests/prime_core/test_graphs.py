@@ -303,6 +303,7 @@ def test_recordings_go_with_the_weights_that_they_read(change: Callable[[DiT], A
     ("error", "words", "has_traceback"),
     [
         (torch.OutOfMemoryError("CUDA out of memory"), "memory is short: CUDA graphs are given up", False),
+        (RuntimeError("CUDA error: out of memory"), "memory is short: CUDA graphs are given up", False),
         (RuntimeError("operation not permitted"), "a CUDA graph cannot be recorded", True),
     ],
 )
