@@ -1,9 +1,9 @@
-"""The two samplers that are compared, on the same random weights."""
+"""The samplers that are compared, on the same random weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,11 +18,13 @@ from benchmarks.workloads import Workload
 from prime_core.checkpoint import Checkpoint
 from prime_core.config import UNetConfig
 from prime_core.models.build import build_denoiser
+from prime_core.models.denoiser import device_of
 from prime_core.models.dit import ScaleNorm
+from prime_core.models.graphs import cuda_graphs
 from prime_core.models.unet import UNet
 from prime_core.sample import sample
 
-SamplerName = Literal["planned", "dense_published"]
+SamplerName = Literal["planned", "planned_graphs", "dense_published"]
 DTypeName = Literal["float32", "bfloat16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -36,12 +38,14 @@ class Outcome:
         num_calls: denoiser calls.
         num_row_steps: rows of all denoiser calls.
         extrapolation: how the time of a run that was not taken to its end follows from a part of it.
+        num_replays: calls whose trunk was a CUDA graph; None for samplers without graphs.
     """
 
     x_0: Tensor | None
     num_calls: int
     num_row_steps: int
     extrapolation: Extrapolation | None = None
+    num_replays: int | None = None
 
     @property
     def tokens(self) -> Tensor:
@@ -80,7 +84,11 @@ def build_checkpoint(workload: Workload, dtype: DTypeName, device: torch.device 
 
 
 def build_sampler(
-    name: SamplerName, checkpoint: Checkpoint, workload: Workload, dense_steps: int = 0
+    name: SamplerName,
+    checkpoint: Checkpoint,
+    workload: Workload,
+    dense_steps: int = 0,
+    max_graphs: int = 0,
 ) -> Callable[[], Outcome]:
     """Return a function that samples the whole workload once; the same noise at every call.
 
@@ -89,9 +97,15 @@ def build_sampler(
         checkpoint: the model.
         workload: what to sample.
         dense_steps: steps of the dense sampler to time, from which the whole follows; 0 runs it to its end.
+        max_graphs: most CUDA graphs of the planned sampler with graphs, which keeps them from call to call.
+
+    Raises:
+        ValueError: the planned sampler with graphs runs on no CUDA device, or has no graphs.
     """
     if name == "planned":
         return _planned(checkpoint, workload)
+    if name == "planned_graphs":
+        return _with_graphs(checkpoint, workload, max_graphs)
     return _dense(checkpoint, workload, dense_steps)
 
 
@@ -128,6 +142,24 @@ def _planned(checkpoint: Checkpoint, workload: Workload) -> Callable[[], Outcome
         else:
             tokens = torch.tensor([output.token_ids for output in samples])
         return Outcome(tokens, len(progress), sum(output.nfe for output in samples))
+
+    return run
+
+
+def _with_graphs(checkpoint: Checkpoint, workload: Workload, max_graphs: int) -> Callable[[], Outcome]:
+    """The planned sampler with CUDA graphs, which the network has in its own runs only: all share the network."""
+    network = checkpoint.denoiser
+    graphs = cuda_graphs(max_graphs, device_of(network))
+    planned = _planned(checkpoint, workload)
+
+    def run() -> Outcome:
+        before = graphs.num_replays
+        network.graphs = graphs
+        try:
+            outcome = planned()
+        finally:
+            network.graphs = None
+        return replace(outcome, num_replays=graphs.num_replays - before)
 
     return run
 

@@ -129,11 +129,11 @@ def parts(options: argparse.Namespace, missing: dict[str, str]) -> list[Part]:
         output = ("--output", str(options.output / f"{name}.json"))
         return Part(name, ("benchmarks.main", command, *arguments, *common, *output), limit_s)
 
-    def sampler(name: str, limit_s: float) -> Part:
+    def sampler(name: str, limit_s: float, *arguments: str) -> Part:
         file = str(ROOT / "benchmarks" / "workloads" / f"{'smoke' if options.smoke else name}.toml")
         memory = ("--peak-memory", "skip") if options.smoke else ()
         against = ("--against", "dense_published", "--workloads", file)
-        return bench(f"sampler-{name}", "sampler", limit_s, *against, *memory)
+        return bench(f"sampler-{name}", "sampler", limit_s, *against, *memory, *arguments)
 
     if options.smoke:
         tiny = ("--model", "tiny", "--vocab-size", "300", "--target-length", "2", "--length", "16")
@@ -155,6 +155,7 @@ def parts(options: argparse.Namespace, missing: dict[str, str]) -> list[Part]:
         bench("memory", "memory", 40),
         bench("server", "server", 60, "--requests", "256", "--clients", "32", "--limit-s", "10"),
         sampler("images-gpu", 50),
+        sampler("graphs-gpu", 60, "--cuda-graphs", "8"),
         Part("tests-sampling", _tests(*_SAMPLING_TESTS, missing=missing), 60, writes=False),
     ]
 
@@ -186,6 +187,7 @@ _SAMPLING_TESTS = (
     "tests/prime_core/test_stepper.py",
     "tests/prime_core/test_dit.py",
     "tests/prime_core/test_unet.py",
+    "tests/prime_core/test_graphs.py",
     "tests/benchmarks/test_dense_published.py",
 )
 

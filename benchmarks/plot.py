@@ -46,7 +46,7 @@ def _sampler_charts(document: dict[str, Any]) -> list[Chart]:
                 f"{run['sampler']}, {run['dtype']}",
                 run["median_s"],
                 f"{run['median_s']:.3g} s" + ("*" if run["extrapolated"] else ""),
-                0 if run["sampler"] == "planned" else 1,
+                int(run["sampler"] == "dense_published"),
             )
             for run in entry["runs"]
         ]

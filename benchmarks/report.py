@@ -113,16 +113,20 @@ def server_table(document: dict[str, Any]) -> str:
 def headlines(document: dict[str, Any]) -> list[str]:
     """Return the few figures of any document that one looks at first, a line each."""
     if document["benchmark"] == "sampler":
-        return [
+        entries = document.get("workloads", [document])
+        ratios = [
             f"{entry['workload']}: {name} {_number(ratio['measured'])}x"
             f" (predicted {_number(ratio['predicted'])}x){'; ' if 'note' in ratio else ''}{ratio.get('note', '')}"
-            for entry in document.get("workloads", [document])
+            for entry in entries
             for name, ratio in entry["ratios"].items()
-        ] + [
+        ]
+        graphs = [f"{entry['workload']}: {line}" for entry in entries for line in _graphs_lines(entry)]
+        trunks = [
             f"{entry['workload']}: trunk {trunk['dtype']} {trunk['share_of_product_rate']:.0%} of the product rate"
-            for entry in document.get("workloads", [document])
+            for entry in entries
             for trunk in entry["trunk"]
         ]
+        return ratios + graphs + trunks
     if document["benchmark"] == "kernels":
         return [
             f"{entry['op']}, {entry['size']}, {entry['backend']}: "
@@ -183,11 +187,24 @@ def _sampler_lines(entry: dict[str, Any]) -> Iterator[str]:
         for name, ratio in entry["ratios"].items()
     ]
     yield from columns([("planned is faster", "measured", "predicted"), *ratios])
+    yield from _graphs_lines(entry)
     for trunk in entry["trunk"]:
         yield (
             f"trunk {trunk['dtype']}: {trunk['flops_per_s'] / 1e12:.3f} TFLOP/s, "
             f"{trunk['share_of_product_rate']:.0%} of the product rate"
         )
+
+
+def _graphs_lines(entry: dict[str, Any]) -> Iterator[str]:
+    """Say what CUDA graphs made of the planned sampler's time and samples, and in how many of its calls."""
+    runs = {(run["sampler"], run["dtype"]): run for run in entry["runs"]}
+    for (sampler, dtype), run in runs.items():
+        if sampler == "planned_graphs":
+            ratio = runs["planned", dtype]["median_s"] / run["median_s"]
+            yield (
+                f"CUDA graphs, {dtype}: {ratio:.2f} times as fast as planned, {run['graph_replays']} of "
+                f"{run['denoiser_calls']} calls; {'the same' if run['same_samples'] else 'OTHER'} samples"
+            )
 
 
 def _run_cells(run: dict[str, Any]) -> tuple[str, ...]:

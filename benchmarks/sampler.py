@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.command_line import UsageError
 from benchmarks.contenders import (
     DTypeName,
     Outcome,
@@ -29,15 +30,13 @@ from kernels.backend import choose_backend
 from prime_core.checkpoint import Checkpoint
 from prime_core.config import DiTConfig
 
-SAMPLERS: tuple[SamplerName, ...] = ("planned", "dense_published")
-
 WARM_UP_STEPS = 4
 
 Pair = tuple[SamplerName, DTypeName]
 
 
 def run_comparison(settings: SamplerSettings, log: Log) -> dict[str, Any]:
-    """Measure both samplers, alternating, and everything needed to read the figures.
+    """Measure all samplers, alternating, and everything needed to read the figures.
 
     Args:
         settings: what to compare.
@@ -47,8 +46,10 @@ def run_comparison(settings: SamplerSettings, log: Log) -> dict[str, Any]:
         The JSON document described in benchmarks/README.md, without `command`.
 
     Raises:
-        UsageError: if the file of workloads cannot be used.
+        UsageError: if the file of workloads cannot be used, or CUDA graphs are asked for where there are none.
     """
+    if settings.cuda_graphs:
+        _needs_cuda(settings.torch_device)
     many = None if settings.workloads is None else read_workloads(settings, settings.workloads)
     with computing_threads(settings.num_threads):
         document = document_head("sampler", settings)
@@ -61,6 +62,11 @@ def run_comparison(settings: SamplerSettings, log: Log) -> dict[str, Any]:
             log(f"workload {number} of {len(many)}: {single.workload.shape}")
             entries.append({"settings": single.model_dump(mode="json")} | _compare(single, rates, log))
         return document | {"workloads": entries}
+
+
+def _needs_cuda(device: torch.device) -> None:
+    if device.type != "cuda":
+        raise UsageError(f"--cuda-graphs: needs a CUDA device, and this one is {device}; leave it out")
 
 
 def _compare(settings: SamplerSettings, rates: dict[str, Any], log: Log) -> dict[str, Any]:
@@ -114,8 +120,10 @@ def _predict(
         num_digits = workload.num_tokens * workload.target_length
         calls = expected_calls(schedule, workload.num_steps, num_digits, PUBLISHED_EPS)
     fused = choose_backend("auto", torch.empty(0, device=device)) == "triton"
+    planned = planned_cost(network, *shape, reveal, *codec, fused=fused)
     costs: dict[SamplerName, Cost] = {
-        "planned": planned_cost(network, *shape, reveal, *codec, fused=fused),
+        "planned": planned,
+        "planned_graphs": planned,  # launches are in no prediction
         "dense_published": dense_cost(network, *shape, workload.num_steps, *codec, calls),
     }
     dtypes: tuple[DTypeName, ...] = ("float32", "bfloat16")
@@ -131,9 +139,12 @@ def _measure(
 ) -> list[dict[str, Any]]:
     """Time all samplers in turn, ``repeats`` times, so that a slow minute slows all of them."""
     workload, device = settings.workload, settings.torch_device
-    pairs: list[Pair] = [(sampler, dtype) for dtype in settings.dtypes for sampler in SAMPLERS]
+    pairs: list[Pair] = [(sampler, dtype) for dtype in settings.dtypes for sampler in settings.samplers]
     samplers = {
-        pair: build_sampler(pair[0], checkpoints[pair[1]], workload, settings.dense_steps) for pair in pairs
+        pair: build_sampler(
+            pair[0], checkpoints[pair[1]], workload, settings.dense_steps, settings.cuda_graphs
+        )
+        for pair in pairs
     }
     seconds: dict[Pair, list[float]] = {pair: [] for pair in pairs}
     peaks: dict[Pair, int | None] = dict.fromkeys(pairs)
@@ -141,24 +152,31 @@ def _measure(
     for dtype, checkpoint in checkpoints.items():
         log(f"warming up {dtype}")
         _full_call(checkpoint, workload)
-        if (
-            device.type == "cuda"
-        ):  # Triton compiles its kernels at their first call: a few steps meet them all
+        if device.type == "cuda":
+            # Triton compiles its kernels at their first call: a few steps meet them all.
             few = replace(workload, num_steps=min(workload.num_steps, WARM_UP_STEPS))
             build_sampler("planned", checkpoint, few)()
+            if "planned_graphs" in settings.samplers:
+                samplers["planned_graphs", dtype]()  # graphs are recorded when a call has come a few times
     for repeat in range(settings.repeats):
         for pair in pairs:
             with peak_growth(device) as growth, timed(device) as elapsed:
                 outcomes[pair] = samplers[pair]()
             extrapolation = outcomes[pair].extrapolation
             seconds[pair].append(elapsed.seconds if extrapolation is None else extrapolation.seconds)
-            if device.type == "cuda" and settings.peak_memory == "measure":
+            # What graphs compute in was allocated when they were recorded, and torch counts it no more.
+            if device.type == "cuda" and settings.peak_memory == "measure" and pair[0] != "planned_graphs":
                 peaks[pair] = growth.num_bytes
             log(
                 f"repeat {repeat + 1} of {settings.repeats}: {pair[0]} {pair[1]} {seconds[pair][-1]:.2f} s"
                 + ("" if extrapolation is None else f", {extrapolation.label}")
             )
-    return [_run_entry(pair, seconds[pair], outcomes[pair], workload, peaks[pair]) for pair in pairs]
+    entries = [_run_entry(pair, seconds[pair], outcomes[pair], workload, peaks[pair]) for pair in pairs]
+    for pair, entry in zip(pairs, entries, strict=True):
+        if pair[0] == "planned_graphs":
+            entry["graph_replays"] = outcomes[pair].num_replays
+            entry["same_samples"] = torch.equal(outcomes[pair].tokens, outcomes["planned", pair[1]].tokens)
+    return entries
 
 
 def _run_entry(

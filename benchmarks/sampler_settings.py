@@ -10,7 +10,7 @@ from typing import Any, Literal, Self, get_args
 from pydantic import Field, ValidationError, model_validator
 
 from benchmarks.command_line import UsageError, explain
-from benchmarks.contenders import DTypeName
+from benchmarks.contenders import DTypeName, SamplerName
 from benchmarks.settings import MemorySettings
 from benchmarks.workloads import MODELS, VOCAB_SIZES, ModelName, Workload
 from prime_core.codec import SubtokenCodec
@@ -47,6 +47,12 @@ class SamplerSettings(MemorySettings):
         le=65536,
         description="steps of the dense sampler to time; the run's time is extrapolated from them and labelled so. "
         "0: the whole run",
+    )
+    cuda_graphs: int = Field(
+        default=0,
+        ge=0,
+        le=1024,
+        description="run this project's sampler a second time with at most so many CUDA graphs, on a GPU; 0: do not",
     )
     workloads: Path | None = Field(
         default=None,
@@ -94,8 +100,14 @@ class SamplerSettings(MemorySettings):
         return ("float32", "bfloat16") if self.dtype == "both" else (self.dtype,)
 
     @property
+    def samplers(self) -> tuple[SamplerName, ...]:
+        """What is compared."""
+        graphs: tuple[SamplerName, ...] = ("planned_graphs",) if self.cuda_graphs else ()
+        return ("planned", *graphs, "dense_published")
+
+    @property
     def workload(self) -> Workload:
-        """What both samplers do."""
+        """What all samplers do."""
         return Workload(
             self.model,
             self.vocab_size_or_default,

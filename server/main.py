@@ -16,6 +16,7 @@ import uvicorn
 
 from prime_core.checkpoint import load_checkpoint
 from prime_core.device import choose_device
+from prime_core.models.graphs import cuda_graphs
 from server.app import create_app, package_version
 from server.command_line import load_settings
 from server.engine.engine import Engine
@@ -113,8 +114,15 @@ def load_model(settings: Settings, name: str) -> LoadedModel:
     """
     path = dict(settings.models)[name]
     device = choose_device(settings.device)
-    loaded = LoadedModel(name, load_checkpoint(path, device=device, dtype=settings.dtype))
-    (model,) = add_faults([loaded], os.environ)  # for tests; of models that are read again too
+    try:
+        graphs = cuda_graphs(settings.cuda_graphs, device) if settings.cuda_graphs else None
+    except ValueError as error:
+        raise SettingsError(f"--cuda-graphs (PRIME_CUDA_GRAPHS): {error}; leave it out, or 0") from None
+    checkpoint = load_checkpoint(path, device=device, dtype=settings.dtype)
+    checkpoint.denoiser.graphs = graphs  # of these weights alone: those that are read again get their own
+    (model,) = add_faults(
+        [LoadedModel(name, checkpoint)], os.environ
+    )  # for tests; of models that are read again too
     return model
 
 

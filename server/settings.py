@@ -48,6 +48,13 @@ class Settings(BaseSettings):
     num_threads: int | None = Field(
         default=None, ge=1, le=1024, description="CPU threads; default: torch's choice"
     )
+    cuda_graphs: int = Field(
+        default=0,
+        ge=0,
+        le=1024,
+        description="most CUDA graphs of each model, for batches that come again and again; 0: none. Needs a GPU; not "
+        "measured yet",
+    )
     max_batch_rows: int = Field(default=32, ge=1, le=65536, description="most rows in one denoiser call")
     max_batch_tokens: int = Field(
         default=16384, ge=1, le=2**24, description="most tokens in one denoiser call"

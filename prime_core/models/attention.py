@@ -62,6 +62,36 @@ def group_rows(lengths: Sequence[int], device: torch.device) -> list[RowGroup] |
     ]
 
 
+class Packing(NamedTuple):
+    """How the rows of a call lie end to end. All of it is where the network is before its first block runs.
+
+    Attributes:
+        lengths: tokens of each row; they sum to T.
+        groups: of the rows, `group_rows`.
+        rotation: the angles of every token.
+        rows: (T,) int64, the row of every token; None where nobody asks for it.
+    """
+
+    lengths: Sequence[int]
+    groups: list[RowGroup] | int
+    rotation: Rotation
+    rows: Tensor | None
+
+
+def pack(lengths: Sequence[int], cos: Tensor, sin: Tensor, *, with_rows: bool) -> Packing:
+    """Return how rows of some lengths are packed.
+
+    Args:
+        lengths: tokens of each row.
+        cos: (L, E / 2) float32, the angles of the positions of a row, L at least the longest length.
+        sin: (L, E / 2) float32.
+        with_rows: whether somebody asks for `Packing.rows`.
+    """
+    rows = queued(torch.repeat_interleave(torch.tensor(lengths)), cos.device) if with_rows else None
+    rotation = Rotation(torch.cat([cos[:n] for n in lengths]), torch.cat([sin[:n] for n in lengths]))
+    return Packing(lengths, group_rows(lengths, cos.device), rotation, rows)
+
+
 class Queries(NamedTuple):
     """Tokens whose attention is asked for, and where each of them stands in a batch of queries (B, Q).
 

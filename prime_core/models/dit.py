@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
@@ -20,18 +21,17 @@ from torch.nn import functional as F
 
 from kernels.embed import embed_subtokens
 from kernels.linear_nll import LinearHead
-from kernels.modulate import gated_residual, norm_modulate, residual_norm_modulate, rotate_qk
-from prime_core.config import CodecConfig, DiTConfig
-from prime_core.models.attention import (
-    Queries,
-    Rotation,
-    RowGroup,
-    attend,
-    attend_at,
-    group_rows,
-    place_queries,
+from kernels.modulate import (
+    RotatedHeads,
+    gated_residual,
+    norm_modulate,
+    residual_norm_modulate,
+    rotate_qk,
 )
-from prime_core.models.denoiser import filled_size, queued
+from prime_core.config import CodecConfig, DiTConfig
+from prime_core.models.attention import Packing, Queries, attend, attend_at, pack, place_queries
+from prime_core.models.denoiser import filled_size
+from prime_core.models.graphs import GraphedNetwork
 from prime_core.models.packed_linear import PackedLinear, pack_linears
 from prime_core.schedule import Schedule
 
@@ -55,6 +55,26 @@ class Modulation(NamedTuple):
 
 
 _Modulations = tuple[list[tuple[Modulation, Modulation]], tuple[Tensor, Tensor]]
+
+
+class TrunkState(NamedTuple):
+    """What the trunk computes before it matters which positions are asked for.
+
+    With CUDA graphs it is good until the next call.
+
+    Attributes:
+        x: (T, D) float32, the residual stream before the last block.
+        heads: the last block's queries, keys and values of all tokens.
+        modulations: of the last block's attention and MLP.
+        output: shift and scale of the output layer.
+        packing: of the rows.
+    """
+
+    x: Tensor
+    heads: RotatedHeads
+    modulations: tuple[Modulation, Modulation]
+    output: tuple[Tensor, Tensor]
+    packing: Packing
 
 
 class SigmaEmbedding(nn.Module):
@@ -121,26 +141,21 @@ class Block(nn.Module):
         parts = self.adaLN_modulation(cond).float().chunk(6, -1)
         return Modulation(*parts[:3]), Modulation(*parts[3:])
 
-    def forward(
-        self,
-        x: Tensor,
-        modulations: tuple[Modulation, Modulation],
-        groups: list[RowGroup] | int,
-        rotation: Rotation,
-        queries: Queries | None = None,
-    ) -> Tensor:
-        """Map x (T, D) float32 to the same shape; to (R, D) where only some tokens (R,) are asked for."""
-        attention, mlp = modulations
+    def forward(self, x: Tensor, modulations: tuple[Modulation, Modulation], packing: Packing) -> Tensor:
+        """Map x (T, D) float32 to the same shape."""
+        heads = self.project(x, modulations[0], packing)
+        return self.finish(x, attend(*heads, packing.groups), modulations)
+
+    def project(self, x: Tensor, modulation: Modulation, packing: Packing) -> RotatedHeads:
+        """Return the queries, keys and values of x (T, D), each (T, H, E)."""
         dtype = self.attn_qkv.weight.dtype
-        h = norm_modulate(x, self.norm1.weight, attention.shift, attention.scale, out_dtype=dtype)
-        q, k, v = rotate_qk(self.attn_qkv(h), rotation.cos, rotation.sin, self.num_heads)
-        if queries is None:
-            h = attend(q, k, v, groups)
-        else:
-            at = queries.tokens
-            h = attend_at(queries, q[at], k, v, groups)
-            x, attention, mlp = x[at], attention.at(at), mlp.at(at)
-        branch = F.dropout(self.attn_out(h), self.dropout, self.training)
+        h = norm_modulate(x, self.norm1.weight, modulation.shift, modulation.scale, out_dtype=dtype)
+        return rotate_qk(self.attn_qkv(h), packing.rotation.cos, packing.rotation.sin, self.num_heads)
+
+    def finish(self, x: Tensor, attended: Tensor, modulations: tuple[Modulation, Modulation]) -> Tensor:
+        """Return what becomes of some tokens x (R, D), which may be written to, and their attention (R, D)."""
+        attention, mlp = modulations
+        branch = F.dropout(self.attn_out(attended), self.dropout, self.training)
         inplace = not torch.is_grad_enabled()
         x, h = residual_norm_modulate(
             x,
@@ -149,7 +164,7 @@ class Block(nn.Module):
             self.norm2.weight,
             mlp.shift,
             mlp.scale,
-            out_dtype=dtype,
+            out_dtype=self.attn_qkv.weight.dtype,
             inplace=inplace,
         )
         branch = F.dropout(self.mlp[2](self.mlp[0](h, activation="gelu_tanh")), self.dropout, self.training)
@@ -177,7 +192,7 @@ class OutputLayer(nn.Module):
         return norm_modulate(x, self.norm_final.weight, shift, scale, out_dtype=self.linear.weight.dtype)
 
 
-class DiT(nn.Module):
+class DiT(GraphedNetwork):
     """The text denoiser: partly masked digits -> logits of p_theta(x_i | y_t) over whole tokens."""
 
     def __init__(self, config: DiTConfig, codec: CodecConfig, schedule: Schedule) -> None:
@@ -226,28 +241,26 @@ class DiT(nn.Module):
             raise ValueError("this model has no labels")
         if max(lengths) > self.config.length:
             raise ValueError(f"a row has {max(lengths)} tokens, but the context holds {self.config.length}")
-        # All that goes to a GPU goes before the first block: later it would be waited for behind the blocks.
-        groups = group_rows(lengths, y_t.device)
+        inputs = {"y_t": y_t}
+        if self.config.time_conditioned:
+            if t is None:
+                raise ValueError("this model is time-conditioned: t is required")
+            inputs["t"] = t
+        # What goes to a GPU goes before the first block: later it would be waited for behind the blocks.
         queries = None if positions is None else place_queries(positions, lengths, y_t.device)
-        x = self.vocab_embed(y_t)
-        modulations, (shift, scale) = self._modulations or self._modulate(self._conditioning(lengths, t))
-        rotation = self._rotation(lengths)
-        for block, modulation in zip(self.blocks, modulations[:-1], strict=False):
-            x = block(x, modulation, groups, rotation)
-        x = self.blocks[-1](x, modulations[-1], groups, rotation, queries)
-        if queries is not None and len(shift) > 1:
-            shift, scale = shift[queries.tokens], scale[queries.tokens]
-        return self.output_layer(x, shift, scale)  # type: ignore[no-any-return]
+        state = self._run_trunk(tuple(lengths), lambda: partial(self._trunk, self._pack(lengths)), inputs)
+        return self._features_at(state, queries)
 
     def prepare(self) -> None:
         """Compute once what inference would repeat: weights packed for a CPU, the modulation of a time-free network.
 
         Later changes of the weights are not seen; training mode drops what was prepared.
         """
+        self._forget_graphs()  # they read what was prepared before
         pack_linears(self)
         if not self.config.time_conditioned:
             with torch.no_grad():
-                self._modulations = self._modulate(self._conditioning([], None))
+                self._modulations = self._modulate(self._conditioning(None, None))
 
     def train(self, mode: bool = True) -> DiT:
         """Set training or evaluation mode."""
@@ -310,18 +323,41 @@ class DiT(nn.Module):
         blocks = cast("list[Block]", list(self.blocks))
         return [block.modulate(cond) for block in blocks], self.output_layer.modulate(cond)
 
-    def _conditioning(self, lengths: Sequence[int], t: Tensor | None) -> Tensor:
-        device = self.get_buffer("rotary_cos").device
-        if not self.config.time_conditioned:
-            return F.silu(self.sigma_map(torch.zeros(1, device=device)))
-        if t is None:
-            raise ValueError("this model is time-conditioned: t is required")
+    def _conditioning(self, t: Tensor | None, rows: Tensor | None) -> Tensor:
+        """Return the conditioning: (1, C) of a time-free network, else (T, C), given times (B,) and rows (T,)."""
+        if t is None or rows is None:
+            return F.silu(self.sigma_map(torch.zeros(1, device=self.get_buffer("rotary_cos").device)))
         sigma = -torch.log(self.schedule.alpha_t(t.double()).clamp_min(1e-12)).float()
         filled = F.pad(sigma, (0, filled_size(len(sigma)) - len(sigma)))
-        cond = F.silu(self.sigma_map(filled))[: len(sigma)]
-        # Told the size of the result, a GPU is not asked for it.
-        return cond.repeat_interleave(queued(torch.tensor(lengths), device), 0, output_size=sum(lengths))
+        return F.silu(self.sigma_map(filled))[: len(sigma)].index_select(0, rows)
 
-    def _rotation(self, lengths: Sequence[int]) -> Rotation:
+    def _pack(self, lengths: Sequence[int]) -> Packing:
         cos, sin = self.get_buffer("rotary_cos").float(), self.get_buffer("rotary_sin").float()
-        return Rotation(torch.cat([cos[:n] for n in lengths]), torch.cat([sin[:n] for n in lengths]))
+        return pack(lengths, cos, sin, with_rows=self.config.time_conditioned)
+
+    def _trunk(self, packing: Packing, y_t: Tensor, t: Tensor | None = None) -> TrunkState:
+        """Run all that does not depend on positions: what can be recorded, so it reads tensors of the device alone."""
+        x = self.vocab_embed(y_t)
+        modulations, output = self._modulations or self._modulate(self._conditioning(t, packing.rows))
+        for block, modulation in zip(self.blocks, modulations[:-1], strict=False):
+            x = block(x, modulation, packing)
+        heads = self._last_block.project(x, modulations[-1][0], packing)
+        return TrunkState(x, heads, modulations[-1], output, packing)
+
+    def _features_at(self, state: TrunkState, queries: Queries | None) -> Tensor:
+        """Run the rest: features (R, D) of some tokens (R,), or of all."""
+        x, (q, k, v), (attention, mlp), (shift, scale), packing = state
+        if queries is None:
+            h = attend(q, k, v, packing.groups)
+        else:
+            at = queries.tokens
+            h = attend_at(queries, q[at], k, v, packing.groups)
+            x, attention, mlp = x[at], attention.at(at), mlp.at(at)
+            if len(shift) > 1:
+                shift, scale = shift[at], scale[at]
+        x = self._last_block.finish(x, h, (attention, mlp))
+        return self.output_layer(x, shift, scale)  # type: ignore[no-any-return]
+
+    @property
+    def _last_block(self) -> Block:
+        return cast(Block, self.blocks[-1])

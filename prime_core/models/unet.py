@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from prime_core.config import CodecConfig, UNetConfig
 from prime_core.models.denoiser import filled_size, queued
+from prime_core.models.graphs import GraphedNetwork
 from prime_core.models.unet_layers import (
     NUM_GROUPS,
     AttentionBlock,
@@ -51,7 +52,7 @@ class PixelFeatures:
     A position needs the 3 x 3 neighbourhood of its pixel, which the head gathers, so chunks share one map.
 
     Attributes:
-        map: (B, F, H, W), the trunk's output.
+        map: (B, F, H, W), the trunk's output; with CUDA graphs good until its next call.
         padded: (B, H + 2, W + 2, F), the same with the border that the convolution pads, a row of memory a pixel.
             None where gradients are wanted: a chunk that is computed again in the backward pass makes its own.
         positions: (R,) int64 indices into T, on any device; on the CPU they cost a GPU no synchronisation.
@@ -72,7 +73,7 @@ class PixelFeatures:
         return [PixelFeatures(self.map, self.padded, part) for part in self.positions.split(split_size)]
 
 
-class UNet(nn.Module):
+class UNet(GraphedNetwork):
     """The image denoiser: partly masked digits -> logits of p_theta(x_i | y_t) over whole tokens."""
 
     def __init__(self, config: UNetConfig, codec: CodecConfig, schedule: Schedule) -> None:
@@ -145,7 +146,7 @@ class UNet(nn.Module):
                 f"every image of this model has {config.length} tokens, got rows of {set(lengths)}"
             )
         x = y_t.view(len(lengths), config.channels, config.height, config.width, -1)
-        h = self._trunk(x, self._labels(labels, x), self._time(t, len(x)))
+        h = self._run_trunk(None, lambda: self._trunk, self._inputs(x, labels, t))
         if positions is None:
             positions = torch.arange(len(y_t), device=y_t.device)
         return PixelFeatures(h, None if h.requires_grad else _padded(h), positions)
@@ -185,7 +186,7 @@ class UNet(nn.Module):
         """
         self._check_digits(y_t)
         y_t = y_t.long()
-        h = self._trunk(y_t, self._labels(labels, y_t), self._time(t, len(y_t)))
+        h = self._trunk(**self._inputs(y_t, labels, t))
         return self._dense_logits(h).view(*y_t.shape[:4], -1).float()
 
     @property
@@ -208,7 +209,7 @@ class UNet(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What `Module.to` does to all tensors; then the convolutions are laid out as their device wants them."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         for parameter in self.parameters():
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(
@@ -216,8 +217,20 @@ class UNet(nn.Module):
                 )
         return self
 
-    def _trunk(self, y_t: Tensor, labels: Tensor, time: Tensor | None) -> Tensor:
-        """Map digits (B, C, H, W, S) to the last features (B, F, H, W)."""
+    def _inputs(self, y_t: Tensor, labels: Tensor | None, t: Tensor | None) -> dict[str, Tensor]:
+        """Return the arguments of `_trunk` for images y_t (B, C, H, W, S), checked, where the network is."""
+        inputs = {"y_t": y_t, "labels": self._labels(labels, y_t)}
+        if self.time_embed is None:
+            return inputs
+        if t is None:
+            raise ValueError("this model is time-conditioned: t is required")
+        if t.shape != (len(y_t),):
+            raise ValueError(f"t must be ({len(y_t)},), one an image, got {tuple(t.shape)}")
+        return inputs | {"t": t.to(self.time_embed.get_parameter("0.weight").device)}
+
+    def _trunk(self, y_t: Tensor, labels: Tensor, t: Tensor | None = None) -> Tensor:
+        """Map digits (B, C, H, W, S) to the last features (B, F, H, W); it reads tensors of the device alone."""
+        time = None if t is None else self._time(t)
         h = self.pixel_embedding(y_t, _compute_dtype(self.out.get_parameter("2.weight")))
         skips = []
         for stage in self.input_blocks:
@@ -277,18 +290,14 @@ class UNet(nn.Module):
             raise ValueError(f"labels must be in 0..{num_labels - 1}")
         return labels.to(y_t.device)
 
-    def _time(self, t: Tensor | None, num_images: int) -> Tensor | None:
-        if self.time_embed is None:
-            return None
-        if t is None:
-            raise ValueError("this model is time-conditioned: t is required")
-        if t.shape != (num_images,):
-            raise ValueError(f"t must be ({num_images},), one an image, got {tuple(t.shape)}")
+    def _time(self, t: Tensor) -> Tensor:
+        """Map noise times (B,) to their embedding, of at least B rows."""
+        assert self.time_embed is not None, "t is for time-conditioned networks"
         weight = self.time_embed.get_parameter("0.weight")
         half = weight.shape[1] // 2
         index = torch.arange(half, device=weight.device, dtype=torch.float32)
         # Products of few rows round otherwise; the surplus rows go where the labels tell how many images there are.
-        filled = F.pad(t.to(weight.device).float(), (0, filled_size(len(t)) - len(t)))
+        filled = F.pad(t.float(), (0, filled_size(len(t)) - len(t)))
         angles = 1000 * filled[:, None] * torch.exp(-math.log(1e4) / half * index)
         features = torch.cat([angles.cos(), angles.sin()], -1).to(weight.dtype)
         return F.silu(self.time_embed(features))

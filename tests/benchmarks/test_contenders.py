@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+from benchmarks import contenders
 from benchmarks.contenders import SamplerName, build_checkpoint, build_sampler
-from benchmarks.workloads import Workload
+from benchmarks.workloads import ModelName, Workload
+from prime_core.models.graphs import TrunkGraphs
+from tests.recorder import RerunRecorder
 
 WORKLOAD = Workload("tiny", vocab_size=300, target_length=2, length=6, num_rows=3, num_steps=5, seed=7)
 
@@ -51,3 +54,24 @@ def test_dense_rows_run_in_lockstep_and_planned_rows_do_not() -> None:
     dense = build_sampler("dense_published", checkpoint, workload)()
     assert dense.num_row_steps == 2 * dense.num_calls
     assert planned.num_row_steps <= 2 * 4 < dense.num_row_steps  # a row needs a call for each token at most
+
+
+@pytest.mark.parametrize("model", ["tiny", "images-tiny"])
+def test_graphs_give_the_same_samples_and_are_of_their_own_runs_alone(
+    model: ModelName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    length, vocab_size = (12, 300) if model == "tiny" else (16, 256)
+    workload = Workload(model, vocab_size, target_length=2, length=length, num_rows=3, num_steps=30, seed=7)
+    checkpoint = build_checkpoint(workload, "float32")
+    with pytest.raises(ValueError, match="need a CUDA device"):
+        build_sampler("planned_graphs", checkpoint, workload, max_graphs=4)
+    monkeypatch.setattr(contenders, "cuda_graphs", lambda most, device: TrunkGraphs(most, RerunRecorder()))
+    planned = build_sampler("planned", checkpoint, workload)
+    with_graphs = build_sampler("planned_graphs", checkpoint, workload, max_graphs=4)
+    first, again = with_graphs(), with_graphs()
+    assert checkpoint.denoiser.graphs is None
+    expected = planned()
+    assert expected.num_replays is None
+    assert torch.equal(first.tokens, expected.tokens) and torch.equal(again.tokens, expected.tokens)
+    assert first.num_replays is not None and again.num_replays is not None
+    assert 0 < first.num_replays < again.num_replays <= again.num_calls == expected.num_calls

@@ -228,7 +228,9 @@ def test_pytest_does_without_a_plugin_that_is_not_there() -> None:
 def test_every_test_of_a_kernel_runs_on_a_gpu() -> None:
     """But those that a GPU changes nothing about."""
     there = {f"tests/kernels/{path.name}" for path in (gpu.ROOT / "tests" / "kernels").glob("test_*.py")}
-    elsewhere = {f"tests/kernels/test_{name}.py" for name in ("backend", "compile_report", "linear")}
+    elsewhere = {
+        f"tests/kernels/test_{name}.py" for name in ("backend", "compile_report", "linear", "short_rows")
+    }
     assert set(gpu._GPU_TESTS) == there - elsewhere | {"tests/prime_core/test_gpu_paths.py"}
 
 

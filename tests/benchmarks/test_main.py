@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import contenders, sampler
 from benchmarks.main import main
-from benchmarks.report import sampler_table
+from benchmarks.report import headlines, sampler_table
+from prime_core.models.graphs import TrunkGraphs
+from tests.recorder import RerunRecorder
 
 ARGUMENTS = [
     "sampler",
@@ -61,6 +64,30 @@ def test_json_document(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
     assert f"{planned['tokens_per_s']:.1f}" in table and f"{ratio:.1f}" in table
 
 
+def test_graphs_are_a_contender_of_their_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, but for the recorder."""
+    monkeypatch.setattr(contenders, "cuda_graphs", lambda most, device: TrunkGraphs(most, RerunRecorder()))
+    monkeypatch.setattr(sampler, "_needs_cuda", lambda device: None)
+    few = ["--dtype", "float32", "--peak-memory", "skip", "--cuda-graphs", "2", "--steps", "30"]
+    assert main([*ARGUMENTS, *few, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    planned, graphs, dense = document["runs"]
+    assert [run["sampler"] for run in document["runs"]] == ["planned", "planned_graphs", "dense_published"]
+    assert graphs["same_samples"] is True and 0 < graphs["graph_replays"] <= graphs["denoiser_calls"]
+    assert graphs["denoiser_calls"] == planned["denoiser_calls"]
+    ratio = dense["median_s"] / planned["median_s"]
+    assert document["ratios"]["equal_float32"]["measured"] == pytest.approx(ratio)
+    speed = planned["median_s"] / graphs["median_s"]
+    line = (
+        f"CUDA graphs, float32: {speed:.2f} times as fast as planned, {graphs['graph_replays']} of "
+        f"{graphs['denoiser_calls']} calls; the same samples"
+    )
+    assert line in sampler_table(document)
+    assert any(shown.endswith(line) for shown in headlines(document))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -70,6 +97,11 @@ def test_json_document(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
         (["--dtype", "float16"], "--dtype"),
         (["--target-length", "5"], "must divide the network's width"),
         (["--target-length", "10"], "target_length must be 1..9"),
+        (["--cuda-graphs", "-1"], "--cuda-graphs"),
+        (
+            ["--device", "cpu", "--cuda-graphs", "4"],
+            "--cuda-graphs: needs a CUDA device, and this one is cpu",
+        ),
         (["--output", "/no/such/folder/x.json"], "--output"),
         (["--config", "/no/such/file.toml"], "--config"),
     ],

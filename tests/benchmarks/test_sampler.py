@@ -17,7 +17,7 @@ from benchmarks.workloads import Workload
 def test_compiling_is_not_timed_and_takes_a_few_steps_only(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[tuple[str, int]] = []
 
-    def build(name: str, checkpoint: Any, workload: Workload, dense_steps: int = 0) -> Callable[[], Any]:
+    def build(name: str, checkpoint: Any, workload: Workload, *options: int) -> Callable[[], Any]:
         def run() -> Any:
             ran.append((name, workload.num_steps))
             return sampler.Outcome(None, 1, 1)
