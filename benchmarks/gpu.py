@@ -11,17 +11,14 @@ process of its own with a limit of time, so that none takes the others with it; 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import platform
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -32,6 +29,7 @@ from typing import Any
 
 # These need nothing but the standard library.
 from benchmarks.commit import ROOT, git_commit
+from benchmarks.gpu_needs import missing_packages, missing_tools
 from benchmarks.report import headlines
 
 BUDGET_S = 530.0
@@ -39,28 +37,6 @@ SMOKE_BUDGET_S = 85.0
 # With less time left a part is not started.
 MIN_PART_S = 5.0
 LOG_NAME = "gpu.log"
-
-# Import name to what cannot run without it.
-NEEDED = {
-    "torch": "everything",
-    "numpy": "everything",
-    "pydantic": "all benchmarks and tests/prime_core",
-    "pydantic_settings": "all benchmarks",
-    "safetensors": "checkpoints",
-    "tiktoken": "tokenizers",
-    "regex": "tokenizers",
-    "PIL": "images",
-    "zstandard": "training",
-    "tqdm": "training",
-    "prometheus_client": "the server",
-    "fastapi": "the server",
-    "uvicorn": "the server",
-    "triton": "the kernels",
-    "pytest": "all tests",
-    "pytest_timeout": "limits of single tests",
-    "hypothesis": "all tests",
-    "scipy": "tests of draws",
-}
 
 
 @dataclass(frozen=True)
@@ -226,26 +202,6 @@ def run_part(part: Part, options: argparse.Namespace, limit_s: float) -> dict[st
         lines = written.read().decode(errors="replace").split("\n")
     last = next((line for line in reversed(lines) if line.strip()), "")
     return result | {"status": status, "seconds": seconds, "last_line": last[:300]}
-
-
-def missing_packages(packages: Path | None) -> dict[str, str]:
-    """Return the needed packages that neither this Python nor a folder of packages has."""
-    folders = [] if packages is None else [str(packages)]
-    sys.path[:0] = folders
-    try:
-        return {name: what for name, what in NEEDED.items() if importlib.util.find_spec(name) is None}
-    finally:
-        del sys.path[: len(folders)]
-
-
-def missing_tools() -> dict[str, str]:
-    """Return what Triton needs to build its launchers and this machine has not."""
-    needed = "the kernels"
-    compilers = [os.environ.get("CC"), "gcc", "clang"]
-    missing = {} if any(name and shutil.which(name) for name in compilers) else {"a C compiler": needed}
-    if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
-        missing["Python.h"] = needed
-    return missing
 
 
 def _tests(*paths: str, missing: dict[str, str]) -> tuple[str, ...]:

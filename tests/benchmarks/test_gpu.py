@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import gpu, gpu_tests
+from benchmarks import gpu, gpu_needs, gpu_tests
 from benchmarks.command_line import load_settings
 from benchmarks.main import BENCHMARKS, main
 from benchmarks.op_cases import OPS
@@ -125,7 +125,7 @@ _CHECKS = {
 def test_script_reports_its_parts_and_what_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(gpu.NEEDED, "no_such_package", "nothing")
+    monkeypatch.setitem(gpu_needs.NEEDED, "no_such_package", "nothing")
     parts = [
         gpu.Part("good", ("this",), 30, writes=False),
         gpu.Part("bad", ("no_such_module",), 30, writes=False),
@@ -262,10 +262,10 @@ def test_tests_in_processes_give_one_status(tmp_path: Path, capsys: pytest.Captu
 
 def test_packages_of_a_folder_are_not_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "carried_package.py").write_text("")
-    monkeypatch.setattr(gpu, "NEEDED", {"carried_package": "a test", "sys": "all"})
+    monkeypatch.setattr(gpu_needs, "NEEDED", {"carried_package": "a test", "sys": "all"})
     before = list(sys.path)
-    assert gpu.missing_packages(None) == {"carried_package": "a test"}
-    assert gpu.missing_packages(tmp_path) == {}
+    assert gpu_needs.missing_packages(None) == {"carried_package": "a test"}
+    assert gpu_needs.missing_packages(tmp_path) == {}
     assert sys.path == before
 
 
@@ -274,13 +274,13 @@ def test_what_triton_builds_with_is_named_where_it_is_not(
 ) -> None:
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(gpu.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
-    assert gpu.missing_tools() == {"a C compiler": "the kernels", "Python.h": "the kernels"}
+    monkeypatch.setattr(gpu_needs.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    assert gpu_needs.missing_tools() == {"a C compiler": "the kernels", "Python.h": "the kernels"}
     compiler = tmp_path / "clang"
     compiler.write_text("")
     compiler.chmod(0o755)
     (tmp_path / "Python.h").write_text("")
-    assert gpu.missing_tools() == {}
+    assert gpu_needs.missing_tools() == {}
     (tmp_path / "clang").rename(tmp_path / "cc-of-mine")
     monkeypatch.setenv("CC", "cc-of-mine")
-    assert gpu.missing_tools() == {}
+    assert gpu_needs.missing_tools() == {}
