@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from kernels.noise import Purpose, uniform
 from prime_core.curves import TemperatureCurve
@@ -44,10 +43,6 @@ class DrawSettings(NamedTuple):
         """Memory of the numbers; what is the same at every position takes none."""
         varies = self.temperature is not None and self.temperature.strides != (0,)
         return self.u.nbytes + (self.u.shape[0] * 4 if varies else 0)
-
-    def to(self, device: torch.device) -> list[Tensor | None]:
-        """Return them as tensors on a device, in the order of the fields."""
-        return [None if part is None else torch.from_numpy(part).to(device) for part in self]
 
 
 def draw_settings(plan: RevealPlan, settings: SamplingSettings, seed: int) -> DrawSettings:

@@ -23,12 +23,12 @@ from torch import Tensor
 
 from kernels.marginal import reveal_digits_
 from kernels.nll import SubtokenNLL, subtoken_nll
-from kernels.reveal import Revealed, reveal_tokens_
+from kernels.reveal import reveal_tokens_
 from kernels.token_digits import TokenDigits
 from prime_core.codec import SubtokenCodec
 from prime_core.curves import MAX_TEMPERATURE
 from prime_core.draw_settings import join_draw_settings
-from prime_core.models.denoiser import Denoiser, device_of, filled_size
+from prime_core.models.denoiser import Denoiser, device_of, filled_size, queued
 from prime_core.plan import Event
 from prime_core.row import Row, new_row
 from prime_core.score_row import ScoreRow
@@ -38,8 +38,10 @@ __all__ = ["MAX_TEMPERATURE", "AnyRow", "Row", "SamplingSettings", "StepResult",
 
 AnyRow = Row | ScoreRow
 
-# Logits exist for at most this many positions at a time (50 MB at V = 50257).
+# Logits exist for at most this many positions at a time (50 MB at V = 50257). On a GPU launches cost more than memory;
+# from 1,024 positions on the head of images computes whole pictures.
 MAX_LOGIT_ROWS = 256
+MAX_LOGIT_ROWS_ON_GPU = 960
 
 
 class StepResult(NamedTuple):
@@ -86,6 +88,18 @@ class _Part(NamedTuple):
         return [tensor] if len(self.chunks) == 1 else tensor.split(self.chunks)
 
 
+class _Outcome(NamedTuple):
+    """What was drawn.
+
+    Attributes:
+        digits: (R, S) int64, all digits of the tokens, after the draw.
+        finite: (R,) bool, False where no token could be drawn.
+    """
+
+    digits: NDArray[np.int64]
+    finite: NDArray[np.bool_]
+
+
 class Stepper:
     """Advances rows by one event each, with one denoiser call."""
 
@@ -118,20 +132,22 @@ class Stepper:
         """
         if not rows:
             return []
-        parts = _parts(rows)
+        parts = _parts(rows, MAX_LOGIT_ROWS if self.device.type == "cpu" else MAX_LOGIT_ROWS_ON_GPU)
         every = [row for part in parts for row in part.rows]
         fill = self.denoiser.fill([row.length for row in every])
         y_t = self._states(parts, sum(fill))
+        # What goes to a GPU goes before the trunk: later it would be waited for behind the trunk.
+        inputs = [self._inputs(part) for part in parts]
         features = self._features(parts, every, fill, y_t)
         outcomes, start = [], 0
-        for part in parts:
+        for part, given in zip(parts, inputs, strict=True):
             stop = start + sum(map(filled_size, part.chunks))
             of_kind = self._score if part.kind == "scored" else self._draw
-            outcomes.append(of_kind(part, y_t, features[start:stop]))
+            outcomes.append(of_kind(part, given, y_t, features[start:stop]))
             start = stop
         results: dict[AnyRow, StepResult] = {}
         for part, outcome in zip(parts, outcomes, strict=True):
-            moved = _drawn(part, y_t, outcome) if isinstance(outcome, Revealed) else _scored(part, outcome)
+            moved = _drawn(part, y_t, outcome) if isinstance(outcome, _Outcome) else _scored(part, outcome)
             results.update(zip(part.rows, moved, strict=True))
         return [results[row] for row in rows]
 
@@ -152,8 +168,28 @@ class Stepper:
             if len(event.remasked)
         ]
         if remasked:
-            y_t.view(-1)[torch.from_numpy(np.concatenate(remasked)).to(self.device)] = mask_index
+            y_t.view(-1)[queued(torch.from_numpy(np.concatenate(remasked)), self.device)] = mask_index
         return y_t
+
+    def _inputs(self, part: _Part) -> list[Tensor | None]:
+        """Queue on the device what a part needs beside its features.
+
+        Returns:
+            Its positions (R,), and of rows that are scored their tokens (R,); of others what is due there (R, S), and
+            the `DrawSettings`.
+        """
+        inputs: list[Tensor | None] = [part.positions]
+        if part.kind == "scored":
+            scored = zip(part.rows, part.events, strict=True)
+            inputs.append(
+                torch.cat([row.x_0[event.positions] for row, event in scored if isinstance(row, ScoreRow)])
+            )
+        else:
+            sampled = [row for row in part.rows if isinstance(row, Row)]
+            settings = join_draw_settings([row.draws for row in sampled], [row.span for row in sampled])
+            arrays = (np.concatenate([event.due for event in part.events]), *settings)
+            inputs += [None if each is None else torch.from_numpy(each) for each in arrays]
+        return [None if each is None else queued(each, self.device) for each in inputs]
 
     def _features(self, parts: Sequence[_Part], rows: Sequence[AnyRow], fill: list[int], y_t: Tensor) -> Any:
         """Run the trunk once; the features of the positions of all parts, each chunk of them filled up."""
@@ -162,7 +198,7 @@ class Stepper:
         return self.denoiser.features(
             y_t,
             [row.length for row in rows] + fill,
-            torch.from_numpy(np.array(times)).to(self.device),
+            queued(torch.from_numpy(np.array(times)), self.device),
             positions,
             self._labels(rows, len(fill)),
         )
@@ -171,36 +207,26 @@ class Stepper:
         """Return the labels (B,) of the rows of a call, 0 for those that fill it up; None if rows have none."""
         labels = [label for label in (row.label for row in rows) if label is not None]
         assert len(labels) in (0, len(rows)), "rows of one model all have a label, or none has"
-        return torch.tensor(labels + [0] * num_filled, device=self.device) if labels else None
+        return queued(torch.tensor(labels + [0] * num_filled), self.device) if labels else None
 
-    def _draw(self, part: _Part, y_t: Tensor, features: Any) -> Revealed:
-        """Draw the tokens of all positions (R,) into the packed state; the result (R, S) is on the CPU."""
+    def _draw(self, part: _Part, inputs: Sequence[Any], y_t: Tensor, features: Any) -> _Outcome:
+        """Draw the tokens of all positions (R,) into the packed state."""
         draw = reveal_digits_ if part.kind == "marginal" else reveal_tokens_
-        sampled = [row for row in part.rows if isinstance(row, Row)]
-        settings = join_draw_settings([row.draws for row in sampled], [row.span for row in sampled])
-        positions = part.positions.to(self.device)
-        due = torch.from_numpy(np.concatenate([event.due for event in part.events])).to(self.device)
-        of_chunks = (
-            [None] * len(part.chunks) if each is None else part.in_chunks(each)
-            for each in (positions, due, *settings.to(self.device))
-        )
-        drawn = [
-            draw(logits, y_t, at, write, self._digits, *how, mask_index=self.codec.mask_index)
-            for logits, at, write, *how in zip(self._logits(part, features), *of_chunks, strict=True)
+        of_chunks = ([None] * len(part.chunks) if each is None else part.in_chunks(each) for each in inputs)
+        finite = [
+            draw(logits, y_t, at, due, self._digits, *how, mask_index=self.codec.mask_index).finite
+            for logits, at, due, *how in zip(self._logits(part, features), *of_chunks, strict=True)
         ]
-        finite, changed = (_joined(each).cpu() for each in zip(*(one[1:] for one in drawn), strict=True))
-        return Revealed(_at(y_t, positions), finite, changed)
+        return _fetched(y_t, inputs[0], _joined(finite))
 
-    def _score(self, part: _Part, y_t: Tensor, features: Any) -> SubtokenNLL:
+    def _score(self, part: _Part, inputs: Sequence[Any], y_t: Tensor, features: Any) -> SubtokenNLL:
         """Return what all positions (R,) cost, on the CPU.
 
         The head is the one that sampling uses, over chunks of the same sizes, so that a row's numbers do not depend on
         its neighbours (the grouping of `kernels.linear_nll` would make them).
         """
-        y = y_t[part.positions.to(self.device)]
-        scored = zip(part.rows, part.events, strict=True)
-        x_0 = torch.cat([row.x_0[event.positions] for row, event in scored if isinstance(row, ScoreRow)])
-        x_0 = x_0.to(self.device)
+        positions, x_0 = inputs
+        y = y_t[positions]
         costs = [
             subtoken_nll(logits, seen, tokens, self._digits.table, self.codec.mask_index)
             for logits, seen, tokens in zip(
@@ -218,7 +244,7 @@ class Stepper:
             start = stop
 
 
-def _parts(rows: Sequence[AnyRow]) -> list[_Part]:
+def _parts(rows: Sequence[AnyRow], max_logit_rows: int) -> list[_Part]:
     """Sort the rows of a call by kind, and lay them end to end."""
     by_kind: dict[Draw | Literal["scored"], list[AnyRow]] = {}
     for row in rows:
@@ -229,7 +255,7 @@ def _parts(rows: Sequence[AnyRow]) -> list[_Part]:
         *starts, end = accumulate((row.length for row in own), initial=end)
         counts = [len(event.positions) for event in events]
         positions = np.concatenate([event.positions for event in events]) + np.repeat(starts, counts)
-        whole, rest = divmod(len(positions), MAX_LOGIT_ROWS)
+        whole, rest = divmod(len(positions), max_logit_rows)
         parts.append(
             _Part(
                 kind,
@@ -238,20 +264,19 @@ def _parts(rows: Sequence[AnyRow]) -> list[_Part]:
                 starts,
                 counts,
                 torch.from_numpy(positions),
-                [MAX_LOGIT_ROWS] * whole + [rest] * (rest > 0),
+                [max_logit_rows] * whole + [rest] * (rest > 0),
             )
         )
     return parts
 
 
-def _drawn(part: _Part, y_t: Tensor, revealed: Revealed) -> Iterator[StepResult]:
+def _drawn(part: _Part, y_t: Tensor, outcome: _Outcome) -> Iterator[StepResult]:
     """Move rows on whose positions were drawn; one without finite logits is marked and left as it was."""
-    oks = [True] * len(part.rows)
-    if not bool(revealed.finite.all()):
-        oks = [bool(finite.all()) for finite in revealed.finite.split(part.counts)]
-    digits, stop = revealed.y.numpy(), 0
-    for row, event, start, ok in zip(part.rows, part.events, part.starts, oks, strict=True):
+    digits, finite = outcome
+    all_ok, stop = bool(finite.all()), 0
+    for row, event, start in zip(part.rows, part.events, part.starts, strict=True):
         first, stop = stop, stop + len(event.positions)
+        ok = all_ok or bool(finite[first:stop].all())
         if ok:
             row.y.copy_(y_t[start : start + row.length])
             row.next_event += 1
@@ -270,11 +295,12 @@ def _scored(part: _Part, nll: SubtokenNLL) -> Iterator[StepResult]:
         yield StepResult(nothing, np.zeros((0, row.y.shape[1]), dtype=np.int64), ok, nothing)
 
 
-def _at(state: Tensor, positions: Tensor) -> Tensor:
-    """Return the digits (R, S) at some positions, on the CPU, where numpy's gather costs less."""
-    if state.is_cpu:
-        return torch.from_numpy(state.numpy()[positions.numpy()])
-    return state[positions].cpu()
+def _fetched(y_t: Tensor, positions: Tensor, finite: Tensor) -> _Outcome:
+    """Return the digits (R, S) at some positions, and which are finite (R,); from a GPU in one copy."""
+    if y_t.is_cpu:
+        return _Outcome(y_t.numpy()[positions.numpy()], finite.numpy())
+    both = torch.cat([y_t[positions], finite[:, None]], 1).cpu().numpy()
+    return _Outcome(both[:, :-1], both[:, -1] != 0)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

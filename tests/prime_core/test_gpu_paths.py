@@ -228,6 +228,20 @@ def test_nothing_is_waited_for_in_the_head_of_images() -> None:
 
 
 @only_pretended
+def test_a_step_waits_for_nothing_but_what_it_returns() -> None:
+    """The digits and whether they are finite come back in one copy, and everything goes there without waiting."""
+    network, codec = text_network()
+    rows = new_rows(codec, [8, 5], "joint", None, None)
+    with pretend_gpu() as waits:
+        network.to(GPU)
+        stepper = Stepper(network, codec, GPU)
+        stepper.step(rows)  # moves the digits of new rows, and lays out tables
+        waits.clear()
+        stepper.step(rows)
+        assert Counter(waits) == {"copy to the CPU": 1}
+
+
+@only_pretended
 def test_a_step_of_the_dense_sampler_copies_nothing_to_the_gpu() -> None:
     copies = []
     for num_steps in (1, 4):
