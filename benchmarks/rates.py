@@ -53,20 +53,26 @@ def median_seconds(
         device: where it computes.
         limit_s: no further repeat is started after so many seconds.
     """
+    return statistics.median(_repeated(call, num_repeats, device, limit_s))
+
+
+def _repeated(
+    call: Callable[[], object], num_repeats: int, device: torch.device, limit_s: float = 1.0
+) -> list[float]:
     call()
     seconds: list[float] = []
     while len(seconds) < num_repeats and sum(seconds) < limit_s:
         with timed(device) as elapsed:
             call()
         seconds.append(elapsed.seconds)
-    return statistics.median(seconds)
+    return seconds
 
 
 @torch.inference_mode()
 def product_rate(
     dtype: torch.dtype, device: torch.device, shape: tuple[int, int, int] | None = None
 ) -> float:
-    """Return the FLOP/s of one matrix product, as a linear layer computes it.
+    """Return the FLOP/s of one matrix product, as a linear layer computes it, at its fastest: a ceiling.
 
     Args:
         dtype: of both factors.
@@ -77,10 +83,10 @@ def product_rate(
     generator = torch.Generator().manual_seed(0)
     left = torch.randn(m, k, generator=generator).to(device, dtype)
     weight = torch.randn(n, k, generator=generator).to(device, dtype)
-    seconds = median_seconds(
+    seconds = _repeated(
         lambda: torch.nn.functional.linear(left, weight), _PRODUCT_REPEATS[device.type], device
     )
-    return 2 * m * k * n / seconds
+    return 2 * m * k * n / min(seconds)
 
 
 def copy_bandwidth(device: torch.device, num_repeats: int = 5) -> float:
@@ -88,7 +94,7 @@ def copy_bandwidth(device: torch.device, num_repeats: int = 5) -> float:
     num_bytes = _COPY_BYTES[device.type]
     source = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2 * num_bytes / median_seconds(lambda: target.copy_(source), num_repeats, device)
+    return 2 * num_bytes / min(_repeated(lambda: target.copy_(source), num_repeats, device))
 
 
 def measure_ceilings(device: torch.device) -> dict[str, object]:

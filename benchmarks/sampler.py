@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.command_line import UsageError
 from benchmarks.contenders import (
+    DTYPES,
     DTypeName,
     Outcome,
     SamplerName,
@@ -22,7 +23,7 @@ from benchmarks.dense_published import PUBLISHED_EPS
 from benchmarks.document import document_head
 from benchmarks.extrapolation import expected_calls
 from benchmarks.machine import peak_growth
-from benchmarks.rates import measure_ceilings, median_seconds, timed
+from benchmarks.rates import measure_ceilings, median_seconds, product_rate, timed
 from benchmarks.sampler_settings import SamplerSettings, read_workloads
 from benchmarks.settings import Log, computing_threads
 from benchmarks.workloads import Workload
@@ -214,15 +215,21 @@ def _full_call(checkpoint: Checkpoint, workload: Workload) -> Any:
 def _trunk(
     settings: SamplerSettings, checkpoint: Checkpoint, dtype: DTypeName, product_flops_per_s: float
 ) -> dict[str, Any]:
-    """Measure the trunk alone on a full call against the product rate."""
-    workload = settings.workload
-    seconds = median_seconds(lambda: _full_call(checkpoint, workload), 5, settings.torch_device)
+    """Measure the trunk alone on a full call against the product rate, which is measured again before and after it.
+
+    What else a machine does may slow it for a while, and the rate must be that of the same while.
+    """
+    workload, device = settings.workload, settings.torch_device
+    before = product_rate(DTYPES[dtype], device)
+    seconds = median_seconds(lambda: _full_call(checkpoint, workload), 5, device)
+    product_flops_per_s = max(before, product_rate(DTYPES[dtype], device), product_flops_per_s)
     flops = trunk_flops(workload.network, workload.num_tokens, workload.length)
     return {
         "dtype": dtype,
         "flops": flops,
         "seconds": seconds,
         "flops_per_s": flops / seconds,
+        "product_flops_per_s": product_flops_per_s,
         "share_of_product_rate": flops / seconds / product_flops_per_s,
     }
 
