@@ -15,12 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.token_digits import TokenDigits
+from kernels.token_digits import Fields, TokenDigits
 
 Numbers = NDArray[Any]
 
 MAX_SHORT_VOCAB_SIZE = 1024
-_MAX_STATES = 2**17  # of a token partly masked; more only where most codes are no token
 _SCORES_AT_A_TIME = 2**15  # their arrays stay in the cache, and small enough for malloc to keep
 
 _EXCLUDED, _NEUTRAL, _ONE = np.float32(-np.inf), np.float32(0), np.float32(1)  # no step to float64
@@ -39,12 +38,13 @@ class Drawn(NamedTuple):
 
 
 def is_short(tokens: TokenDigits) -> bool:
-    """Return whether this file is the way to draw such tokens; the choice depends on no row."""
-    return (
-        tokens.vocab_size <= MAX_SHORT_VOCAB_SIZE
-        and (tokens.mask_index + 1) ** tokens.num_digits <= _MAX_STATES
-        and tokens.table.is_cpu
-    )
+    """Return whether this is the way to draw such tokens; the choice depends on no row."""
+    return tokens.fields is not None
+
+
+def _fields(tokens: TokenDigits) -> Fields:
+    assert tokens.fields is not None, "asked of `is_short`"
+    return tokens.fields
 
 
 def draw_short_rows(
@@ -76,7 +76,7 @@ def _draw(tokens: TokenDigits, scores: Numbers, y: Numbers, u: Numbers, heat: Nu
     """`draw_short_rows` of a few rows."""
     with np.errstate(invalid="ignore", over="ignore"):  # what is not possible ends in a total of NaN
         if tokens.num_digits > 1:  # else nothing is visible where something is due
-            fields = tokens.fields
+            fields = _fields(tokens)
             visible = fields.visible[y @ fields.place_values]
             disagree = (fields.packed & visible[:, 1:]) != visible[:, :1]
             # Added, so that NaN and +inf are seen also where tokens are excluded.
@@ -113,5 +113,5 @@ def write_short_rows(
     changed = needed & drawn.possible
     if not changed.all():  # the other rows may have the positions of those that change
         at, write, token = at[changed], write[changed], token[changed]
-    digits[at] = np.where(write, tokens.fields.table[token], digits[at])
+    digits[at] = np.where(write, _fields(tokens).table[token], digits[at])
     return changed | ~needed, changed

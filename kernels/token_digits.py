@@ -23,6 +23,11 @@ from torch import Tensor
 
 from kernels.packed_digits import digit_bits, digit_shifts, pack_digits
 
+MAX_SHORT_VOCAB_SIZE = 1024
+"""Up to so many tokens whole rows are worked on with numpy, on a CPU."""
+
+_MAX_STATES = 2**17  # of a token partly masked; more only where most codes are no token
+
 
 class Candidates(NamedTuple):
     """Which tokens have digit j equal to v, for every j and v: row j b + v of both tables, in the order of the ids.
@@ -115,8 +120,11 @@ class TokenDigits:
         return (1 << self.num_bits) - 1 << self.shifts
 
     @cached_property
-    def fields(self) -> Fields:
-        """What numpy draws with; only on a CPU, and for short vocabularies, whose (b + 1)^S is not large."""
+    def fields(self) -> Fields | None:
+        """What numpy draws with (`kernels.short_rows`): only of few tokens, on a CPU."""
+        num_states = (self.mask_index + 1) ** self.num_digits
+        if not self.table.is_cpu or self.vocab_size > MAX_SHORT_VOCAB_SIZE or num_states > _MAX_STATES:
+            return None
         states = torch.cartesian_prod(*[torch.arange(self.mask_index + 1)] * self.num_digits)
         visible = torch.stack(self.visible(states.view(-1, self.num_digits)), -1)
         return Fields(

@@ -154,10 +154,11 @@ class Stepper:
     def _states(self, parts: Sequence[_Part], num_filled: int) -> Tensor:
         """Return the digits (T, S) that the call sees: a copy of those of the rows, and masked tokens behind them."""
         num_digits, mask_index = self.codec.target_length, self.codec.mask_index
-        rows = [row for part in parts for row in part.rows]
-        for row in rows:
-            row.y = row.y.to(self.device)
-        states = [row.y for row in rows]
+        states = []
+        for part in parts:
+            for row in part.rows:
+                row.y = row.y.to(self.device)
+                states.append(row.y)
         if num_filled:
             states.append(torch.full((num_filled, num_digits), mask_index, device=self.device))
         y_t = torch.cat(states)
@@ -189,6 +190,8 @@ class Stepper:
             settings = join_draw_settings([row.draws for row in sampled], [row.span for row in sampled])
             arrays = (np.concatenate([event.due for event in part.events]), *settings)
             inputs += [None if each is None else torch.from_numpy(each) for each in arrays]
+        if self.device.type == "cpu":
+            return inputs
         return [None if each is None else queued(each, self.device) for each in inputs]
 
     def _features(self, parts: Sequence[_Part], rows: Sequence[AnyRow], fill: list[int], y_t: Tensor) -> Any:
@@ -274,11 +277,15 @@ def _drawn(part: _Part, y_t: Tensor, outcome: _Outcome) -> Iterator[StepResult]:
     """Move rows on whose positions were drawn; one without finite logits is marked and left as it was."""
     digits, finite = outcome
     all_ok, stop = bool(finite.all()), 0
+    after = y_t.numpy() if y_t.is_cpu else None  # for numpy, see `Event`
     for row, event, start in zip(part.rows, part.events, part.starts, strict=True):
         first, stop = stop, stop + len(event.positions)
         ok = all_ok or bool(finite[first:stop].all())
         if ok:
-            row.y.copy_(y_t[start : start + row.length])
+            if after is None:
+                row.y.copy_(y_t[start : start + row.length])
+            else:
+                row.y.numpy()[:] = after[start : start + row.length]
             row.next_event += 1
         else:
             row.failed = True

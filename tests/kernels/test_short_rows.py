@@ -109,7 +109,8 @@ def test_what_needs_many_partly_masked_states_goes_the_other_way() -> None:
     """The table of a token's states has (b + 1)^S of them, most of which no vocabulary of few tokens needs."""
     tokens = TokenDigits(torch.arange(16)[:, None] >> torch.arange(12) & 1, 2)
     assert not short_rows.is_short(tokens)
-    assert len(TokenDigits(SubtokenCodec(1000, 10).digits, 2).fields.visible) == 3**10
+    fields = TokenDigits(SubtokenCodec(1000, 10).digits, 2).fields
+    assert fields is not None and len(fields.visible) == 3**10
 
 
 def test_the_extreme_uniform_numbers_draw_tokens_with_mass() -> None:

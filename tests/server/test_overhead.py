@@ -92,7 +92,7 @@ def seconds_per_step(num_rows: int) -> float:
 @pytest.mark.skipif("MDM_TIMING" not in os.environ, reason="needs a quiet machine: MDM_TIMING=1")
 @pytest.mark.parametrize("num_rows", [4, 1000])
 def test_a_step_costs_at_most_half_a_millisecond_more_than_its_call(num_rows: int) -> None:
-    assert min(seconds_per_step(num_rows) for _ in range(5)) <= 0.0005
+    assert min(seconds_per_step(num_rows) for _ in range(20)) <= 0.0005
 
 
 def test_a_step_takes_few_tensor_operations() -> None:
