@@ -45,7 +45,7 @@ def _sampler_charts(document: dict[str, Any]) -> list[Chart]:
             Bar(
                 f"{run['sampler']}, {run['dtype']}",
                 run["median_s"],
-                f"{run['median_s']:.3g} s" + ("*" if run["extrapolated"] else ""),
+                f"{_digits(run['median_s'])} s" + ("*" if run["extrapolated"] else ""),
                 int(run["sampler"] == "dense_published"),
             )
             for run in entry["runs"]
@@ -153,3 +153,8 @@ _CHARTS: dict[str, Callable[[dict[str, Any]], list[Chart]]] = {
     "memory": _memory_charts,
     "server": _server_charts,
 }
+
+
+def _digits(number: float) -> str:
+    """Write a number with three digits, or all of its whole ones."""
+    return f"{number:.3g}" if number < 999.5 else f"{number:,.0f}"
