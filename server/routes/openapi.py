@@ -45,8 +45,8 @@ def stream_content(*events: tuple[str | None, type[BaseModel]]) -> dict[str, Any
     lines = ", then ".join("data" if event is None else f"event: {event}" for event, _ in events)
     return {
         MEDIA_TYPE: {
+            # Without a type: some readers take this for the schema of the whole text, others for that of each event.
             "schema": {
-                "type": "string",
                 "description": f"with stream: {lines}, then data: [DONE]; what fails on the way comes as event: error "
                 "before it, under the status 200",
             },
