@@ -12,10 +12,11 @@ import argparse
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from typing import IO
 
-# For a pytest that was interrupted to say what it has seen.
+# For all that were interrupted to say what they have seen: less than `benchmarks.gpu` waits for this process.
 _LAST_WORDS_S = 4.0
 
 
@@ -29,13 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments[:middle])
     groups = [options.files[first :: options.processes] for first in range(options.processes)]
     running = [_start(group, arguments[middle + 1 :]) for group in groups if group]
-    limit_s = None
+    until_s = None
     try:
         for process, _ in running:
             process.wait()
     except KeyboardInterrupt:  # whoever sent it sent it to all of them
-        limit_s = _LAST_WORDS_S
-    return max(_finish(process, printed, limit_s) for process, printed in running)
+        until_s = time.monotonic() + _LAST_WORDS_S
+    return max(_finish(process, printed, until_s) for process, printed in running)
 
 
 def _start(files: Sequence[str], options: Sequence[str]) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
@@ -44,10 +45,10 @@ def _start(files: Sequence[str], options: Sequence[str]) -> tuple[subprocess.Pop
     return subprocess.Popen(command, stdout=printed, stderr=subprocess.STDOUT), printed
 
 
-def _finish(process: subprocess.Popen[bytes], printed: IO[bytes], limit_s: float | None) -> int:
+def _finish(process: subprocess.Popen[bytes], printed: IO[bytes], until_s: float | None) -> int:
     """Print what a process printed; 0 if it succeeded. One that does not end in time is ended."""
     try:
-        process.wait(limit_s)
+        process.wait(None if until_s is None else max(0.0, until_s - time.monotonic()))
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -89,11 +89,7 @@ def _measure(
     try:
         sets = _input_sets(op, size, settings.seed, device)
         seconds = _seconds(op, sets, backend, device, settings.repeats)
-    except (
-        NotImplementedError,
-        ValueError,
-        RuntimeError,
-    ) as error:  # that of Triton and CUDA too: the others go on
+    except (ValueError, RuntimeError) as error:  # also what Triton and CUDA raise: the other ops go on
         return {"error": f"{type(error).__name__}: {error}".rstrip(": "), "seconds": None}
     bandwidth, product = rates["copy_bytes_per_s"], rates["product_flops_per_s"][op.product]
     return {

@@ -45,7 +45,7 @@ def _sampler_charts(document: dict[str, Any]) -> list[Chart]:
             Bar(
                 f"{run['sampler']}, {run['dtype']}",
                 run["median_s"],
-                f"{_digits(run['median_s'])} s" + ("*" if run["extrapolated"] else ""),
+                _seconds(run["median_s"]) + ("*" if run["extrapolated"] else ""),
                 int(run["sampler"] == "dense_published"),
             )
             for run in entry["runs"]
@@ -62,6 +62,11 @@ def _sampler_charts(document: dict[str, Any]) -> list[Chart]:
         ]
         charts.append(Chart("Times faster", note, ("measured", "predicted"), tuple(ratios)))
     return charts
+
+
+def _seconds(seconds: float) -> str:
+    """Return three digits, or all before the point: minutes are not shown as powers of ten."""
+    return f"{seconds:.0f} s" if seconds >= 100 else f"{seconds:.3g} s"
 
 
 def _ops_charts(document: dict[str, Any]) -> list[Chart]:
@@ -153,8 +158,3 @@ _CHARTS: dict[str, Callable[[dict[str, Any]], list[Chart]]] = {
     "memory": _memory_charts,
     "server": _server_charts,
 }
-
-
-def _digits(number: float) -> str:
-    """Write a number with three digits, or all of its whole ones."""
-    return f"{number:.3g}" if number < 999.5 else f"{number:,.0f}"

@@ -19,7 +19,6 @@ from kernels.token_digits import Fields, TokenDigits
 
 Numbers = NDArray[Any]
 
-MAX_SHORT_VOCAB_SIZE = 1024
 _SCORES_AT_A_TIME = 2**15  # their arrays stay in the cache, and small enough for malloc to keep
 
 _EXCLUDED, _NEUTRAL, _ONE = np.float32(-np.inf), np.float32(0), np.float32(1)  # no step to float64

@@ -11,7 +11,7 @@ but for the last of a row: never fewer than the planned sampler's events.
 
 Noise is a pure function of (seed of the row, position, step and digit, purpose), so a row does not depend on its batch:
 digit d of step k has index S k + d for being revealed (purpose PLAN) and S (1 + k) + d for what it becomes (DRAW), the
-numbering of digits that are drawn more than once in `prime_core.stepper`.
+numbering of digits that are drawn more than once in `prime_core.draw_settings`.
 
 Shapes: B rows, L tokens, S digits a token, N steps, R positions that change in one step, V tokens.
 """

@@ -120,9 +120,8 @@ def load_model(settings: Settings, name: str) -> LoadedModel:
         raise SettingsError(f"--cuda-graphs (PRIME_CUDA_GRAPHS): {error}; leave it out, or 0") from None
     checkpoint = load_checkpoint(path, device=device, dtype=settings.dtype)
     checkpoint.denoiser.graphs = graphs  # of these weights alone: those that are read again get their own
-    (model,) = add_faults(
-        [LoadedModel(name, checkpoint)], os.environ
-    )  # for tests; of models that are read again too
+    # For tests; of models that are read again too.
+    (model,) = add_faults([LoadedModel(name, checkpoint)], os.environ)
     return model
 
 

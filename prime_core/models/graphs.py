@@ -83,12 +83,9 @@ class TrunkGraphs:
         self.max_graphs = max_graphs
         self.num_replays = 0
         self._recorder: Recorder | None = recorder  # None once they are given up
-        self._kept: OrderedDict[Hashable, _Kept] = (
-            OrderedDict()
-        )  # the least recently used first, as in the next
-        self._came: OrderedDict[Hashable, deque[int]] = (
-            OrderedDict()
-        )  # numbers of the latest calls without a graph
+        # The least recently used first, in both; of calls without a graph the numbers of the latest.
+        self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
+        self._came: OrderedDict[Hashable, deque[int]] = OrderedDict()
         self._num_calls = 0
 
     def __len__(self) -> int:

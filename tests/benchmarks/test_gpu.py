@@ -1,6 +1,7 @@
 """The script for GPU machines: every part of its smoke run works, is bounded, and its results are complete."""
 
 import argparse
+import io
 import json
 import subprocess
 import sys
@@ -248,6 +249,38 @@ def test_tests_that_take_too_long_say_what_has_failed(tmp_path: Path) -> None:
         assert "AssertionError: assert 'seen' == 'unseen'" in log and "1 failed" in log
         assert "KeyboardInterrupt" in log and "1 passed" in log
         (tmp_path / gpu.LOG_NAME).unlink()
+
+
+def test_processes_that_hear_nothing_share_the_time_for_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the last of them would be ended, with all that it has seen, by whoever waits for this process."""
+
+    class Deaf:
+        returncode = -9
+        killed = False
+
+        def wait(self, limit_s: float | None = None) -> int:
+            if self.killed:
+                return self.returncode
+            if limit_s is None:
+                raise KeyboardInterrupt
+            time.sleep(limit_s)
+            raise subprocess.TimeoutExpired("deaf", limit_s)
+
+        def kill(self) -> None:
+            self.killed = True
+
+    started: list[Deaf] = []
+
+    def start(files: Any, options: Any) -> tuple[Deaf, io.BytesIO]:
+        started.append(Deaf())
+        return started[-1], io.BytesIO(b"seen so far")
+
+    monkeypatch.setattr(gpu_tests, "_start", start)
+    monkeypatch.setattr(gpu_tests, "_LAST_WORDS_S", 1.0)
+    begin = time.monotonic()
+    assert gpu_tests.main(["--processes", "4", "a", "b", "c", "d"]) == 1
+    assert time.monotonic() - begin < 2.0
+    assert len(started) == 4 and all(each.killed for each in started)
 
 
 def test_tests_in_processes_give_one_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.main import main
+from benchmarks.plot import _seconds
 from benchmarks.svg import LABEL, VALUE, WIDTH, Bar, Chart, draw
 
 NAMESPACE = "{http://www.w3.org/2000/svg}"
@@ -21,6 +22,14 @@ def test_bars_are_to_scale() -> None:
     longest = WIDTH - LABEL - VALUE
     assert widths(Chart("t", "n", (), bars)) == [longest, longest / 4, 0]
     assert widths(Chart("t", "n", (), (Bar("a", 0, "0"),))) == [0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.01234, "0.0123 s"), (8.734, "8.73 s"), (99.96, "100 s"), (999.78, "1000 s"), (54321.0, "54321 s")],
+)
+def test_long_times_are_shown_without_powers_of_ten(seconds: float, shown: str) -> None:
+    assert _seconds(seconds) == shown
 
 
 def test_text_is_escaped_and_dark_pages_have_colours() -> None:

@@ -6,8 +6,8 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 
 from prime_core.checkpoint import load_checkpoint
 from prime_core.prepare import prepare_rows
@@ -18,8 +18,8 @@ from server.engine.feed import Feed
 
 def revealed(position: int) -> StepResult:
     """A step that reveals a token."""
-    nothing = torch.zeros(0, dtype=torch.int64)
-    return StepResult(torch.tensor([position]), torch.zeros(1, 2, dtype=torch.int64), True, nothing)
+    nothing = np.zeros(0, dtype=np.int64)
+    return StepResult(np.array([position]), np.zeros((1, 2), dtype=np.int64), True, nothing)
 
 
 def test_a_reader_is_woken_once_for_all_that_happens_until_it_looks(

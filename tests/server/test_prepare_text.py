@@ -34,10 +34,9 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return texts
 
 
-@pytest.mark.parametrize(
-    "max_work", [2**24, 400]
-)  # far from the limit, and so near that lengths have to be known
+@pytest.mark.parametrize("max_work", [2**24, 400])
 def test_every_text_is_tokenized_once(model_path: Path, encoded: list[str], max_work: int) -> None:
+    """Far from the limit of work, and so near that lengths have to be known."""
     with serving(model_path, max_work=max_work) as server:
         encoded.clear()
         assert server.post(prompt="ab", suffix="yz", max_tokens=4, steps=8).status_code == 200

@@ -136,13 +136,11 @@ def test_retry_after_counts_the_shares_of_the_others(model_path: Path, images_pa
     jobs = [submit(engine, TEXT, 1), submit(engine, IMAGES, 3)]
     text_s, image_s = (0.5 * jobs[0].rows[0].remaining, 2.0 * jobs[1].rows[0].remaining)
     assert (text_s, image_s) == (64.0, 256.0)
-    assert (
-        seconds_until_free(engine.queues.values(), engine.held_rows, 1) == 2 * text_s
-    )  # text has half of the time
-    assert (
-        seconds_until_free(engine.queues.values(), engine.held_rows, 2) == text_s + 3 * image_s
-    )  # the three of images come free together
-    assert seconds_until_free(engine.queues.values(), engine.held_rows, 4) == text_s + 3 * image_s
+    queues, held = engine.queues.values(), engine.held_rows
+    assert seconds_until_free(queues, held, 1) == 2 * text_s  # text has half of the time
+    all_s = text_s + 3 * image_s
+    assert seconds_until_free(queues, held, 2) == all_s  # the three of images come free together
+    assert seconds_until_free(queues, held, 4) == all_s
 
 
 def test_retry_after_counts_rows_that_are_reserved_only(model_path: Path) -> None:
