@@ -86,6 +86,8 @@ async def answered(service: Service, request: Request, answer: Awaitable[Respons
             service.engine.metrics.reject(getattr(request.state, "model", ""), "invalid")
         raise
     except ClientDisconnect:
+        if getattr(request.state, "invalid_http", False):
+            service.engine.metrics.reject(getattr(request.state, "model", ""), "invalid")
         return Response(status_code=499)  # nobody reads it
 
 

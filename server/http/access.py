@@ -102,7 +102,9 @@ class AccessMiddleware:
                 raise HalfAnswerError(request_id) from None  # its own text is not for the log
             await answer.response()(scope, receive, send_with_id)
         finally:
-            if 0 < status < 400 and (left or not ended):
+            if scope["state"].get("invalid_http"):
+                status = 400  # its connection has said so (`server.http.protocol`)
+            elif 0 < status < 400 and (left or not ended):
                 status = CLIENT_GONE
             self._note(scope, status, started_s)
 

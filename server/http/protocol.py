@@ -130,7 +130,8 @@ class DeadlineProtocol(H11Protocol):
             for event in (head, h11.Data(data=bytes(error.body)), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
             if self.cycle is not None and not self.cycle.response_complete:
-                # It may just begin, and has nobody left to answer.
+                # It may just begin, and has nobody left to answer. What it was answered, its line in the log tells.
+                self.cycle.scope["state"]["invalid_http"] = True
                 self.cycle.disconnected = True
                 self.cycle.message_event.set()
         self.transport.close()

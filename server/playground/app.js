@@ -89,9 +89,11 @@ function build(info) {
   showTab(shown.some((tab) => tab.id === asked) ? asked : shown[0].id);
 }
 
-/** Look again and again whether the server takes requests, while somebody looks at the page. */
+/** Look again and again whether the server takes requests, while somebody looks at the page; at once after a failure. */
 async function watch() {
   const place = document.getElementById("state");
+  let lookNow = () => {};
+  document.addEventListener("trouble", () => lookNow());
   for (;;) {
     if (document.visibilityState === "visible") {
       const state = await readiness();
@@ -102,6 +104,7 @@ async function watch() {
     }
     const pause = place.dataset.state === "ready" ? POLL_MS : POLL_LOST_MS;
     await new Promise((resolve) => {
+      lookNow = resolve;
       setTimeout(resolve, pause);
     });
   }

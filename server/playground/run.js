@@ -185,6 +185,7 @@ export class Run {
       announce("Stopped");
       return;
     }
+    document.dispatchEvent(new Event("trouble")); // is it the server?
     if (!(error instanceof Problem)) throw error; // a fault of the page itself: the console shows where
     this.line.textContent = "";
     this.box.hidden = false;

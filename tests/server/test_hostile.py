@@ -254,7 +254,7 @@ def test_the_id_of_a_body_that_breaks_off_is_that_of_its_request(
         assert b"x-request-id: mine\r\n" in received(connection).lower()
     wait_until(lambda: any(record.name == "prime.access" for record in caplog.records))
     lines = [record.getMessage() for record in caplog.records if record.name == "prime.access"]
-    assert [line.split()[:4] for line in lines] == [["mine", "POST", "/generate", "499"]]
+    assert [line.split()[:4] for line in lines] == [["mine", "POST", "/generate", "400"]]
 
 
 @pytest.mark.parametrize("route", ["POST /generate", "GET /health", "POST /nowhere"])
@@ -262,6 +262,7 @@ def test_a_body_that_is_bad_from_the_start_is_answered(
     server: Running, caplog: pytest.LogCaptureFixture, route: str
 ) -> None:
     """Head and body come in one piece, so that the request has not even begun when its body turns out to be none."""
+    caplog.set_level(logging.INFO, "prime.access")
     with connect(server) as connection:
         connection.sendall(
             f"{route} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nX-Request-Id: mine\r\n"
@@ -271,6 +272,9 @@ def test_a_body_that_is_bad_from_the_start_is_answered(
     assert reply.startswith(b"HTTP/1.1 400")
     assert reply.lower().count(b"x-request-id") == 1
     assert b"x-request-id: mine\r\n" in reply.lower()
+    wait_until(lambda: any(record.name == "prime.access" for record in caplog.records))
+    (line,) = (record.getMessage() for record in caplog.records if record.name == "prime.access")
+    assert line.startswith("mine ") and " 400 " in line  # not 499: it was answered
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 

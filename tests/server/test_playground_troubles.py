@@ -102,6 +102,8 @@ def test_a_full_queue_counts_down_and_a_server_that_ends_says_so(window: Browser
         page.click(f"{TEXT} form button[type=submit]")
         fault = page.wait("document.querySelector('.fault:not([hidden])')?.textContent")
         assert "shutting down" in fault
+        # At once, though it looks every ten seconds only.
+        page.wait("document.getElementById('state').dataset.state === 'draining'", 5)
         page.wait(f"!document.querySelector('{TEXT} form button[type=submit]').disabled")
     page.click(f"{TEXT} form button[type=submit]")
     page.wait("document.querySelector('.fault:not([hidden])')?.textContent.includes('lost')")
