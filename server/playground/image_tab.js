@@ -25,7 +25,7 @@ class ImageTab extends SamplingTab {
     this.n = new Slider("n", "Pictures", { min: 1, max: maxN, log: true, value: Math.min(8, maxN) });
     this.steps = new Slider("steps", "Steps", {
       min: 1, max: maxSteps, value: Math.min(32, maxSteps), log: true, toggle: { label: "exact", value: "exact" },
-    });
+    }, "Few are fast and grainy, many are faithful; exact uncovers one digit at a time.");
     this.temperature = new Slider("temperature", "Temperature", { min: 0, max: hottest, usual: 2, step: 0.05, value: 0.9 });
     this.topP = new Slider("top_p", "Top p", { min: 0.01, max: 1, step: 0.01, value: 1 });
     this.preset = this.#presets();

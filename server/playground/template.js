@@ -16,7 +16,8 @@ export function templateProblem(text, { context, maxParts }) {
   const parts = templateParts(text);
   const gaps = parts.filter((part) => typeof part !== "string");
   if (gaps.length === 0) return "There is no gap in this text. Write [[12]] where 12 tokens are to be made.";
-  if (gaps.some(({ gap }) => gap < 1 || gap > context)) return `A gap has 1 to ${context} tokens.`;
+  const wrong = gaps.find(({ gap }) => gap < 1 || gap > context);
+  if (wrong) return `A gap has 1 to ${context} tokens, not ${wrong.gap}.`;
   if (parts.length > maxParts) return `A text has at most ${maxParts} parts, gaps and what is between them.`;
   return null;
 }

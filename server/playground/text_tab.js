@@ -30,7 +30,7 @@ class TextTab extends SamplingTab {
     this.template = new Lines("template", "Text with gaps", {
       rows: 5,
       value: "And the LORD said unto[[3]], Go[[16]].",
-      hint: "[[12]] is a gap of 12 tokens. Or select some text and make it a gap.",
+      hint: "[[12]] is a gap of 12 tokens; no space before it, a word brings its own. Or select some text and make it a gap.",
     });
     this.gapButton = el("button", {
       type: "button", class: "quiet", text: "Make a gap", onclick: () => makeGap(this.template.input),
