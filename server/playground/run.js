@@ -143,6 +143,7 @@ export class Run {
   }
 
   #finish(answer) {
+    clearInterval(this.clock); // the end of the stream may come later, and "Done." is the last word
     const { queue_s: queueS, total_s: totalS } = answer.timings;
     this.bar.value = 1;
     this.#show({
