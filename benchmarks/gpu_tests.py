@@ -9,6 +9,7 @@ one prints that. It needs the standard library alone.
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,8 @@ _LAST_WORDS_S = 4.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tests; 0 if all of them passed, 1 otherwise."""
+    # What a shell starts in the background ignores SIGINT, and so would the tests.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     arguments = list(sys.argv[1:] if argv is None else argv)
     middle = arguments.index("--") if "--" in arguments else len(arguments)
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_tests")
