@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.server.mixed_load import loading
+from tests.server.mixed_load import Load, loading
 from tests.server.mixed_requests import EXPECTED, FLAGS
 from tests.server.process_watch import WINDOW, Reading, Watch, growth_bytes, read_process
 from tests.server.processes import Served
@@ -29,7 +29,8 @@ from tests.server.running import wait_until
 
 SHORT_S = 10.0
 SOAK_S = float(os.environ.get("MDM_SOAK_S", str(SHORT_S)))
-# The heaps have nearly their size after some hundred requests.
+# The heaps have nearly their size after so many requests.
+WARM_UP_REQUESTS = 600
 WARM_UP_S = max(6.0, SOAK_S / 10)
 LIMIT_S = 20 * SOAK_S + 240
 
@@ -46,9 +47,9 @@ NUM_CLIENTS = 6
 LATE_THREADS = 3
 # Most that the memory of a sound server may grow, in whatever time: heaps that still settle take about 1 MiB.
 MOST_BYTES = 4 * MIB
-# The smallest leak, over the whole of the load, that is sure to be found; a quarter more is planted.
+# The smallest leak, over the whole of the load, that is sure to be found; half as much again is planted.
 SMALLEST_BYTES = MOST_BYTES / (1 - WINDOW)
-PLANTED_BYTES = 1.25 * SMALLEST_BYTES
+PLANTED_BYTES = 1.5 * SMALLEST_BYTES
 # About as many calls a second are made, so that the leak takes about as long as the soak.
 CALLS_PER_S = 150
 
@@ -96,7 +97,7 @@ def soak(served: Served, enough: Callable[[float, float], bool]) -> Soak:
     """
     with loading(served.url, NUM_CLIENTS, seed=1) as first:
         time.sleep(WARM_UP_S)
-        wait_until(lambda: bool(first.failures) or has_met_all(first.counts), LIMIT_S)
+        wait_until(lambda: bool(first.failures) or is_warm(first), LIMIT_S)
     before, calls = at_rest(served), num_calls(served)
     seconds, calls_made = 0.0, 0.0
     with loading(served.url, NUM_CLIENTS, seed=2) as second, Watch(served.popen.pid) as watch:
@@ -113,6 +114,10 @@ def soak(served: Served, enough: Callable[[float, float], bool]) -> Soak:
     assert after.num_files <= before.num_files
     counts = first.counts + second.counts
     return Soak(watch.growth_bytes, seconds, second.num_requests, calls_made, counts, before, after)
+
+
+def is_warm(load: Load) -> bool:
+    return load.num_requests >= WARM_UP_REQUESTS and has_met_all(load.counts)
 
 
 def has_met_all(counts: Counter[tuple[str, int]]) -> bool:
@@ -156,7 +161,8 @@ def test_the_same_check_finds_a_leak(model_path: Path, images_path: Path) -> Non
         planted_bytes = found.num_calls * kept_bytes
         print(f"{kept_bytes} bytes a call, {planted_bytes / found.num_requests:.0f} a request; {found}")
         assert found.leaks, str(found)
-        assert found.growth_bytes == pytest.approx((1 - WINDOW) * planted_bytes, abs=2 * MIB)
+        # A sound server may grow beside it.
+        assert abs(found.growth_bytes - (1 - WINDOW) * planted_bytes) < MOST_BYTES, str(found)
 
 
 def test_growth_is_not_noise() -> None:
