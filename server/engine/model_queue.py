@@ -18,7 +18,7 @@ from prime_core.stepper import AnyRow, StepResult
 from server.engine.batcher import Batcher, Entry, Job
 from server.engine.departures import Departures
 from server.engine.failures import DeadlineError, EngineError, MemoryFullError
-from server.engine.forecast import Release, calls_until_free, releases
+from server.engine.forecast import Release, RowSize, release_of, releases
 from server.engine.generation import Batch, Generation, Generations
 from server.engine.memory import free_cached_memory, is_out_of_memory
 from server.engine.room import Room
@@ -78,7 +78,7 @@ class ModelQueue:
         self.crashes = 0
         self.failed = False
         self._departures = Departures()
-        self._calls_per_row = 0.0  # running mean over the jobs that came
+        self._row_size = RowSize()  # running mean over the jobs that came
         self._forecast: list[Release] | None = None
         self._room = room
         self._metrics = metrics
@@ -90,9 +90,7 @@ class ModelQueue:
         self._departures.watch(job)
         self.inbox.append(job)
         self._forecast = None
-        calls = sum(row.remaining for row in job.rows) / max(1, len(job.rows))
-        old = self._calls_per_row
-        self._calls_per_row = calls if old == 0 else 0.9 * old + 0.1 * calls
+        self._row_size = self._row_size.moved_towards(job.rows)
 
     # --- the turn of a model ------------------------------------------------------------------------------
 
@@ -172,6 +170,7 @@ class ModelQueue:
         generation = self._generations.current
         for rows in trial_calls(generation.checkpoint, generation.stepper.device):
             check_finite(self.name, self._step(generation, rows))
+        self.stopwatch.end_trials()
 
     def replace(self, checkpoint: Checkpoint) -> None:
         """Serve other weights of the same model from the next request on (`Generations`).
@@ -232,13 +231,14 @@ class ModelQueue:
             if self._forecast is None:  # as it is until the next call: refusals come by the thousand
                 rows = [job.rows for job in self._jobs()]
                 self._forecast = releases(rows, self.batcher.max_rows, self.batcher.max_tokens)
-            calls = calls_until_free(self._forecast, num_rows)
-        return calls * self.stopwatch.seconds_per_call
+            release = release_of(self._forecast, num_rows)
+        return self.stopwatch.cost.seconds(release.num_calls, release.num_tokens)
 
     @property
     def seconds_per_row(self) -> float:
         """About how long a row takes when its calls are full, by those that came before."""
-        return self._calls_per_row * self.stopwatch.seconds_per_call / self.batcher.max_rows
+        num_calls, num_tokens = self._row_size
+        return self.stopwatch.cost.seconds(num_calls / self.batcher.max_rows, num_tokens)
 
     def least_seconds(self, rows: Iterable[AnyRow]) -> float:
         """Return how long some rows take at least: their calls, alone, each as fast as the fastest there was."""

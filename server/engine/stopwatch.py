@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from server.engine.call_cost import CallCost, CallCostFit
+
 MIN_STALL_S = 4.0  # /ready must tell of a hang within 5 s, unless calls are that slow
 MIN_CALLS = 10  # timed before `fastest_s` says anything: the first ones are slow
 STALL_FACTOR = 10.0  # a call that takes this many times the usual is taken for a hang
@@ -19,15 +21,16 @@ class CallStopwatch:
         last_s: seconds of the last call that did not raise; 0 before the first.
         seconds_per_call: running mean over such calls; 0 before the first.
         fastest_s: seconds of the fastest of them; 0 before there were a few.
-        seconds_per_token: running mean too, in which large calls count for more; 0 before the first.
+        cost: what calls take, by those of late; nothing before the first.
     """
 
     def __init__(self) -> None:
         self.last_s = 0.0
         self.seconds_per_call = 0.0
         self.fastest_s = 0.0
-        self.seconds_per_token = 0.0
-        self._tokens_per_call = 0.0
+        self.cost = CallCost()
+        self._fit = CallCostFit()
+        self._only_trials = False
         self._num_tokens = 0  # of the call that runs, or of the last one
         self._min_s = math.inf
         self._num_calls = 0
@@ -43,14 +46,19 @@ class CallStopwatch:
         finally:
             self._started_s = None
         self.last_s = time.monotonic() - started_s
+        if self._only_trials:
+            self._only_trials, self._num_calls, self._fit = False, 0, CallCostFit()
         self._num_calls += 1
         self._min_s = min(self._min_s, self.last_s)
         if self._num_calls >= MIN_CALLS:
             self.fastest_s = self._min_s
         weight = 0.1 if self._num_calls > 1 else 1.0
         self.seconds_per_call += weight * (self.last_s - self.seconds_per_call)
-        self._tokens_per_call += weight * (num_tokens - self._tokens_per_call)
-        self.seconds_per_token = self.seconds_per_call / max(self._tokens_per_call, 1.0)
+        self.cost = self._fit.add(num_tokens, self.last_s)
+
+    def end_trials(self) -> None:
+        """Let the calls so far, which compiled and allocated, be a guide no longer than until the next one."""
+        self._only_trials = True
 
     @property
     def stalled(self) -> bool:
@@ -62,9 +70,9 @@ class CallStopwatch:
     def limit_s(self) -> float:
         """Seconds after which the call that runs, or another like the last one, is taken for a hang.
 
-        A call over more tokens than usual may take longer than usual, in proportion.
+        A call over more tokens than usual may take longer than usual (`CallCost`).
         """
-        usual_s = max(self.seconds_per_call, self._num_tokens * self.seconds_per_token)
+        usual_s = max(self.seconds_per_call, self.cost.seconds(1, self._num_tokens))
         return max(MIN_STALL_S, STALL_FACTOR * usual_s)
 
 

@@ -17,6 +17,7 @@ import server.engine.engine as engine_module
 import server.engine.stopwatch as stopwatch
 from prime_core.prepare import prepare_rows
 from server.engine.batcher import Job
+from server.engine.call_cost import CallCost
 from server.engine.failures import EngineError, QueueFullError, UnavailableError
 from server.engine.warm_up import WARM_UP_TOKENS
 from server.settings import Settings
@@ -150,16 +151,16 @@ def test_retry_after_grows_with_the_queue(model_path: Path, admitted: bool) -> N
     settings = Settings(model=model_path, max_batch_rows=2, max_queue_rows=4, max_n=4)
     engine, _ = make_engine(settings)
     queue = engine.queues[NAME]
-    queue.stopwatch.seconds_per_call = 0.5
+    queue.stopwatch.cost = CallCost(0.3, 0.01)
     prepared = prepare_rows(queue.checkpoint, n=4, steps="exact", max_tokens=10, seed=0)
     engine.reserve(NAME, 4)
     engine.submit(Job(NAME, list(prepared.rows), 0.0))
     if admitted:  # or still in the inbox, while a call runs
         queue.admit()
-    for num_rows, calls in [(1, 40), (4, 40)]:  # a request gives its rows back together
+    for num_rows in (1, 4):  # a request gives its rows back together
         with pytest.raises(QueueFullError) as caught:
             engine.reserve(NAME, num_rows)
-        assert caught.value.retry_after_s == calls * 0.5
+        assert caught.value.retry_after_s == 40 * (0.3 + 2 * 10 * 0.01)
 
 
 def test_many_requests_at_once_are_accepted_or_refused(server: Running) -> None:
@@ -242,8 +243,7 @@ def test_a_call_over_many_tokens_may_take_longer_than_small_ones_did() -> None:
             time.sleep(0.001)
     assert watch.limit_s == stopwatch.MIN_STALL_S
     with watch.call(16_384):
-        per_token = watch.seconds_per_token
-        assert watch.limit_s == pytest.approx(stopwatch.STALL_FACTOR * 16_384 * per_token)
+        assert watch.limit_s == pytest.approx(stopwatch.STALL_FACTOR * watch.cost.seconds(1, 16_384))
         assert watch.limit_s > 5 and not watch.stalled
 
 

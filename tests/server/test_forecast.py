@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from server.engine.batcher import Batcher, Job
-from server.engine.forecast import Release, calls_until_free, releases
+from server.engine.forecast import Release, RowSize, release_of, releases
 
 
 def rows(*each: tuple[int, int]) -> list[Any]:
@@ -20,23 +20,37 @@ def rows(*each: tuple[int, int]) -> list[Any]:
 
 def test_one_job_frees_all_its_rows_at_its_end() -> None:
     forecast = releases([rows(*[(1, 10)] * 64)], max_rows=8, max_tokens=100)
-    assert forecast == [Release(80, 64)]
-    assert [calls_until_free(forecast, n) for n in (1, 64, 99)] == [80, 80, 80]
-    assert calls_until_free([], 3) == 0
+    assert forecast == [Release(80, 640, 64)]
+    assert [release_of(forecast, n) for n in (1, 64, 99)] == 3 * forecast
+    assert release_of([], 3) == Release(0, 0, 0)
 
 
 def test_a_job_is_not_finished_before_its_longest_row() -> None:
-    assert releases([rows((1, 3), (1, 50), (1, 0))], max_rows=8, max_tokens=100) == [Release(50, 3)]
+    assert releases([rows((1, 3), (1, 50), (1, 0))], max_rows=8, max_tokens=100) == [Release(50, 53, 3)]
 
 
 def test_small_jobs_are_finished_before_large_ones() -> None:
     forecast = releases([rows(*[(1, 10)] * 4), rows((1, 5))], max_rows=1, max_tokens=100)
     # Each gets every other call: the small one is through after 10, and then the large one has had 5 of its 40.
-    assert forecast == [Release(10, 1), Release(45, 5)]
+    assert forecast == [Release(10, 10, 1), Release(45, 45, 5)]
+    assert [release_of(forecast, n) for n in (1, 2)] == forecast
+
+
+def test_tokens_are_those_of_the_calls_until_then() -> None:
+    # When the first is through, the second has had as many calls as it has, of rows three times as long.
+    forecast = releases([rows((2, 10)), rows((6, 30))], max_rows=1, max_tokens=100)
+    assert forecast == [Release(20, 10 * 2 + 10 * 6, 1), Release(40, 10 * 2 + 30 * 6, 2)]
+
+
+def test_how_much_work_a_row_is() -> None:
+    size = RowSize().moved_towards(rows((2, 10), (4, 20)))
+    assert size == (15, 50)
+    assert size.moved_towards(rows((1, 5))) == pytest.approx((14, 45.5))
+    assert RowSize().moved_towards([]) == (0, 0)
 
 
 def test_the_cap_of_tokens_counts_too() -> None:
-    assert releases([rows((16, 10), (16, 10))], max_rows=8, max_tokens=16) == [Release(20, 2)]
+    assert releases([rows((16, 10), (16, 10))], max_rows=8, max_tokens=16) == [Release(20, 320, 2)]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -51,7 +65,7 @@ def test_it_is_about_what_the_batcher_does(seed: int) -> None:
     for job in jobs:
         batcher.add(job)
     ends: dict[Job, int] = {}
-    calls = 0
+    calls = tokens = 0
     while len(batcher):
         calls += 1
         chosen = batcher.choose()
@@ -59,12 +73,14 @@ def test_it_is_about_what_the_batcher_does(seed: int) -> None:
             row: Any = entry.row
             row.remaining -= 1
             row.done = row.remaining == 0
+            tokens += row.length
         batcher.drop_finished({entry.job for entry in chosen})
         ends |= {job: calls for job in jobs if job not in ends and _all_done(job.rows)}
     assert forecast[-1].num_rows == sum(len(job.rows) for job in jobs)
-    assert forecast[-1].calls <= calls <= 1.5 * forecast[-1].calls
+    assert forecast[-1].num_calls <= calls <= 1.5 * forecast[-1].num_calls
+    assert forecast[-1].num_tokens == pytest.approx(tokens)
     first = min(ends.values())
-    assert 0.3 * first <= forecast[0].calls <= 3 * first
+    assert 0.3 * first <= forecast[0].num_calls <= 3 * first
 
 
 def _all_done(each: Sequence[Any]) -> bool:

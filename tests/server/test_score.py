@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -292,6 +293,26 @@ def test_a_full_queue_refuses_scores(model_path: Path) -> None:
         assert_error(refused, 429, "queue_full")
         assert int(refused.headers["retry-after"]) >= 1
         wait_until(lambda: server.engine.held_rows == 0)
+
+
+@pytest.mark.parametrize(
+    ("body", "num_rows"),
+    [
+        ({"text": "abc", "num_samples": 3}, 3),
+        ({"text": "abc", "num_samples": 64}, 16),
+        ({"inputs": ["a", "b", "c"], "num_samples": 64}, 15),
+        ({"inputs": ["a"] * 20, "num_samples": 64}, 20),
+    ],
+)
+def test_how_much_of_the_queue_a_score_takes(model_path: Path, body: dict[str, Any], num_rows: int) -> None:
+    with serving(model_path, max_n=32) as server:
+        gate = server.denoiser.hook = Gate()
+        with ThreadPoolExecutor() as pool:
+            response = pool.submit(post, server, **body)
+            assert gate.entered.wait(60)
+            assert server.engine.held_rows == num_rows
+            gate.opened.set()
+            assert response.result().status_code == 200
 
 
 def test_logits_that_are_not_finite_fail_the_request_alone(model_path: Path) -> None:

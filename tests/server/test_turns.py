@@ -11,6 +11,7 @@ import pytest
 
 from prime_core.prepare import prepare_rows
 from server.engine.batcher import Job
+from server.engine.call_cost import CallCost
 from server.engine.engine import Engine
 from server.engine.retry import seconds_until_free
 from server.engine.turns import Turns
@@ -131,8 +132,8 @@ def test_neither_text_nor_images_starve(model_path: Path, images_path: Path) -> 
 def test_retry_after_counts_the_shares_of_the_others(model_path: Path, images_path: Path) -> None:
     settings = {"model": [model_path, images_path], "max_batch_rows": 1, "max_queue_rows": 4, "max_n": 4}
     engine, _ = make_engine(Settings.model_validate(settings))
-    engine.queues[TEXT].stopwatch.seconds_per_call = 0.5
-    engine.queues[IMAGES].stopwatch.seconds_per_call = 2.0
+    engine.queues[TEXT].stopwatch.cost = CallCost(0.5, 0)
+    engine.queues[IMAGES].stopwatch.cost = CallCost(2.0, 0)
     jobs = [submit(engine, TEXT, 1), submit(engine, IMAGES, 3)]
     text_s, image_s = (0.5 * jobs[0].rows[0].remaining, 2.0 * jobs[1].rows[0].remaining)
     assert (text_s, image_s) == (64.0, 256.0)
@@ -146,7 +147,7 @@ def test_retry_after_counts_the_shares_of_the_others(model_path: Path, images_pa
 def test_retry_after_counts_rows_that_are_reserved_only(model_path: Path) -> None:
     engine, _ = make_engine(Settings.model_validate({"model": [model_path], "max_batch_rows": 2}))
     (queue,) = engine.queues.values()
-    queue.stopwatch.seconds_per_call = 0.5
+    queue.stopwatch.cost = CallCost(0.5, 0)
     job = submit(engine, TEXT, 1)
     engine.queues[TEXT].fail_all(RuntimeError("only to learn how many calls a row takes"))
     engine.reserve(TEXT, 8)
