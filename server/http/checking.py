@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 
 from server.engine.model_queue import Kind, ModelQueue
 from server.http.errors import ApiError
+from server.http.json_text import ODD_NUMBERS
 from server.request import Service
 from server.schemas.base import ModelRequest, find_unknown_key
 from server.schemas.openai import without_nulls
@@ -116,14 +118,17 @@ def checked_request(request_type: type[_Request], fields: Mapping[str, object]) 
         fields = without_nulls(fields)
     malformed = request_type.find_malformed_field(fields)
     if malformed is not None:
-        raise _invalid_value(request_type, malformed)
+        raise _invalid_value(request_type, malformed, fields)
     try:
         return request_type.model_validate(fields)
     except ValidationError as error:
         param = error.errors(include_url=False, include_context=False, include_input=False)[0]["loc"][0]
-        raise _invalid_value(request_type, str(param)) from None
+        raise _invalid_value(request_type, str(param), fields) from None
 
 
-def _invalid_value(request_type: type[ModelRequest], param: str) -> ApiError:
-    rule = request_type.model_fields[param].description
-    return ApiError(422, "invalid_value", f"{param} must be {rule}", param=param)
+def _invalid_value(request_type: type[ModelRequest], param: str, fields: Mapping[str, object]) -> ApiError:
+    message = f"{param} must be {request_type.model_fields[param].description}"
+    value = fields.get(param)
+    if isinstance(value, float) and math.isnan(value):  # the rule alone would let minus zero pass
+        message += f"; {ODD_NUMBERS} are not taken for numbers"
+    return ApiError(422, "invalid_value", message, param=param)

@@ -13,7 +13,7 @@ from fastapi import Request
 from server.http.errors import ApiError
 
 HEADER = "X-Request-Timeout"
-_SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
+_SECONDS = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?")
 
 
 def deadline_of(request: Request, max_request_s: float) -> float:

@@ -116,13 +116,18 @@ def test_the_limit_of_the_server_is_the_default(model_path: Path) -> None:
         assert "at most 0.3" in message
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "1e3", "1s", "", "601", "9" * 9, "1,2", "１"])
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "1e3", "1s", "", "601", "9" * 9, "0" * 21, "1,2", "１"])
 def test_what_is_no_time_is_refused(server: Running, value: str) -> None:
     response = server.client.post(
         "/generate", json={"max_tokens": 1}, headers=[(HEADER.encode(), value.encode())]
     )
     assert_error(response, 422, "invalid_header", HEADER)
     assert server.engine.held_rows == 0
+
+
+@pytest.mark.parametrize("value", ["60", "060.0", "000000012.50000000", "0.5000000001"])
+def test_zeros_that_change_nothing_are_no_harm(server: Running, value: str) -> None:
+    assert post(server, value, max_tokens=1).status_code == 200
 
 
 def test_what_cannot_be_done_in_time_is_refused_at_once(
