@@ -30,7 +30,7 @@ from server.http.sites import is_loopback
 from server.lifetime import ACCEPTED_AT_ONCE, Server, serve
 from server.logs import configure_logs
 from server.open_files import allow_files
-from server.reload import Reloader
+from server.reload import Reloader, ignore_early_hangups
 from server.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: command line without the program's name; None for that of the process.
     """
+    ignore_early_hangups()
     try:
         settings = load_settings(argv)
         configure_logs(settings.log_level, settings.log_format)

@@ -16,7 +16,14 @@ from server.http.http_metrics import HttpMetrics
 
 Rejection = Literal["invalid", "busy", "queue_full", "deadline", "draining", "unavailable", "model_failed"]
 Failure = Literal[
-    "engine_error", "non_finite", "out_of_memory", "deadline", "cancelled", "unavailable", "model_failed"
+    "engine_error",
+    "non_finite",
+    "out_of_memory",
+    "deadline",
+    "cancelled",
+    "unavailable",
+    "model_failed",
+    "internal_error",
 ]
 Finish = Literal["stop", "length", "complete", "scored"]
 FINISHES: dict[str, tuple[Finish, ...]] = {

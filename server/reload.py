@@ -30,6 +30,12 @@ LOOK_EVERY_S = 1.0
 LoadModel = Callable[[str], LoadedModel]
 
 
+def ignore_early_hangups() -> None:
+    """Let a SIGHUP do nothing, rather than end the process, while the models are read for the first time."""
+    with contextlib.suppress(ValueError, AttributeError):  # not the main thread; no such signal here
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
 class Reloader:
     """Reads again in a thread, so that a slow disk or a large model delays no request."""
 

@@ -153,6 +153,12 @@ async def start_request(
     except (ClientDisconnect, asyncio.CancelledError):
         engine.metrics.fail(model, "cancelled")
         raise
+    except ApiError:
+        raise  # is counted where it was made
+    except Exception:
+        if not submitted:
+            engine.metrics.fail(model, "internal_error")
+        raise
     finally:
         if not submitted:
             engine.release(recipe.num_rows)

@@ -101,6 +101,11 @@ def allowed_methods(app: FastAPI, request: Request) -> list[str]:
     return sorted(found)
 
 
+def unexpected() -> ApiError:
+    """Return the answer to an exception that nobody expected."""
+    return ApiError(500, "internal_error", "the server failed on this request; its log says why")
+
+
 def internal_error(request_id: str, error: Exception) -> ApiError:
     """Log an exception that nobody expected, and return its answer.
 
@@ -111,7 +116,7 @@ def internal_error(request_id: str, error: Exception) -> ApiError:
         f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in reversed(frames)
     )
     logger.error("%s: unexpected %s at %s", request_id, type(error).__name__, where)
-    return ApiError(500, "internal_error", "the server failed on this request; its log says why")
+    return unexpected()
 
 
 def install_error_handlers(app: FastAPI) -> None:

@@ -15,7 +15,9 @@ from server.http.errors import ApiError
 _LONGEST_NUMBER = 1000
 _INTEGER_BOUND = 2**64
 # What comes back as NaN, for messages.
-ODD_NUMBERS = f"NaN, infinities, minus zero, integers of 2^64 and more, and more than {_LONGEST_NUMBER} digits"
+ODD_NUMBERS = (
+    f"NaN, infinities, minus zero, integers of 2^64 and more, and more than {_LONGEST_NUMBER} digits"
+)
 _LONGEST_INTEGER = len(str(_INTEGER_BOUND)) + 1  # with its sign
 # Every digit as 0, and E as e: what makes a number suspicious can then be searched for as it is.
 _SHAPE = bytes.maketrans(b"123456789E", b"000000000e")

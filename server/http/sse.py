@@ -13,7 +13,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
-from server.http.errors import ApiError
+from server.http.errors import ApiError, unexpected
 
 MEDIA_TYPE = "text/event-stream"
 DONE = b"data: [DONE]\n\n"
@@ -56,4 +56,7 @@ async def _ended(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         yield frame(error.body(), "error")
     except ClientDisconnect:
         return  # nobody reads it
+    except Exception:
+        yield frame(unexpected().body(), "error")
+        raise  # for the log; the connection ends with it, as the answer does
     yield DONE

@@ -116,7 +116,9 @@ def test_the_limit_of_the_server_is_the_default(model_path: Path) -> None:
         assert "at most 0.3" in message
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "1e3", "1s", "", "601", "9" * 9, "0" * 21, "1,2", "１"])
+@pytest.mark.parametrize(
+    "value", ["0", "-1", "nan", "inf", "1e3", "1s", "", "601", "9" * 9, "0" * 21, "1,2", "１"]
+)
 def test_what_is_no_time_is_refused(server: Running, value: str) -> None:
     response = server.client.post(
         "/generate", json={"max_tokens": 1}, headers=[(HEADER.encode(), value.encode())]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import socket
@@ -15,7 +16,7 @@ import httpx
 import pytest
 
 from server.http.body import Bodies
-from tests.server.running import Running, serving, wait_until
+from tests.server.running import Running, assert_error, serving, wait_until
 
 NUM_CLIENTS, NUM_REQUESTS = 6, 25  # of each client
 OUTCOMES = ("prime_request_success_total", "prime_request_failure_total", "prime_rejected_total")
@@ -115,3 +116,39 @@ def test_every_request_has_one_outcome_and_holds_nothing(
         assert all(not len(queue.batcher) and not queue.inbox for queue in server.engine.queues.values())
         wait_until(lambda: all(len(list(q._generations)) == 1 for q in server.engine.queues.values()))
     assert not [record for record in caplog.records if record.levelname in {"WARNING", "ERROR"}]
+
+
+def lines_until_it_breaks(response: httpx.Response) -> list[str]:
+    lines = []
+    with contextlib.suppress(httpx.RemoteProtocolError):
+        for line in response.iter_lines():
+            lines.append(line)
+        pytest.fail("it came to a regular end")
+    return lines
+
+
+def fail(*_: Any, **__: Any) -> None:
+    raise RuntimeError("planted")
+
+
+@pytest.mark.parametrize("name", ["prepare_text", "text_response"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_failure_that_nobody_expected_is_told_and_counted_as_one(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, stream: bool
+) -> None:
+    """Before the engine has the rows, and after it has finished them."""
+    with serving(model_path) as server:
+        monkeypatch.setattr(f"server.text.generate.{name}", fail)
+        if stream and name == "text_response":
+            with server.client.stream(
+                "POST", "/generate", json={"max_tokens": 3, "stream": True}
+            ) as response:
+                lines = lines_until_it_breaks(response)
+            assert lines[-3] == "event: error" and '"internal_error"' in lines[-2] and not lines[-1]
+            assert "planted" not in "".join(lines)
+        else:
+            assert_error(server.post(max_tokens=3, stream=stream), 500, "internal_error")
+        wait_until(lambda: server.metric("prime_request_failure_total", reason="internal_error") == 1)
+        outcomes = [each for each in samples_of(server) if each.name in OUTCOMES]
+        assert sum(each.value for each in outcomes) == 1
+        wait_until(lambda: server.engine.held_rows == 0)

@@ -262,10 +262,11 @@ def test_a_stream_that_is_read_to_its_end_counts_as_answered(model_path: Path) -
         assert num_generate(server, "499") == 0
 
 
-@pytest.mark.parametrize("failure", ["the client goes", "a frame raises"])
+@pytest.mark.parametrize("reason", ["cancelled", "internal_error"])
 def test_rows_are_free_when_a_stream_ends_while_a_frame_is_made(
-    server: Running, monkeypatch: pytest.MonkeyPatch, failure: str
+    server: Running, monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
+    """The client goes, or the frame fails."""
     rendering, go_on = threading.Event(), threading.Event()
 
     def frames(checkpoint: Any, changes: Any) -> Any:
@@ -275,18 +276,18 @@ def test_rows_are_free_when_a_stream_ends_while_a_frame_is_made(
 
     monkeypatch.setattr(text_stream, "text_frames", frames)
     server.denoiser.hook = lambda lengths: time.sleep(0.05)
-    before = server.metric("prime_request_failure_total", reason="cancelled")
+    before = server.metric("prime_request_failure_total", reason=reason)
     calls = len(server.denoiser.lengths)
     try:
         body = {"max_tokens": 30, "steps": "exact", "stream": True}
         with server.client.stream("POST", "/generate", json=body):
             assert rendering.wait(60)
-            if failure == "a frame raises":
+            if reason == "internal_error":
                 go_on.set()
                 wait_until(lambda: server.engine.held_rows == 0)
         wait_until(lambda: server.engine.held_rows == 0)
         assert len(server.denoiser.lengths) < calls + 40  # of 60
-        assert server.metric("prime_request_failure_total", reason="cancelled") == before + 1
+        assert server.metric("prime_request_failure_total", reason=reason) == before + 1
     finally:
         go_on.set()
         server.denoiser.hook = None
