@@ -21,7 +21,7 @@ Numbers = NDArray[Any]
 
 _SCORES_AT_A_TIME = 2**15  # their arrays stay in the cache, and small enough for malloc to keep
 
-_EXCLUDED, _NEUTRAL, _ONE = np.float32(-np.inf), np.float32(0), np.float32(1)  # no step to float64
+_ONE = np.float32(1)  # no step to float64
 
 
 class Drawn(NamedTuple):
@@ -76,10 +76,8 @@ def _draw(tokens: TokenDigits, scores: Numbers, y: Numbers, u: Numbers, heat: Nu
     with np.errstate(invalid="ignore", over="ignore"):  # what is not possible ends in a total of NaN
         if tokens.num_digits > 1:  # else nothing is visible where something is due
             fields = _fields(tokens)
-            visible = fields.visible[y @ fields.place_values]
-            disagree = (fields.packed & visible[:, 1:]) != visible[:, :1]
             # Added, so that NaN and +inf are seen also where tokens are excluded.
-            scores = scores + np.where(disagree, _EXCLUDED, _NEUTRAL)
+            scores = scores + fields.verdicts[y @ fields.place_values]
         weights = scores - scores.max(-1, keepdims=True)
         if heat is not None:
             weights /= np.where(heat > 0, heat, _ONE)[:, None]

@@ -26,7 +26,7 @@ from kernels.packed_digits import digit_bits, digit_shifts, pack_digits
 MAX_SHORT_VOCAB_SIZE = 1024
 """Up to so many tokens whole rows are worked on with numpy, on a CPU."""
 
-_MAX_STATES = 2**17  # of a token partly masked; more only where most codes are no token
+_MAX_VERDICTS = 2**21  # of partly masked tokens on tokens: 8 MB
 
 
 class Candidates(NamedTuple):
@@ -46,15 +46,13 @@ class Fields(NamedTuple):
 
     Attributes:
         table: (V, S) int64, the digits of every token.
-        packed: (V,) as `TokenDigits` has it.
         place_values: (S,) int64, of the number in base b + 1 that partly masked digits write, b where masked.
-        visible: ((b + 1)^S, 2) like ``packed``: want and care for each of these numbers.
+        verdicts: ((b + 1)^S, V) float32, for each of these numbers: 0 where a token agrees with it, else -inf.
     """
 
     table: NDArray[Any]
-    packed: NDArray[Any]
     place_values: NDArray[Any]
-    visible: NDArray[Any]
+    verdicts: NDArray[Any]
 
 
 class TokenDigits:
@@ -122,16 +120,15 @@ class TokenDigits:
     @cached_property
     def fields(self) -> Fields | None:
         """What numpy draws with (`kernels.short_rows`): only of few tokens, on a CPU."""
-        num_states = (self.mask_index + 1) ** self.num_digits
-        if not self.table.is_cpu or self.vocab_size > MAX_SHORT_VOCAB_SIZE or num_states > _MAX_STATES:
+        num_verdicts = (self.mask_index + 1) ** self.num_digits * self.vocab_size
+        if not self.table.is_cpu or self.vocab_size > MAX_SHORT_VOCAB_SIZE or num_verdicts > _MAX_VERDICTS:
             return None
         states = torch.cartesian_prod(*[torch.arange(self.mask_index + 1)] * self.num_digits)
-        visible = torch.stack(self.visible(states.view(-1, self.num_digits)), -1)
+        disagree = self.contradicted(states.view(-1, self.num_digits))
         return Fields(
             self.table.numpy(),
-            self.packed.numpy(),
             (self.mask_index + 1) ** np.arange(self.num_digits)[::-1],
-            visible.to(self.packed.dtype).numpy(),
+            torch.zeros(disagree.shape).masked_fill_(disagree, -torch.inf).numpy(),
         )
 
     def visible(self, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +37,8 @@ from prime_core.settings import Draw, SamplingSettings
 __all__ = ["MAX_TEMPERATURE", "AnyRow", "Row", "SamplingSettings", "StepResult", "Stepper", "new_row"]
 
 AnyRow = Row | ScoreRow
+
+_Numbers = TypeVar("_Numbers", Tensor, NDArray[np.int64])
 
 # Logits exist for at most this many positions at a time (50 MB at V = 50257). On a GPU launches cost more than memory;
 # from 1,024 positions on the head of images computes whole pictures.
@@ -71,7 +73,7 @@ class _Part(NamedTuple):
         events: the next event of each.
         starts: the first packed token of each.
         counts: how many positions each has.
-        positions: (R,) int64 on the CPU, packed tokens of all events.
+        positions: (R,) int64, packed tokens of all events.
         chunks: positions whose logits exist at a time; they sum to R.
     """
 
@@ -80,12 +82,15 @@ class _Part(NamedTuple):
     events: Sequence[Event]
     starts: Sequence[int]
     counts: list[int]
-    positions: Tensor
+    positions: NDArray[np.int64]
     chunks: list[int]
 
-    def in_chunks(self, tensor: Tensor) -> Sequence[Tensor]:
-        """Cut a tensor over R positions into chunks."""
-        return [tensor] if len(self.chunks) == 1 else tensor.split(self.chunks)
+    def in_chunks(self, numbers: _Numbers) -> Sequence[_Numbers]:
+        """Cut what is there for R positions into chunks."""
+        if len(self.chunks) == 1:
+            return [numbers]
+        stops = accumulate(self.chunks)
+        return [numbers[stop - size : stop] for stop, size in zip(stops, self.chunks, strict=True)]
 
 
 class _Outcome(NamedTuple):
@@ -179,7 +184,7 @@ class Stepper:
             Its positions (R,), and of rows that are scored their tokens (R,); of others what is due there (R, S), and
             the `DrawSettings`.
         """
-        inputs: list[Tensor | None] = [part.positions]
+        inputs: list[Tensor | None] = [torch.from_numpy(part.positions)]
         if part.kind == "scored":
             scored = zip(part.rows, part.events, strict=True)
             inputs.append(
@@ -202,7 +207,7 @@ class Stepper:
             y_t,
             [row.length for row in rows] + fill,
             queued(torch.from_numpy(np.array(times)), self.device),
-            positions,
+            torch.from_numpy(positions),
             self._labels(rows, len(fill)),
         )
 
@@ -257,7 +262,9 @@ def _parts(rows: Sequence[AnyRow], max_logit_rows: int) -> list[_Part]:
         events = [row.event for row in own]
         *starts, end = accumulate((row.length for row in own), initial=end)
         counts = [len(event.positions) for event in events]
-        positions = np.concatenate([event.positions for event in events]) + np.repeat(starts, counts)
+        positions = np.concatenate(
+            [event.positions + start for event, start in zip(events, starts, strict=True)]
+        )
         whole, rest = divmod(len(positions), max_logit_rows)
         parts.append(
             _Part(
@@ -266,7 +273,7 @@ def _parts(rows: Sequence[AnyRow], max_logit_rows: int) -> list[_Part]:
                 events,
                 starts,
                 counts,
-                torch.from_numpy(positions),
+                positions,
                 [max_logit_rows] * whole + [rest] * (rest > 0),
             )
         )
@@ -314,18 +321,14 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
-def _filled(chunks: Sequence[Tensor]) -> Tensor:
+def _filled(chunks: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     """Fill up every chunk of positions, and then the whole, with position 0, whose features are not used.
 
     Networks have matrix products over these rows too, and their shapes must be few (`filled_size`).
     """
-    parts, total = [], 0
-    for chunk in chunks:
-        size = filled_size(len(chunk))
-        parts.append(chunk)
-        if size > len(chunk):
-            parts.append(torch.zeros(size - len(chunk), dtype=torch.int64))
-        total += size
-    if filled_size(total) > total:
-        parts.append(torch.zeros(filled_size(total) - total, dtype=torch.int64))
-    return _joined(parts)
+    sizes = [filled_size(len(chunk)) for chunk in chunks]
+    filled, start = np.zeros(filled_size(sum(sizes)), dtype=np.int64), 0
+    for chunk, size in zip(chunks, sizes, strict=True):
+        filled[start : start + len(chunk)] = chunk
+        start += size
+    return filled
