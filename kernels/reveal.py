@@ -226,7 +226,8 @@ def _reveal_short_rows(
     Returns:
         Which rows are finite and which changed, (R,) bool each.
     """
-    y = rows.y.numpy()[positions.numpy()]
+    state, at = rows.y.numpy(), positions.numpy()
+    y = state[at]
     drawn = draw_short_rows(tokens, rows.logits, y, rows.u, rows.temperature)
     if rows.temperature is not None or rows.top_k is not None or rows.top_p is not None:
         chosen = (due.any(-1) & ~rows.plain()).nonzero()[:, 0]
@@ -234,7 +235,7 @@ def _reveal_short_rows(
             token, possible = _draw_wide(tokens, rows._replace(y=torch.from_numpy(y)), chosen)
             drawn.token[chosen.numpy()] = token.numpy()
             drawn.possible[chosen.numpy()] &= possible.numpy()
-    finite, changed = write_short_rows(tokens, rows.y, positions, due, drawn)
+    finite, changed = write_short_rows(tokens, state, at, due.numpy(), drawn)
     return torch.from_numpy(finite), torch.from_numpy(changed)
 
 

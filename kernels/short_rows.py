@@ -91,21 +91,21 @@ def _draw(tokens: TokenDigits, scores: Numbers, y: Numbers, u: Numbers, heat: Nu
 
 
 def write_short_rows(
-    tokens: TokenDigits, state: Tensor, positions: Tensor, due: Tensor, drawn: Drawn
+    tokens: TokenDigits, digits: Numbers, at: Numbers, write: Numbers, drawn: Drawn
 ) -> tuple[Numbers, Numbers]:
     """Write the digits that are due of the tokens that could be drawn into a packed state.
 
     Args:
         tokens: the digits of every token.
-        state: (T, S) integers; written.
-        positions: (R,) int64, distinct where something is due.
-        due: (R, S) bool.
+        digits: (T, S) integers, the state; written.
+        at: (R,) int64, positions there, distinct where something is due.
+        write: (R, S) bool, what is due.
         drawn: the tokens.
 
     Returns:
         Which rows are finite and which changed, (R,) bool each, as `kernels.reveal.Revealed` has them.
     """
-    digits, at, write, token = state.numpy(), positions.numpy(), due.numpy(), drawn.token
+    token = drawn.token
     needed = write.any(-1)
     changed = needed & drawn.possible
     if not changed.all():  # the other rows may have the positions of those that change

@@ -159,10 +159,11 @@ class Stepper:
     def _states(self, parts: Sequence[_Part], num_filled: int) -> Tensor:
         """Return the digits (T, S) that the call sees: a copy of those of the rows, and masked tokens behind them."""
         num_digits, mask_index = self.codec.target_length, self.codec.mask_index
-        states = []
+        states, on_cpu = [], self.device.type == "cpu"
         for part in parts:
             for row in part.rows:
-                row.y = row.y.to(self.device)
+                if not (row.y.is_cpu and on_cpu):
+                    row.y = row.y.to(self.device)
                 states.append(row.y)
         if num_filled:
             states.append(torch.full((num_filled, num_digits), mask_index, device=self.device))
@@ -225,7 +226,10 @@ class Stepper:
             draw(logits, y_t, at, due, self._digits, *how, mask_index=self.codec.mask_index).finite
             for logits, at, due, *how in zip(self._logits(part, features), *of_chunks, strict=True)
         ]
-        return _fetched(y_t, inputs[0], _joined(finite))
+        if y_t.is_cpu:
+            return _Outcome(y_t.numpy()[part.positions], _joined(finite).numpy())
+        both = torch.cat([y_t[inputs[0]], _joined(finite)[:, None]], 1).cpu().numpy()  # in one copy
+        return _Outcome(both[:, :-1], both[:, -1] != 0)
 
     def _score(self, part: _Part, inputs: Sequence[Any], y_t: Tensor, features: Any) -> SubtokenNLL:
         """Return what all positions (R,) cost, on the CPU.
@@ -307,14 +311,6 @@ def _scored(part: _Part, nll: SubtokenNLL) -> Iterator[StepResult]:
         assert isinstance(row, ScoreRow)
         ok = row.record(event.positions, SubtokenNLL(*own))
         yield StepResult(nothing, np.zeros((0, row.y.shape[1]), dtype=np.int64), ok, nothing)
-
-
-def _fetched(y_t: Tensor, positions: Tensor, finite: Tensor) -> _Outcome:
-    """Return the digits (R, S) at some positions, and which are finite (R,); from a GPU in one copy."""
-    if y_t.is_cpu:
-        return _Outcome(y_t.numpy()[positions.numpy()], finite.numpy())
-    both = torch.cat([y_t[positions], finite[:, None]], 1).cpu().numpy()
-    return _Outcome(both[:, :-1], both[:, -1] != 0)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

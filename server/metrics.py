@@ -6,11 +6,14 @@ Label sets are closed: nothing a client sends becomes a label, so the number of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.registry import Collector
 
 from server.http.http_metrics import HttpMetrics
 
@@ -37,11 +40,38 @@ _POWERS = tuple(2**k for k in range(13))
 _SHARES = (0.0, 0.02, 0.05, 0.1, 0.125, 0.25, 0.5, 1.0)
 
 
+_MOST_NOTED = 64
+
+
+class _Call(NamedTuple):
+    """See `Metrics.call_done`."""
+
+    model: str
+    num_rows: int
+    num_tokens: int
+    num_filling: int
+    seconds: float
+
+
+class _Settled(Collector):
+    """Has no metrics of its own: counts what is noted whenever the registry is read."""
+
+    def __init__(self, settle: Callable[[], None]) -> None:
+        self._settle = settle
+
+    def collect(self) -> Iterable[Metric]:
+        """Return nothing."""
+        self._settle()
+        return []
+
+
 class Metrics:
     """All metrics of a server; prometheus_client makes every update safe between threads."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._calls: deque[_Call] = deque()
+        self.registry.register(_Settled(self.settle))  # before all others: it is asked first
         self.http = HttpMetrics(self.registry)
         self._build_request_metrics()
         self._build_engine_metrics()
@@ -149,17 +179,29 @@ class Metrics:
             self.rejected.labels(name, rejection)
 
     def call_done(self, model: str, num_rows: int, num_tokens: int, num_filling: int, seconds: float) -> None:
-        """Count one denoiser call over rows of ``num_tokens`` tokens together, filled up with ``num_filling``."""
-        calls, row_steps, call_tokens, filling_tokens, batch_rows, padding_ratio, step_s = self._of_calls(
-            model
-        )
-        calls.inc()
-        row_steps.inc(num_rows)
-        call_tokens.inc(num_tokens)
-        filling_tokens.inc(num_filling)
-        batch_rows.observe(num_rows)
-        padding_ratio.observe(num_filling / (num_tokens + num_filling))
-        step_s.observe(seconds)
+        """Count one denoiser call over rows of ``num_tokens`` tokens together, filled up with ``num_filling``.
+
+        It is only noted here, as the engine's thread has better to do; see `settle`.
+        """
+        self._calls.append(_Call(model, num_rows, num_tokens, num_filling, seconds))
+        if len(self._calls) >= _MOST_NOTED:
+            self.settle()
+
+    def settle(self) -> None:
+        """Count the calls that are noted."""
+        with contextlib.suppress(IndexError):  # the last one was taken, by this thread or another
+            while True:
+                model, num_rows, num_tokens, num_filling, seconds = self._calls.popleft()
+                calls, row_steps, call_tokens, filling_tokens, batch_rows, padding_ratio, step_s = (
+                    self._of_calls(model)
+                )
+                calls.inc()
+                row_steps.inc(num_rows)
+                call_tokens.inc(num_tokens)
+                filling_tokens.inc(num_filling)
+                batch_rows.observe(num_rows)
+                padding_ratio.observe(num_filling / (num_tokens + num_filling))
+                step_s.observe(seconds)
 
     def _of_calls(self, model: str) -> Sequence[Any]:
         """Return a model's series of `call_done`: looking each up in every call costs as much as counting."""

@@ -42,15 +42,20 @@ class Departures:
         if done.cancelled():
             self._cancelled.append(done)
 
+    @property
+    def due(self) -> bool:
+        """Whether anybody may have to leave now."""
+        return bool(self._cancelled) or time.monotonic() >= self._soonest_s
+
     def take(self, held: Callable[[], Sequence[Job]]) -> Leaving:
         """Return the jobs that have to leave now.
 
         Args:
             held: gives all jobs that were watched and are not finished.
         """
-        now_s = time.monotonic()
-        if not self._cancelled and now_s < self._soonest_s:
+        if not self.due:
             return Leaving([], [])
+        now_s = time.monotonic()
         cancelled = {self._cancelled.popleft() for _ in range(len(self._cancelled))}
         jobs = held()
         late = [job for job in jobs if job.deadline_s <= now_s]

@@ -11,8 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal
 
@@ -105,24 +104,20 @@ class Engine:
     def step(self) -> bool:
         """Take the chosen rows of the model whose turn it is to their next event; return whether there were any."""
         for queue in self.queues.values():
-            with self._isolated(queue):
-                queue.admit()
+            self._isolated(queue, queue.admit)
         turn = self._turns.choose(name for name, queue in self.queues.items() if queue.has_rows)
         if turn is None:
             return False
         queue = self.queues[turn]
-        with self._isolated(queue), self._turns.turn_of(turn):
-            batch = queue.choose()
-            results = queue.call(batch)
-            if results is not None:
-                queue.hand_out(batch, results)
+        started_s = time.monotonic()
+        self._isolated(queue, queue.advance)
+        self._turns.charge(turn, time.monotonic() - started_s)
         return True
 
-    @contextmanager
-    def _isolated(self, queue: ModelQueue) -> Iterator[None]:
-        """What goes wrong in the block stays with the jobs of one model; again and again, and it is given up."""
+    def _isolated(self, queue: ModelQueue, work: Callable[[], None]) -> None:
+        """What goes wrong in some work stays with the jobs of one model; again and again, and it is given up."""
         try:
-            yield
+            work()
         except Exception as error:
             queue.crashes += 1
             logger.error(
@@ -267,7 +262,7 @@ class Engine:
                 queue.warm_up()  # a model that cannot even start ends the process: that is a wrong deployment
             self._warm = True
             while not self._stopping:
-                with self._pulse.work():
+                with self._pulse:
                     busy = self.step()
                 if busy:
                     continue

@@ -1,6 +1,6 @@
 """One model inside the engine: its network, the rows that wait for it, and how its calls have gone.
 
-The engine's thread calls, in this order: `admit`, `choose`, `call`, `hand_out`.
+The engine's thread calls `admit` and, when it is the model's turn, `advance`: `choose`, `call`, `hand_out`.
 """
 
 from __future__ import annotations
@@ -96,6 +96,8 @@ class ModelQueue:
 
     def admit(self) -> None:
         """Move new jobs to the batcher, and forget those whose callers have gone or whose time is over."""
+        if not (self.has_news or self._departures.due):  # as before most steps
+            return
         with self._room.lock:
             let_go = self._generations.renew()
             arrived = list(self.inbox)
@@ -108,6 +110,13 @@ class ModelQueue:
         self._finish(leaving.gone)
         self._finish(leaving.late, DeadlineError("the deadline has passed"))
         self._finish(job for job in arrived if all(row.done for row in job.rows))
+
+    def advance(self) -> None:
+        """Take the rows of the next call to their next events."""
+        batch = self.choose()
+        results = self.call(batch)
+        if results is not None:
+            self.hand_out(batch, results)
 
     def choose(self) -> Batch:
         """Return the rows of the next call."""
@@ -152,13 +161,14 @@ class ModelQueue:
         for entry, result in zip(entries, results, strict=True):
             if entry.job.feed is not None:
                 entry.job.feed.advanced(entry.output, result)
-        touched = {entry.job for entry in entries}
-        broken = {entry.job for entry, result in zip(entries, results, strict=True) if not result.ok}
-        self._finish(broken, NonFiniteError("the denoiser gave no finite logits"))
-        self._finish(job for job in touched - broken if all(row.done for row in job.rows))
-        with self._room.lock:
-            generation.batcher.drop_finished(touched)
-            self._forecast = None
+        self._forecast = None
+        touched = {entry.job for entry in entries if entry.row.done}  # a row that failed is done too
+        if touched:
+            broken = {entry.job for entry, result in zip(entries, results, strict=True) if not result.ok}
+            self._finish(broken, NonFiniteError("the denoiser gave no finite logits"))
+            self._finish(job for job in touched - broken if all(row.done for row in job.rows))
+            with self._room.lock:
+                generation.batcher.drop_finished(touched)
         self.crashes = 0
 
     def warm_up(self) -> None:
@@ -257,7 +267,7 @@ class ModelQueue:
 
     @property
     def has_news(self) -> bool:
-        """Whether `admit` has something to do."""
+        """Whether there are new jobs or weights, for which an idle engine must wake."""
         return bool(self.inbox) or self._generations.renewable
 
     @property

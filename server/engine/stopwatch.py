@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
 
 from server.engine.call_cost import CallCost, CallCostFit
 
@@ -36,16 +36,25 @@ class CallStopwatch:
         self._num_calls = 0
         self._started_s: float | None = None
 
-    @contextmanager
-    def call(self, num_tokens: int) -> Iterator[None]:
-        """Time the block as one call over so many tokens; one that raises counts for nothing."""
+    def call(self, num_tokens: int) -> Self:
+        """Time the block, ``with`` this, as one call over so many tokens; one that raises counts for nothing."""
         self._num_tokens = num_tokens
-        started_s = self._started_s = time.monotonic()
-        try:
-            yield
-        finally:
-            self._started_s = None
-        self.last_s = time.monotonic() - started_s
+        return self
+
+    # Spelled out: in every step, a generator for a context would cost more than all it does.
+    def __enter__(self) -> Self:
+        self._started_s = time.monotonic()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        started_s, self._started_s = self._started_s, None
+        if kind is None and started_s is not None:
+            self._learn(time.monotonic() - started_s)
+
+    def _learn(self, seconds: float) -> None:
+        self.last_s = seconds
         if self._only_trials:
             self._only_trials, self._num_calls, self._fit = False, 0, CallCostFit()
         self._num_calls += 1
@@ -54,7 +63,7 @@ class CallStopwatch:
             self.fastest_s = self._min_s
         weight = 0.1 if self._num_calls > 1 else 1.0
         self.seconds_per_call += weight * (self.last_s - self.seconds_per_call)
-        self.cost = self._fit.add(num_tokens, self.last_s)
+        self.cost = self._fit.add(self._num_tokens, self.last_s)
 
     def end_trials(self) -> None:
         """Let the calls so far, which compiled and allocated, be a guide no longer than until the next one."""
@@ -77,19 +86,19 @@ class CallStopwatch:
 
 
 class Pulse:
-    """Whether a thread is in a piece of work, and for how long; any thread may read it."""
+    """Whether a thread is in a piece of work, a block ``with`` this, and for how long; any thread may read it."""
 
     def __init__(self) -> None:
         self._started_s: float | None = None
 
-    @contextmanager
-    def work(self) -> Iterator[None]:
-        """Mark the block as one piece of work."""
+    def __enter__(self) -> Self:
         self._started_s = time.monotonic()
-        try:
-            yield
-        finally:
-            self._started_s = None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._started_s = None
 
     @property
     def seconds(self) -> float:

@@ -10,9 +10,7 @@ A call is never interrupted, so a model waits at most for one call of each other
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 
 class Turns:
@@ -46,12 +44,3 @@ class Turns:
     def charge(self, name: str, seconds: float) -> None:
         """Count time that was spent on a model."""
         self._clock_s[name] += seconds
-
-    @contextmanager
-    def turn_of(self, name: str) -> Iterator[None]:
-        """Count the time of the block, also if it raises."""
-        started_s = time.monotonic()
-        try:
-            yield
-        finally:
-            self.charge(name, time.monotonic() - started_s)

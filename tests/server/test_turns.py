@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,18 +73,6 @@ def test_a_model_that_naps_after_every_call_gets_no_more_than_its_share() -> Non
     assert spent["napping"] <= spent["steady"] + 0.06
 
 
-def test_a_turn_that_raises_is_counted() -> None:
-    turns = Turns(["a", "b"])
-
-    def fail_late() -> None:
-        time.sleep(0.01)
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError), turns.turn_of("a"):
-        fail_late()
-    assert turns.choose(["a", "b"]) == "b"
-
-
 def submit(engine: Engine, model: str, num_rows: int) -> Job:
     """Rows with an event for every digit."""
     rows = prepare_rows(engine.queues[model].checkpoint, n=num_rows, steps="exact", seed=0).rows
@@ -127,6 +116,23 @@ def test_neither_text_nor_images_starve(model_path: Path, images_path: Path) -> 
         job.done.cancel()
     wait_until(lambda: engine.held_rows == 0)
     engine.stop()
+
+
+def test_a_turn_that_raises_is_counted(
+    model_path: Path, images_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, _ = make_engine(Settings.model_validate({"model": [model_path, images_path]}))
+    submit(engine, TEXT, 1)
+    submit(engine, IMAGES, 1)
+
+    def fail_late(batch: Any) -> None:
+        time.sleep(0.01)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(engine.queues[TEXT], "call", fail_late)
+    assert engine.step()
+    assert engine.queues[TEXT].crashes == 1
+    assert engine._turns.choose([TEXT, IMAGES]) == IMAGES
 
 
 def test_retry_after_counts_the_shares_of_the_others(model_path: Path, images_path: Path) -> None:
