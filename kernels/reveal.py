@@ -235,7 +235,7 @@ def _reveal_short_rows(
             token, possible = _draw_wide(tokens, rows._replace(y=torch.from_numpy(y)), chosen)
             drawn.token[chosen.numpy()] = token.numpy()
             drawn.possible[chosen.numpy()] &= possible.numpy()
-    finite, changed = write_short_rows(tokens, state, at, due.numpy(), drawn)
+    finite, changed = write_short_rows(tokens, state, at, y, due.numpy(), drawn)
     return torch.from_numpy(finite), torch.from_numpy(changed)
 
 

@@ -91,14 +91,15 @@ def _draw(tokens: TokenDigits, scores: Numbers, y: Numbers, u: Numbers, heat: Nu
 
 
 def write_short_rows(
-    tokens: TokenDigits, digits: Numbers, at: Numbers, write: Numbers, drawn: Drawn
+    tokens: TokenDigits, state: Numbers, at: Numbers, y: Numbers, write: Numbers, drawn: Drawn
 ) -> tuple[Numbers, Numbers]:
     """Write the digits that are due of the tokens that could be drawn into a packed state.
 
     Args:
         tokens: the digits of every token.
-        digits: (T, S) integers, the state; written.
+        state: (T, S) integers; written.
         at: (R,) int64, positions there, distinct where something is due.
+        y: (R, S) integers, what the state holds there.
         write: (R, S) bool, what is due.
         drawn: the tokens.
 
@@ -108,7 +109,9 @@ def write_short_rows(
     token = drawn.token
     needed = write.any(-1)
     changed = needed & drawn.possible
-    if not changed.all():  # the other rows may have the positions of those that change
-        at, write, token = at[changed], write[changed], token[changed]
-    digits[at] = np.where(write, _fields(tokens).table[token], digits[at])
+    written = np.where(write, _fields(tokens).table[token], y)
+    if changed.all():
+        state[at] = written
+        return changed, changed
+    state[at[changed]] = written[changed]  # the other rows may have the positions of those that change
     return changed | ~needed, changed

@@ -144,12 +144,10 @@ class Stepper:
         # What goes to a GPU goes before the trunk: later it would be waited for behind the trunk.
         inputs = [self._inputs(part) for part in parts]
         features = self._features(parts, every, fill, y_t)
-        outcomes, start = [], 0
+        outcomes, logits = [], self._logits(parts, features)
         for part, given in zip(parts, inputs, strict=True):
-            stop = start + sum(map(filled_size, part.chunks))
             of_kind = self._score if part.kind == "scored" else self._draw
-            outcomes.append(of_kind(part, given, y_t, features[start:stop]))
-            start = stop
+            outcomes.append(of_kind(part, given, y_t, logits))
         results: dict[AnyRow, StepResult] = {}
         for part, outcome in zip(parts, outcomes, strict=True):
             moved = _drawn(part, y_t, outcome) if isinstance(outcome, _Outcome) else _scored(part, outcome)
@@ -218,20 +216,22 @@ class Stepper:
         assert len(labels) in (0, len(rows)), "rows of one model all have a label, or none has"
         return queued(torch.tensor(labels + [0] * num_filled), self.device) if labels else None
 
-    def _draw(self, part: _Part, inputs: Sequence[Any], y_t: Tensor, features: Any) -> _Outcome:
+    def _draw(self, part: _Part, inputs: Sequence[Any], y_t: Tensor, logits: Iterator[Tensor]) -> _Outcome:
         """Draw the tokens of all positions (R,) into the packed state."""
         draw = reveal_digits_ if part.kind == "marginal" else reveal_tokens_
         of_chunks = ([None] * len(part.chunks) if each is None else part.in_chunks(each) for each in inputs)
         finite = [
-            draw(logits, y_t, at, due, self._digits, *how, mask_index=self.codec.mask_index).finite
-            for logits, at, due, *how in zip(self._logits(part, features), *of_chunks, strict=True)
+            draw(next(logits), y_t, at, due, self._digits, *how, mask_index=self.codec.mask_index).finite
+            for at, due, *how in zip(*of_chunks, strict=True)
         ]
         if y_t.is_cpu:
             return _Outcome(y_t.numpy()[part.positions], _joined(finite).numpy())
         both = torch.cat([y_t[inputs[0]], _joined(finite)[:, None]], 1).cpu().numpy()  # in one copy
         return _Outcome(both[:, :-1], both[:, -1] != 0)
 
-    def _score(self, part: _Part, inputs: Sequence[Any], y_t: Tensor, features: Any) -> SubtokenNLL:
+    def _score(
+        self, part: _Part, inputs: Sequence[Any], y_t: Tensor, logits: Iterator[Tensor]
+    ) -> SubtokenNLL:
         """Return what all positions (R,) cost, on the CPU.
 
         The head is the one that sampling uses, over chunks of the same sizes, so that a row's numbers do not depend on
@@ -240,17 +240,15 @@ class Stepper:
         positions, x_0 = inputs
         y = y_t[positions]
         costs = [
-            subtoken_nll(logits, seen, tokens, self._digits.table, self.codec.mask_index)
-            for logits, seen, tokens in zip(
-                self._logits(part, features), part.in_chunks(y), part.in_chunks(x_0), strict=True
-            )
+            subtoken_nll(next(logits), seen, tokens, self._digits.table, self.codec.mask_index)
+            for seen, tokens in zip(part.in_chunks(y), part.in_chunks(x_0), strict=True)
         ]
         return SubtokenNLL(*(_joined(each).cpu() for each in zip(*costs, strict=True)))
 
-    def _logits(self, part: _Part, features: Any) -> Iterator[Tensor]:
-        """Yield the logits (chunk, V) of every chunk of a part."""
+    def _logits(self, parts: Sequence[_Part], features: Any) -> Iterator[Tensor]:
+        """Yield the logits (chunk, V) of every chunk of every part."""
         start = 0
-        for size in part.chunks:
+        for size in (size for part in parts for size in part.chunks):
             stop = start + filled_size(size)
             yield self.denoiser.head(features[start:stop])[:size]
             start = stop

@@ -106,11 +106,16 @@ def test_rows_with_nothing_due_may_repeat_the_position_of_another() -> None:
 
 
 def test_what_needs_many_partly_masked_states_goes_the_other_way() -> None:
-    """The table of a token's states has (b + 1)^S of them, most of which no vocabulary of few tokens needs."""
+    """The table has (b + 1)^S of them times V, most of which no vocabulary of few tokens needs."""
     tokens = TokenDigits(torch.arange(16)[:, None] >> torch.arange(12) & 1, 2)
     assert not short_rows.is_short(tokens)
-    fields = TokenDigits(SubtokenCodec(1000, 10).digits, 2).fields
-    assert fields is not None and len(fields.visible) == 3**10
+    assert not short_rows.is_short(TokenDigits(SubtokenCodec(1000, 10).digits, 2))
+    codec = SubtokenCodec(257, 4)
+    fields = TokenDigits(codec.digits, codec.mask_index).fields
+    assert fields is not None and fields.verdicts.shape == ((codec.base + 1) ** 4, 257)
+    state = torch.tensor([codec.mask_index, 1, codec.mask_index, 0])
+    agree = (codec.digits[:, 1] == 1) & (codec.digits[:, 3] == 0)
+    assert torch.equal(torch.from_numpy(fields.verdicts[state.numpy() @ fields.place_values] == 0), agree)
 
 
 def test_the_extreme_uniform_numbers_draw_tokens_with_mass() -> None:
