@@ -241,19 +241,20 @@ def test_tests_that_take_too_long_say_what_has_failed(
     monkeypatch.setenv(
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1"
     )  # which takes seconds where others use the machine
-    failing, sleeping = tmp_path / "test_failing.py", tmp_path / "test_sleeping.py"
+    # Before one that fails, and after it.
+    first, failing, last = (tmp_path / f"test_{name}.py" for name in ("first", "failing", "last"))
     failing.write_text("def test_one(): assert 'seen' == 'unseen'\n")
-    sleeping.write_text("import time\ndef test_fine(): pass\ndef test_endless(): time.sleep(60)\n")
+    for sleeping in (first, last):
+        sleeping.write_text("import time\ndef test_fine(): pass\ndef test_endless(): time.sleep(60)\n")
     options_ = ("-q", "-c", "/dev/null", "-p", "no:cacheprovider", "--rootdir", str(tmp_path))
-    for files in ([failing, sleeping], [sleeping, failing]):
-        arguments = ("benchmarks.gpu_tests", "--processes", "2", *map(str, files), "--", *options_)
-        part = gpu.Part("slow", arguments, 60, writes=False)
-        result = gpu.run_part(part, options(tmp_path), 12.0)
-        assert result["status"] == "out of time"
-        log = (tmp_path / gpu.LOG_NAME).read_text()
-        assert "AssertionError: assert 'seen' == 'unseen'" in log and "1 failed" in log
-        assert "KeyboardInterrupt" in log and "1 passed" in log
-        (tmp_path / gpu.LOG_NAME).unlink()
+    files = map(str, (first, failing, last))
+    arguments = ("benchmarks.gpu_tests", "--processes", "3", *files, "--", *options_)
+    part = gpu.Part("slow", arguments, 60, writes=False)
+    result = gpu.run_part(part, options(tmp_path), 12.0)
+    assert result["status"] == "out of time"
+    log = (tmp_path / gpu.LOG_NAME).read_text()
+    assert "AssertionError: assert 'seen' == 'unseen'" in log and "1 failed" in log
+    assert log.count("KeyboardInterrupt") >= 2 and log.count("1 passed") == 2
 
 
 def test_processes_that_hear_nothing_share_the_time_for_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
