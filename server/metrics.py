@@ -6,7 +6,7 @@ Label sets are closed: nothing a client sends becomes a label, so the number of 
 
 from __future__ import annotations
 
-import contextlib
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -71,6 +71,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._calls: deque[_Call] = deque()
+        self._settling = threading.Lock()
         self.registry.register(_Settled(self.settle))  # before all others: it is asked first
         self.http = HttpMetrics(self.registry)
         self._build_request_metrics()
@@ -188,9 +189,9 @@ class Metrics:
             self.settle()
 
     def settle(self) -> None:
-        """Count the calls that are noted."""
-        with contextlib.suppress(IndexError):  # the last one was taken, by this thread or another
-            while True:
+        """Count the calls that are noted, and wait for those that another thread is counting."""
+        with self._settling:
+            while self._calls:
                 model, num_rows, num_tokens, num_filling, seconds = self._calls.popleft()
                 calls, row_steps, call_tokens, filling_tokens, batch_rows, padding_ratio, step_s = (
                     self._of_calls(model)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from prime_core.stepper import AnyRow
@@ -55,13 +54,19 @@ class _Need(NamedTuple):
     num_rows: int
 
 
+class _End(NamedTuple):
+    """After how many calls a job is finished."""
+
+    num_calls: float
+    need: _Need
+
+
 def releases(jobs: Iterable[Sequence[AnyRow]], max_rows: int, max_tokens: int) -> list[Release]:
     """Forecast when jobs that take turns are finished, the first one first.
 
     A row takes a share of every call that it is in: 1 / max_rows, or its length / max_tokens if that is more. With W_i
-    the shares that job i still needs, and T_i its tokens, jobs that get equal shares of every call have together had
-    sum_i min(W_i, W_j) calls when job j is finished, with sum_i T_i min(1, W_j / W_i) tokens; and it is not finished
-    before its longest row.
+    the shares that job i still needs, jobs that get equal shares of every call have together had sum_i min(W_i, W_j)
+    calls when job j is finished; and it is not finished before its longest row.
 
     Args:
         jobs: the rows of each, finished ones too.
@@ -77,28 +82,42 @@ def releases(jobs: Iterable[Sequence[AnyRow]], max_rows: int, max_tokens: int) -
         )
         for rows in jobs
     )
-    # Of the jobs that are not finished yet.
-    num_left, tokens_per_share = len(needs), sum(_tokens_per_share(need) for need in needs)
-    shares_had = tokens_had = 0.0
+    num_left, shares_had = len(needs), 0.0
     ends = []
     for need in needs:
-        num_left, tokens_per_share = num_left - 1, tokens_per_share - _tokens_per_share(need)
+        num_left -= 1
         shares_had += need.shares
-        tokens_had += need.num_tokens
-        ends.append(
-            Release(
-                max(shares_had + num_left * need.shares, need.longest),
-                tokens_had + need.shares * tokens_per_share,
-                need.num_rows,
-            )
-        )
+        ends.append(_End(max(shares_had + num_left * need.shares, need.longest), need))
     ends.sort()
-    freed = accumulate(end.num_rows for end in ends)
-    return [end._replace(num_rows=num_rows) for end, num_rows in zip(ends, freed, strict=True)]
+    return list(_with_tokens(ends))
 
 
-def _tokens_per_share(need: _Need) -> float:
-    return need.num_tokens / need.shares if need.shares else 0.0
+def _with_tokens(ends: Sequence[_End]) -> Iterator[Release]:
+    """Yield what comes free, and the tokens that the calls until then have: never fewer than until an earlier one.
+
+    With T_i the tokens of job i, those that are finished have had all of theirs. Of the others, one that is held up by
+    its longest row is in every call, and has had T_i c_j / c_i when job j is finished after c_j calls; the rest have
+    had T_i W_j / W_i.
+    """
+    per_call, per_share = (sum(rates) for rates in zip((0.0, 0.0), *map(_rates, ends), strict=True))
+    num_rows, finished, tokens = 0, 0, 0.0
+    for end in ends:
+        of_call, of_share = _rates(end)
+        per_call, per_share = per_call - of_call, per_share - of_share
+        num_rows += end.need.num_rows
+        finished += end.need.num_tokens
+        tokens = max(tokens, finished + end.num_calls * per_call + end.need.shares * per_share)
+        yield Release(end.num_calls, tokens, num_rows)
+
+
+def _rates(end: _End) -> tuple[float, float]:
+    """Return the tokens of a job for each call, if its longest row decides, else 0; and those for each share."""
+    num_calls, need = end
+    if not need.num_tokens:
+        return 0.0, 0.0
+    if num_calls <= need.longest:
+        return need.num_tokens / num_calls, 0.0
+    return 0.0, need.num_tokens / need.shares
 
 
 def release_of(forecast: Sequence[Release], num_rows: int) -> Release:

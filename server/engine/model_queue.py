@@ -238,10 +238,11 @@ class ModelQueue:
     def seconds_until_free(self, num_rows: int) -> float:
         """Return about how long the model's calls alone take until so many of its rows have come free."""
         with self._room.lock:
-            if self._forecast is None:  # as it is until the next call: refusals come by the thousand
+            forecast = self._forecast  # which `hand_out` takes away without the lock
+            if forecast is None:  # as it is until the next call: refusals come by the thousand
                 rows = [job.rows for job in self._jobs()]
-                self._forecast = releases(rows, self.batcher.max_rows, self.batcher.max_tokens)
-            release = release_of(self._forecast, num_rows)
+                forecast = self._forecast = releases(rows, self.batcher.max_rows, self.batcher.max_tokens)
+            release = release_of(forecast, num_rows)
         return self.stopwatch.cost.seconds(release.num_calls, release.num_tokens)
 
     @property

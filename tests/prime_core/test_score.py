@@ -130,8 +130,13 @@ def test_time_conditioned_models_see_the_time_of_their_masks() -> None:
     assert abs(float(nats[:, 0].mean()) - exact) < 4 * error
 
 
+@pytest.mark.parametrize("max_logit_rows", [stepper_module.MAX_LOGIT_ROWS, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_scores_and_samples_are_bitwise_the_same_alone_and_together(dtype: torch.dtype) -> None:
+def test_scores_and_samples_are_bitwise_the_same_alone_and_together(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, max_logit_rows: int
+) -> None:
+    """Also where the logits of both kinds come in several chunks."""
+    monkeypatch.setattr(stepper_module, "MAX_LOGIT_ROWS", max_logit_rows)
     codec = SubtokenCodec(300, 3)
     model = random_dit(codec, length=40).to(dtype)
     checkpoint = stub_checkpoint(codec, model, context=40)

@@ -42,6 +42,26 @@ def test_tokens_are_those_of_the_calls_until_then() -> None:
     assert forecast == [Release(20, 10 * 2 + 10 * 6, 1), Release(40, 10 * 2 + 30 * 6, 2)]
 
 
+def test_tokens_of_calls_that_hold_all_rows_are_those_of_each_job_until_then() -> None:
+    forecast = releases([rows((10, 100)), rows(*[(10, 50)] * 8)], max_rows=64, max_tokens=8192)
+    assert forecast == [Release(50, 8 * 500 + 500, 8), Release(100, 8 * 500 + 1000, 9)]
+
+
+@pytest.mark.parametrize("max_rows", [1, 8, 64])
+def test_more_rows_never_come_free_sooner(max_rows: int) -> None:
+    draw = random.Random(max_rows)
+    for _ in range(50):
+        jobs = [
+            rows(*[(draw.choice([8, 32, 128]), draw.randrange(100))] * draw.randrange(1, 9)) for _ in range(9)
+        ]
+        forecast = releases(jobs, max_rows, 2048)
+        for each in zip(*forecast, strict=True):
+            assert list(each) == sorted(each)
+        assert forecast[-1].num_tokens == pytest.approx(
+            sum(row.remaining * row.length for job in jobs for row in job)
+        )
+
+
 def test_how_much_work_a_row_is() -> None:
     size = RowSize().moved_towards(rows((2, 10), (4, 20)))
     assert size == (15, 50)

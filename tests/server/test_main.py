@@ -180,6 +180,26 @@ def test_a_dead_engine_ends_the_process_with_an_error(
             popen.kill()
 
 
+HUNG_UP_EARLY = """
+import os, signal, sys
+from server import main
+
+def load_model(settings, name):
+    os.kill(os.getpid(), signal.SIGHUP)
+    raise ValueError("it read on")
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a parent may have left it ignored
+main.load_model = load_model
+sys.exit(main.main())
+"""
+
+
+def test_a_hangup_while_models_are_read_for_the_first_time_does_nothing(model_path: Path) -> None:
+    command = [sys.executable, "-c", HUNG_UP_EARLY, "--model", str(model_path), "--port", "0"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stderr) == (2, "prime-serve: it read on\n")
+
+
 def test_a_stdout_that_nobody_reads_leaves_a_server_that_ends(model_path: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)

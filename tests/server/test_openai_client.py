@@ -154,6 +154,20 @@ def test_failures_become_the_exceptions_of_the_client(model_path: Path) -> None:
             list(stream)
 
 
+def test_a_stream_that_breaks_off_says_why(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event comes before the connection ends, and the client reads no further."""
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("planted")
+
+    with serving(model_path) as server, connect(server) as client:
+        monkeypatch.setattr("server.text.completion_stream.completion_of", fail)
+        stream = client.completions.create(**BODY, stream=True)
+        with pytest.raises(openai.APIError, match="the server failed on this request") as caught:
+            list(stream)
+        assert (type(caught.value), caught.value.code) == (openai.APIError, "internal_error")
+
+
 def test_a_full_queue_is_tried_again_when_the_server_says(model_path: Path) -> None:
     with serving(model_path, max_n=1, max_batch_rows=1, max_queue_rows=1) as server:
         gate = Gate()

@@ -6,8 +6,11 @@ import itertools
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any
 
 import httpx
 import pytest
@@ -182,3 +185,27 @@ def test_padding_is_the_share_of_tokens_that_only_fill_a_call_up() -> None:
     ratio = metrics.registry.get_sample_value("prime_batch_padding_ratio_sum", labels)
     assert ratio == pytest.approx(15 / 32)
     assert metrics.registry.get_sample_value("prime_batch_padding_ratio_count", labels) == 2
+
+
+def test_a_scrape_misses_no_call_that_another_thread_is_counting(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = Metrics()
+    counting, go_on = threading.Event(), threading.Event()
+    series_of = metrics._of_calls
+
+    def held_up(model: str) -> Sequence[Any]:
+        if not counting.is_set():
+            counting.set()
+            assert go_on.wait(60)
+        return series_of(model)
+
+    monkeypatch.setattr(metrics, "_of_calls", held_up)
+    for _ in range(3):
+        metrics.call_done("a", 1, 16, 0, 0.1)
+    with ThreadPoolExecutor() as threads:
+        threads.submit(metrics.settle)
+        assert counting.wait(60)
+        labels = {"model": "a"}
+        scrape = threads.submit(metrics.registry.get_sample_value, "prime_denoiser_calls_total", labels)
+        wait([scrape], timeout=0.2)
+        go_on.set()
+        assert scrape.result(60) == 3
