@@ -26,7 +26,7 @@ from kernels.packed_digits import digit_bits, digit_shifts, pack_digits
 MAX_SHORT_VOCAB_SIZE = 1024
 """Up to so many tokens whole rows are worked on with numpy, on a CPU."""
 
-_MAX_VERDICTS = 2**21  # of partly masked tokens on tokens: 8 MB
+_MAX_VERDICTS = 2**22  # of partly masked tokens on tokens: 16 MB
 
 
 class Candidates(NamedTuple):

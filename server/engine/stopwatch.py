@@ -30,6 +30,7 @@ class CallStopwatch:
         self.fastest_s = 0.0
         self.cost = CallCost()
         self._fit = CallCostFit()
+        self._tokens_per_call = 0.0  # running mean
         self._only_trials = False
         self._num_tokens = 0  # of the call that runs, or of the last one
         self._min_s = math.inf
@@ -63,6 +64,7 @@ class CallStopwatch:
             self.fastest_s = self._min_s
         weight = 0.1 if self._num_calls > 1 else 1.0
         self.seconds_per_call += weight * (self.last_s - self.seconds_per_call)
+        self._tokens_per_call += weight * (self._num_tokens - self._tokens_per_call)
         self.cost = self._fit.add(self._num_tokens, self.last_s)
 
     def end_trials(self) -> None:
@@ -79,9 +81,11 @@ class CallStopwatch:
     def limit_s(self) -> float:
         """Seconds after which the call that runs, or another like the last one, is taken for a hang.
 
-        A call over more tokens than usual may take longer than usual (`CallCost`).
+        A call over more tokens than usual may take longer than usual, in proportion: `cost` alone might say less, as it
+        is carried on beyond the calls that it was fitted to.
         """
-        usual_s = max(self.seconds_per_call, self.cost.seconds(1, self._num_tokens))
+        in_proportion_s = self._num_tokens / max(self._tokens_per_call, 1.0) * self.seconds_per_call
+        usual_s = max(self.seconds_per_call, in_proportion_s)
         return max(MIN_STALL_S, STALL_FACTOR * usual_s)
 
 
