@@ -29,10 +29,11 @@ from kernels.modulate import (
     rotate_qk,
 )
 from prime_core.config import CodecConfig, DiTConfig
-from prime_core.models.attention import Packing, Queries, attend, attend_at, pack, place_queries
+from prime_core.models.attention import attend, attend_at
 from prime_core.models.denoiser import filled_size
 from prime_core.models.graphs import GraphedNetwork
 from prime_core.models.packed_linear import PackedLinear, pack_linears
+from prime_core.models.packing import Packing, Queries, pack, place_queries
 from prime_core.schedule import Schedule
 
 
