@@ -22,8 +22,9 @@ from prime_core.canvas import Canvas
 from prime_core.codec import SubtokenCodec
 from prime_core.correctors import StepTables
 from prime_core.exact import TokenLaw, plan_law
+from prime_core.histories import Transitions
 from prime_core.models.denoiser import Denoiser
-from prime_core.plan import Transitions, gather_events
+from prime_core.plan import gather_events
 from prime_core.settings import SamplingSettings
 
 _PLAIN = SamplingSettings()

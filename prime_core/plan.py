@@ -7,8 +7,9 @@ depends on no value, so the step can be drawn first (DNDM, arXiv 2312.09193): a 
 reveal do not exist.
 
 A corrector (`prime_core.correctors`) also masks visible sub-tokens again, with probabilities that depend on no value
-either. So the plan then holds the whole history of every sub-token: revealed, masked again, revealed anew. What a
-step masks is visible to that step's call, and masked from the next one on; steps that only mask are not calls.
+either. So the plan then holds the whole history of every sub-token (`prime_core.histories`): revealed, masked again,
+revealed anew. What a step masks is visible to that step's call, and masked from the next one on; steps that only mask
+are not calls.
 
 Shapes: L tokens, S digits a token, E events, P positions of one event, T positions of all events, F free
 sub-tokens, Q sub-tokens masked again before one event, M before all events, N steps of the grid.
@@ -16,10 +17,9 @@ sub-tokens, Q sub-tokens masked again before one event, M before all events, N s
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,14 +27,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.noise import Purpose, uniform
-from prime_core.correctors import Corrector, StepTables, step_tables
+from prime_core.correctors import Corrector, step_tables
 from prime_core.curves import TimeWarp
+from prime_core.histories import Transitions, draw_histories
 from prime_core.schedule import Schedule
-
-Steps = int | Literal["exact"]
-
-# exp(-64) is far below the smallest uniform number, 2^-53: whoever spends this has surely moved.
-_CERTAIN = 64.0
+from prime_core.time_grid import Steps, check_no_grid, check_steps, grid_times
 
 
 class Event(NamedTuple):
@@ -161,20 +158,6 @@ class RevealPlan:
         )
 
 
-class Transitions(NamedTuple):
-    """Sub-tokens that change between masked and visible, each in one step.
-
-    Attributes:
-        position: (A,) int64.
-        digit: (A,) int64.
-        step: (A,) int64, the step of each transition.
-    """
-
-    position: Tensor
-    digit: Tensor
-    step: Tensor
-
-
 def draw_plan(
     free: Tensor,
     schedule: Schedule,
@@ -207,12 +190,12 @@ def draw_plan(
     check_steps(steps)
     position, digit = free.nonzero(as_tuple=True)
     if steps == "exact":
-        _check_no_grid(eps, warp, corrector)
+        check_no_grid(eps, warp, corrector)
         alpha = _alpha_of_reveal(position, digit, schedule, seed)
         order = alpha.argsort(stable=True)
         step = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
         return gather_events(position, digit, step, free.shape, schedule.inverse(alpha[order]), len(order))
-    times = _grid(schedule, steps, eps, warp)
+    times = grid_times(schedule, steps, eps, warp)
     if corrector is not None:
         tables = step_tables(schedule, times, corrector)
         reveals, remasks = draw_histories(position, digit, free.shape[1], tables, seed)
@@ -241,54 +224,12 @@ def expected_changes(
     if steps == "exact" or corrector is None:
         return 1.0
     visible = changes = 0.0
-    tables = step_tables(schedule, _grid(schedule, steps, 0.0, warp), corrector)
+    tables = step_tables(schedule, grid_times(schedule, steps, 0.0, warp), corrector)
     for reveal, remask in zip(*(table.tolist() for table in tables), strict=True):
         revealed, masked = (1 - visible) * reveal, visible * remask
         changes += revealed + masked
         visible += revealed - masked
     return changes + (1 - visible)
-
-
-def draw_histories(
-    position: Tensor, digit: Tensor, num_digits: int, tables: StepTables, seed: int
-) -> tuple[Transitions, Transitions]:
-    """Draw all transitions of sub-tokens that start masked, each from one uniform number.
-
-    A sub-token that enters its state at the start of step k leaves it in step j with probability (1 - p_k) ...
-    (1 - p_{j-1}) p_j, where p is ``reveal`` or ``remask``. With G_j = -sum_{i<j} log(1 - p_i) that is the first j with
-    G_{j+1} - G_k > -log(1 - u). Transition n of a sub-token has the uniform number of purpose PLAN, its position and
-    index digit + S n; so where the corrector has no strength, the plan is that without corrector.
-
-    Args:
-        position: (F,) int64.
-        digit: (F,) int64.
-        num_digits: S.
-        tables: what can happen in each of N steps.
-        seed: 0..2**64-1.
-
-    Returns:
-        All reveals and all remasks. What is masked after the last step is revealed in step N.
-    """
-    spent = [torch.cat([p.new_zeros(1), (-torch.log1p(-p)).clamp(max=_CERTAIN).cumsum(0)]) for p in tables]
-    num_steps = len(tables.reveal)
-    start = torch.zeros_like(position)
-    reveals: list[Transitions] = []
-    remasks = [Transitions(position[:0], digit[:0], start[:0])]
-    for transition in itertools.count():
-        masked = transition % 2 == 0
-        exhausted = spent[0 if masked else 1]
-        u = uniform(seed, position, digit + num_digits * transition, Purpose.PLAN)
-        step = torch.searchsorted(exhausted, exhausted[start] - torch.log1p(-u), right=True) - 1
-        if masked:
-            reveals.append(Transitions(position, digit, step))
-        moves = step < num_steps
-        position, digit, step = position[moves], digit[moves], step[moves]
-        if not len(position):
-            break
-        if not masked:
-            remasks.append(Transitions(position, digit, step))
-        start = step + 1
-    return _joined(reveals), _joined(remasks)
 
 
 def gather_events(
@@ -330,31 +271,7 @@ def gather_events(
     return RevealPlan(steps, times[steps], offsets, tokens % length, due, num_steps, remask_offsets, remasked)
 
 
-def check_steps(steps: Steps) -> None:
-    """Raise ValueError unless ``steps`` is an integer of at least 1 or "exact"."""
-    if steps != "exact" and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
-        raise ValueError("steps must be an integer of at least 1, or 'exact'")
-
-
-def _check_no_grid(eps: float, warp: TimeWarp | None, corrector: Corrector | None) -> None:
-    if eps != 0:
-        raise ValueError("eps must be 0 when steps is 'exact': there is no grid to end early")
-    if warp is not None and not warp.is_identity:
-        raise ValueError("warp must be left out when steps is 'exact': there is no grid to warp")
-    if corrector is not None:
-        raise ValueError("corrector must be left out when steps is 'exact': it acts step by step of a grid")
-
-
-def _grid(schedule: Schedule, steps: int, eps: float, warp: TimeWarp | None) -> Tensor:
-    times = schedule.time_grid(steps, eps)
-    return times if warp is None else warp.apply(times)
-
-
 def _alpha_of_reveal(position: Tensor, digit: Tensor, schedule: Schedule, seed: int) -> Tensor:
     """Return the alpha (F,) at which each sub-token is revealed: uniform between alpha_1 and 1."""
     alpha_final = schedule.alpha_final()
     return alpha_final + (1 - alpha_final) * uniform(seed, position, digit, Purpose.PLAN)
-
-
-def _joined(parts: list[Transitions]) -> Transitions:
-    return Transitions(*(torch.cat(part) for part in zip(*parts, strict=True)))

@@ -22,11 +22,11 @@ from prime_core.curves import TimeWarp
 from prime_core.image_canvas import image_canvas
 from prime_core.labels import find_label
 from prime_core.pixels import PixelCodec
-from prime_core.plan import Steps
 from prime_core.render import render
 from prime_core.request import ImageRequest, Request, TextRequest, make_request
 from prime_core.row import Row, new_row
 from prime_core.settings import DRAWS, SamplingSettings, check_draw
+from prime_core.time_grid import Steps
 
 if TYPE_CHECKING:
     from prime_core.checkpoint import Checkpoint

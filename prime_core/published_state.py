@@ -20,9 +20,8 @@ from torch import Tensor
 from prime_core.weights import CheckpointError
 
 MAX_BYTES = 2**30
-_COUNTER = (
-    ".num_batches_tracked"  # of batch norms; some versions of torch store it, and inference needs it not
-)
+# Of batch norms; some versions of torch store it, and inference needs it not.
+_COUNTER = ".num_batches_tracked"
 _FAULTS = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError,
            AttributeError, OSError)  # fmt: skip
 
@@ -46,9 +45,8 @@ def read_state(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, T
         raise CheckpointError(f"{path}: larger than {MAX_BYTES} bytes, so not the weights that are meant")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", UserWarning
-            )  # about pickle protocols, on the way to refusing them
+            # About pickle protocols, on the way to refusing them.
+            warnings.simplefilter("ignore", UserWarning)
             content = torch.load(path, map_location="cpu", weights_only=True)
     except _FAULTS as error:
         reason = " ".join(str(error).split())[:200]

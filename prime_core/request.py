@@ -13,9 +13,9 @@ from prime_core.canvas import CanvasError, Template
 from prime_core.config import Config, UNetConfig
 from prime_core.correctors import Corrector
 from prime_core.curves import TemperatureCurve, TimeWarp
-from prime_core.plan import Steps
 from prime_core.presets import PRESETS
 from prime_core.settings import ImageSampler
+from prime_core.time_grid import Steps
 
 DEFAULT_STEPS = 64
 

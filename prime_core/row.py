@@ -13,9 +13,10 @@ from prime_core.canvas import Canvas
 from prime_core.correctors import Corrector
 from prime_core.curves import TimeWarp
 from prime_core.draw_settings import DrawSettings, draw_settings
-from prime_core.plan import Event, RevealPlan, Steps, draw_plan
+from prime_core.plan import Event, RevealPlan, draw_plan
 from prime_core.schedule import Schedule
 from prime_core.settings import SamplingSettings
+from prime_core.time_grid import Steps
 
 
 @dataclass(eq=False, slots=True)

@@ -31,9 +31,8 @@ def reserve(engine: Engine, model: str, num_rows: int) -> None:
     except UnavailableError as error:
         reason: Rejection = "draining" if engine.state == "draining" else _unavailable_reason(error)
         engine.metrics.reject(model, reason)
-        headers = (
-            {"Retry-After": "1"} if reason == "draining" else None
-        )  # by then another instance has its place
+        # By then another instance has its place.
+        headers = {"Retry-After": "1"} if reason == "draining" else None
         raise ApiError(503, reason, _UNAVAILABLE[reason], headers=headers) from None
 
 

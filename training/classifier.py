@@ -23,13 +23,15 @@ from training.command_line import load_settings
 from training.data.images import DataError, DatasetName, ImageSet, Split, open_images
 from training.progress import progress_bar
 
+BATCH_SIZE = 128
+
 
 def train_classifier(
     train: ImageSet,
     heldout: ImageSet,
     *,
     epochs: int = 3,
-    batch_size: int = 128,
+    batch_size: int = BATCH_SIZE,
     seed: int = 0,
     progress: bool = True,
 ) -> Classifier:
@@ -108,6 +110,26 @@ def _with_accuracy(
     return Classifier(network, info.model_copy(update={"accuracy": accuracy}))
 
 
+def check_classifier(path: Path, train: ImageSet, heldout: ImageSet) -> None:
+    """Check what `classifier_for` may fail by, without the minutes that training takes.
+
+    Args:
+        path: as for `classifier_for`, and so are the images; its folder is made if it is missing.
+        train: see there.
+        heldout: see there.
+
+    Raises:
+        CheckpointError: the file holds something else, or a classifier of other images.
+        DataError: a classifier cannot be trained on these images.
+        OSError: the folder cannot be made.
+    """
+    if path.exists():
+        _load_that_of(path, train)
+    else:
+        _check_sets(train, heldout, BATCH_SIZE)
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+
 def classifier_for(path: Path, train: ImageSet, heldout: ImageSet, *, progress: bool = True) -> Classifier:
     """Return the classifier in a file; train it and write the file if there is none.
 
@@ -133,6 +155,10 @@ def classifier_for(path: Path, train: ImageSet, heldout: ImageSet, *, progress: 
         classifier = train_classifier(train, heldout, progress=progress)
         classifier.save(path)
         return classifier
+    return _load_that_of(path, train)
+
+
+def _load_that_of(path: Path, train: ImageSet) -> Classifier:
     classifier = load_classifier(path)
     info = classifier.info
     if (info.dataset, info.digest) != (train.name, train.digest):
@@ -167,7 +193,7 @@ class ClassifierConfig(BaseSettings):
     )
     output: Path = Field(description="file to write, .safetensors")
     epochs: int = Field(default=3, ge=1, description="passes over the training images")
-    batch_size: int = Field(default=128, ge=2, description="images of a step")
+    batch_size: int = Field(default=BATCH_SIZE, ge=2, description="images of a step")
     seed: int = Field(default=0, ge=0, lt=2**63, description="of the first weights and the order of images")
     num_threads: int = Field(default=0, ge=0, description="CPU threads of torch; 0 keeps torch's choice")
 

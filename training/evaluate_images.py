@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,16 +31,14 @@ from prime_core.device import choose_device
 from prime_core.likelihood import estimate_grid_nelbo, estimate_likelihood
 from prime_core.pixels import PixelCodec
 from prime_core.prepare import NonFiniteError
-from training.classifier import classifier_for
-from training.classifier_net import Classifier
+from training.classifier import check_classifier, classifier_for
 from training.command_line import load_settings
 from training.data.images import ImageSet, open_images
 from training.data.rows import evenly_spread
 from training.evaluation_noise import NOISE_ROWS, noise_seeds
-from training.heldout import mean_over_rows
 from training.image_draws import ImageDraws
 from training.image_eval_config import ImageEvalConfig
-from training.image_report import BOUNDS, MISSING_CLASSIFIER, NOT_A_BOUND, image_table
+from training.image_report import MISSING_CLASSIFIER, bound_figures, bounds_table, samples_table
 from training.image_sampler import ImageSamplerSettings
 from training.inception import MISSING, Inception, check_inception, load_inception
 from training.progress import progress_bar
@@ -58,22 +56,28 @@ class _Data(NamedTuple):
 
 
 class _Judging(NamedTuple):
-    """What samples are judged with, and what is said of it."""
+    """What samples are judged with, and what is said of it; a classifier without a file is still to be trained."""
 
     train: ImageSet
     drawn: Samples | None
     draws: ImageDraws
     inception: Inception | None
-    classifier: Classifier | None
+    classifier_file: Path | None
     report: Mapping[str, Any]
 
 
-def evaluate_images(config: ImageEvalConfig, *, progress: bool = True) -> dict[str, Any]:
+def evaluate_images(
+    config: ImageEvalConfig,
+    *,
+    progress: bool = True,
+    on_bounds: Callable[[Mapping[str, Any]], None] | None = None,
+) -> dict[str, Any]:
     """Run an evaluation.
 
     Args:
         config: what to measure.
         progress: show progress bars.
+        on_bounds: called once with the report when all but the figures of samples is in it.
 
     Returns:
         The report: what was measured, `estimates` of bounds, and figures of samples.
@@ -100,14 +104,16 @@ def evaluate_images(config: ImageEvalConfig, *, progress: bool = True) -> dict[s
         "num_dimensions": math.prod(data.heldout.picture_shape),
         "seed": config.seed,
     }
-    # Whatever can fail comes before the long parts.
+    # Whatever can fail comes before the long parts, and bounds before a classifier is trained, which they do not need.
     if config.rows:
         _check_classes(model, data.heldout)
     judging = None
     if config.judges_samples:
-        judging = _prepare_judging(config, checkpoint, data, device, progress)
+        judging = _prepare_judging(config, checkpoint, data, device)
     if config.rows:
         report |= _bounds(config, checkpoint, data.heldout, progress)
+    if on_bounds is not None:
+        on_bounds(report)
     if judging is not None:
         report |= _judge(config, judging, data, device, progress)
     return report
@@ -184,11 +190,7 @@ def _bounds(
             bar.update(len(batch))
     num_dimensions = math.prod(heldout.picture_shape)
     estimates = {
-        name: _figures(
-            np.concatenate(found_parts),
-            num_dimensions,
-            NOT_A_BOUND if name == "coded_loss" else BOUNDS[model.labels],
-        )
+        name: bound_figures(name, np.concatenate(found_parts), num_dimensions, model.labels)
         for name, found_parts in nats.items()
     }
     if config.grid_steps is not None:
@@ -216,23 +218,10 @@ def _check_classes(model: UNetConfig, images: ImageSet) -> None:
         )
 
 
-def _figures(nats: npt.NDArray[np.float64], num_dimensions: int, label: str) -> dict[str, Any]:
-    if not np.isfinite(nats).all():
-        raise ValueError("the model gives these images no finite likelihood; are its weights sound?")
-    mean = mean_over_rows(nats, np.full(len(nats), num_dimensions))
-    error = mean.standard_error
-    return {
-        "label": label,
-        "bits_per_dimension": mean.value / math.log(2),
-        "bits_per_dimension_standard_error": None if error is None else error / math.log(2),
-        "nats_per_image": float(nats.mean()),
-    }
-
-
 def _prepare_judging(
-    config: ImageEvalConfig, checkpoint: Checkpoint, data: _Data, device: torch.device, progress: bool
+    config: ImageEvalConfig, checkpoint: Checkpoint, data: _Data, device: torch.device
 ) -> _Judging:
-    """Open or make what samples are judged with."""
+    """Open what samples are judged with, and check what is to be made."""
     train = data.train
     assert train is not None, "opened where samples are judged"
     drawn, draws = None, ImageDraws(checkpoint, config.seed, config.sampler_fields())
@@ -244,7 +233,7 @@ def _prepare_judging(
     if num_samples < 2:
         raise ValueError(f"{config.samples_folder} holds {num_samples} sample: at least 2 are compared")
     report: dict[str, Any] = {"notes": []}
-    inception = classifier = None
+    inception = file = None
     if config.inception_weights is None:
         report["notes"].append(MISSING)
     else:
@@ -257,9 +246,8 @@ def _prepare_judging(
     else:
         default = data.cache / f"classifier-{data.dataset}-{train.digest[:16]}.safetensors"
         file = default if config.classifier is None else config.classifier
-        classifier = classifier_for(file, train, data.heldout, progress=progress)
-        report["classifier"] = {"file": str(file), "accuracy": classifier.info.accuracy}
-    return _Judging(train, drawn, draws, inception, classifier, report)
+        check_classifier(file, train, data.heldout)
+    return _Judging(train, drawn, draws, inception, file, report)
 
 
 def _judge(
@@ -268,6 +256,10 @@ def _judge(
     """Draw samples, or take the drawn ones, and judge them."""
     model = judging.draws.checkpoint.config.model
     assert isinstance(model, UNetConfig)
+    report, classifier = dict(judging.report), None
+    if judging.classifier_file is not None:
+        classifier = classifier_for(judging.classifier_file, judging.train, data.heldout, progress=progress)
+        report["classifier"] = {"file": str(judging.classifier_file), "accuracy": classifier.info.accuracy}
     samples, facts = judging.drawn, {}
     if samples is None:
         samples = draw_samples(judging.draws, config.samples, config.max_rows, progress=progress)
@@ -276,7 +268,7 @@ def _judge(
         samples,
         judging.train,
         data.heldout,
-        classifier=judging.classifier,
+        classifier=classifier,
         inception=judging.inception,
         labels_are_classes=model.labels == "class" and model.num_labels == len(judging.train.label_names),
         num_reference=config.num_reference,
@@ -284,18 +276,25 @@ def _judge(
         device=device,
         progress=progress,
     )
-    return {**judging.report, "samples": {**samples.facts, **facts}, **figures}
+    return {**report, "samples": {**samples.facts, **facts}, **figures}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Command line of `prime-eval` for image models; returns 0, or 2 after an error."""
     try:
         config = load_settings(ImageEvalConfig, "prime-eval", arguments, synonyms={"json": "as_json"})
-        report = evaluate_images(config)
+        report = evaluate_images(config, on_bounds=None if config.as_json else _show_bounds)
     except (ValueError, OSError, NonFiniteError) as error:
         print(f"prime-eval: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    print(json.dumps(report, indent=2) if config.as_json else image_table(report))
+    if config.as_json:
+        print(json.dumps(report, indent=2))
+    elif "samples" in report:
+        print(samples_table(report))
     return 0
+
+
+def _show_bounds(report: Mapping[str, Any]) -> None:
+    print(bounds_table(report), flush=True)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from training.heldout import mean_over_rows
 
 # What a bound is a bound of, by the kind of labels the model has.
 BOUNDS: Mapping[str, str] = {
@@ -22,6 +28,14 @@ _ERRORS = ("standard_error", "standard_deviation")
 
 def image_table(report: Mapping[str, Any]) -> str:
     """Return a report as text, one line a figure; every figure of samples says how many there were."""
+    parts = [bounds_table(report)]
+    if "samples" in report:
+        parts.append(samples_table(report))
+    return "\n".join(parts)
+
+
+def bounds_table(report: Mapping[str, Any]) -> str:
+    """Return the first part of `image_table`: what was measured and its bounds, if there are any."""
     lines = [
         f"{report['checkpoint']} (step {report['step']}, {report['dtype']}, {report['target_length']} digits a token, "
         f"labels: {report['labels']}) on {report['data']}"
@@ -35,19 +49,49 @@ def image_table(report: Mapping[str, Any]) -> str:
         for name, figures in report["estimates"].items():
             text = cell(figures["bits_per_dimension"], figures["bits_per_dimension_standard_error"])
             lines.append(f"{name:<12} {text:>18}  {figures['label']}")
-    if "samples" in report:
-        facts = ", ".join(
-            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-            for name, value in report["samples"].items()
-            if value is not None
-        )
-        lines += ["", f"samples: {facts}"]
-        for name in _FIGURES:
-            if name in report:
-                lines.append(_sample_line(name, report[name]))
-        for note in report["notes"]:
-            lines += textwrap.wrap(f"note: {note}", 110, subsequent_indent="  ")
     return "\n".join(lines)
+
+
+def samples_table(report: Mapping[str, Any]) -> str:
+    """Return the second part of `image_table`: an empty line, and how good the samples are."""
+    facts = ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in report["samples"].items()
+        if value is not None
+    )
+    lines = ["", f"samples: {facts}"]
+    for name in _FIGURES:
+        if name in report:
+            lines.append(_sample_line(name, report[name]))
+    for note in report["notes"]:
+        lines += textwrap.wrap(f"note: {note}", 110, subsequent_indent="  ")
+    return "\n".join(lines)
+
+
+def bound_figures(
+    name: str, nats: npt.NDArray[np.float64], num_dimensions: int, labels: str
+) -> dict[str, Any]:
+    """Return the figures of one of the `estimates` of a report.
+
+    Args:
+        name: "nelbo", "grid_nelbo" or "coded_loss".
+        nats: (N,) float64, of every image.
+        num_dimensions: of an image.
+        labels: the kind of labels the model has.
+
+    Raises:
+        ValueError: some images have no finite likelihood.
+    """
+    if not np.isfinite(nats).all():
+        raise ValueError("the model gives these images no finite likelihood; are its weights sound?")
+    mean = mean_over_rows(nats, np.full(len(nats), num_dimensions))
+    error = mean.standard_error
+    return {
+        "label": NOT_A_BOUND if name == "coded_loss" else BOUNDS[labels],
+        "bits_per_dimension": mean.value / math.log(2),
+        "bits_per_dimension_standard_error": None if error is None else error / math.log(2),
+        "nats_per_image": float(nats.mean()),
+    }
 
 
 def _sample_line(name: str, figures: Mapping[str, Any]) -> str:

@@ -96,9 +96,8 @@ def channels_first_kernel(
     With the table transposed the pixels of a warp read near addresses: b + 1 of them, where it is small.
     """
     num_blocks: tl.constexpr = (P + PIXEL_BLOCK - 1) // PIXEL_BLOCK
-    plane = (tl.program_id(0) // num_blocks).to(
-        tl.int64
-    )  # counts over images too: (image C + channel) S + digit
+    # Counts over images too: (image C + channel) S + digit.
+    plane = (tl.program_id(0) // num_blocks).to(tl.int64)
     pixel = tl.program_id(0) % num_blocks * PIXEL_BLOCK + tl.arange(0, PIXEL_BLOCK)
     digit = tl.load(y_ptr + (plane // S * P + pixel) * S + plane % S, pixel < P, other=-1).to(tl.int64)
     known = (digit >= 0) & (digit < num_values)

@@ -15,9 +15,8 @@ def route_table(app: FastAPI) -> list[tuple[str, str]]:
 
 def _walk(routes: Iterable[Any], prefix: str) -> Iterator[tuple[str, set[str]]]:
     for route in routes:
-        inner = getattr(
-            route, "original_router", None
-        )  # of a router that FastAPI includes without copying it
+        # Of a router that FastAPI includes without copying it.
+        inner = getattr(route, "original_router", None)
         if inner is not None:
             context = getattr(route, "include_context", None)
             yield from _walk(inner.routes, prefix + getattr(context, "prefix", ""))

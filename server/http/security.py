@@ -18,9 +18,8 @@ from server.http.keys import MAX_KEY_CHARS, KeyRing
 OPEN_PATHS = frozenset({"/health", "/ready"})
 # Browsers read one challenge of a header field, so each has a field of its own.
 CHALLENGES = ('Bearer realm="prime"', 'Basic realm="prime", charset="UTF-8"')
-_OWN_SITE = frozenset(
-    {b"same-origin", b"none"}
-)  # none: the user's own doing, such as an address that was typed
+# none: the user's own doing, such as an address that was typed.
+_OWN_SITE = frozenset({b"same-origin", b"none"})
 _MAX_HEADER_BYTES = 2 * MAX_KEY_CHARS + 1024  # base64 of a key and a user name
 
 

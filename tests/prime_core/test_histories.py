@@ -13,7 +13,8 @@ from torch import Tensor
 from prime_core.correctors import Corrector, StepTables, step_tables, visible_share
 from prime_core.curves import TimeWarp
 from prime_core.exact_histories import digit_histories
-from prime_core.plan import RevealPlan, draw_histories, draw_plan, expected_changes
+from prime_core.histories import draw_histories
+from prime_core.plan import RevealPlan, draw_plan, expected_changes
 from prime_core.schedule import CosineSchedule, LinearSchedule, PolynomialSchedule, Schedule
 from tests.chi_square import p_value
 

@@ -22,12 +22,13 @@ from prime_core.exact import (
     total_variation,
 )
 from prime_core.exact_tokens import Digits, reveal_law
-from prime_core.plan import Steps, draw_plan
+from prime_core.plan import draw_plan
 from prime_core.row import new_row
 from prime_core.sample import run_rows
 from prime_core.schedule import CosineSchedule, LinearSchedule, PolynomialSchedule, Schedule
 from prime_core.settings import SamplingSettings
 from prime_core.stepper import Stepper
+from prime_core.time_grid import Steps
 from tests.chi_square import p_value
 from tests.stubs import TableDenoiser
 

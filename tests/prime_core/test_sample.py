@@ -10,10 +10,10 @@ import torch
 from kernels.noise import row_seed
 from prime_core.canvas import CanvasError
 from prime_core.codec import SubtokenCodec
-from prime_core.plan import Steps
 from prime_core.prepare import NonFiniteError, finish_row, prepare_rows
 from prime_core.sample import run_rows, sample
 from prime_core.stepper import Stepper
+from prime_core.time_grid import Steps
 from tests.stubs import TableDenoiser, byte_tokenizer, stub_checkpoint
 
 CODEC = SubtokenCodec(257, 2)

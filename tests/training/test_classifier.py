@@ -11,7 +11,7 @@ import torch
 
 from prime_core.weights import CheckpointError
 from tests.training.picture_sets import NAMES, bars, write_fashion_files
-from training.classifier import classifier_for, main, train_classifier
+from training.classifier import check_classifier, classifier_for, main, train_classifier
 from training.classifier_net import NUM_FEATURES, Classifier, load_classifier
 from training.data.images import DataError, ImageSet
 
@@ -72,6 +72,21 @@ def test_a_file_gives_the_classifier_back(tmp_path: Path) -> None:
         classifier_for(path, bars(256, 0, "others/train"), sets[1], progress=False)
     with pytest.raises(CheckpointError, match=r"a classifier of bars/train .* not of bars/train"):
         classifier_for(path, bars(256, 5), sets[1], progress=False)  # of the same name, shape and number
+
+
+def test_what_would_fail_is_found_without_training(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "classifier.safetensors"
+    sets = bars(256, 0), bars(64, 1)
+    check_classifier(path, *sets)
+    assert list(path.parent.iterdir()) == []
+    with pytest.raises(DataError, match="no labels"):
+        check_classifier(path, ImageSet("bars/train", sets[0].pixels, None, ()), sets[1])
+    with pytest.raises(DataError, match="127 images, and one step takes batch_size = 128"):
+        check_classifier(path, bars(127, 0), sets[1])
+    _trained(epochs=1).save(path)
+    check_classifier(path, *sets)
+    with pytest.raises(CheckpointError, match=r"a classifier of bars/train .* not of others/train"):
+        check_classifier(path, bars(256, 0, "others/train"), sets[1])
 
 
 def test_foreign_and_damaged_files_are_refused(tmp_path: Path) -> None:

@@ -18,10 +18,11 @@ from prime_core.pixels import PixelCodec
 from tests.training.picture_models import write_image_model
 from tests.training.picture_sets import write_fashion_files
 from training import evaluate_images as module
+from training.classifier import classifier_for
 from training.data.images import open_images
 from training.evaluate import main
 from training.evaluate_images import ImageEvalConfig, evaluate_images
-from training.image_report import BOUNDS, NOT_A_BOUND
+from training.image_report import BOUNDS, NOT_A_BOUND, image_table
 from training.inception import STANDARD_DIGEST, Inception
 from training.sample_images import ImageSampleConfig, Shard, write_images
 
@@ -286,6 +287,27 @@ def test_the_command(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[s
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("prime-eval: ")
     assert "--data" in error
+
+
+def test_the_table_comes_in_two_parts_and_bounds_do_not_wait_for_a_classifier(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--checkpoint", str(_model(tmp_path, data)), "--rows", "2", "--samples", "4", "--steps", "2"]
+    arguments += ["--device", "cpu", "--classifier", str(tmp_path / "new" / "classifier.safetensors")]
+    shown = ""
+
+    def train(*arguments: Any, **options: Any) -> Any:
+        nonlocal shown
+        shown = capsys.readouterr().out
+        return classifier_for(*arguments, **options)
+
+    monkeypatch.setattr(module, "classifier_for", train)
+    assert main(arguments) == 0
+    table = shown + capsys.readouterr().out
+    assert "nelbo" in shown and "samples" not in shown
+    assert main([*arguments, "--json"]) == 0
+    assert shown == "", "JSON comes whole"
+    assert table == image_table(json.loads(capsys.readouterr().out)) + "\n"
 
 
 def test_a_text_command_line_is_none_of_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
