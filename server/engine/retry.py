@@ -28,10 +28,14 @@ def seconds_until_free(queues: Collection[ModelQueue], num_held: int, num_rows: 
     busy = [queue for queue in queues if queue.num_rows]
     of_all = sum(queue.seconds_until_free(queue.num_rows) for queue in busy)
     # Rows that are still to be submitted come on top; of which model, nobody knows.
-    num_coming = num_held - sum(queue.num_rows for queue in busy)
+    num_submitted = sum(queue.num_rows for queue in busy)
+    num_coming = num_held - num_submitted
     per_row = sum(queue.seconds_per_row for queue in queues) / len(queues)
-    # As long as they all are busy, each model gets an equal share of the time.
+    # As long as they all are busy, each model gets an equal share of the time, and of its calls those that are there
+    # get only what those to come leave them.
     of_one_model = [
-        len(busy) * queue.seconds_until_free(num_rows) for queue in busy if queue.num_rows >= num_rows
+        len(busy) * queue.seconds_until_free(num_rows) * num_held / num_submitted
+        for queue in busy
+        if queue.num_rows >= num_rows
     ]
     return min([of_all + num_coming * per_row, *of_one_model])

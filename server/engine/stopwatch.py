@@ -10,7 +10,7 @@ from typing import Self
 from server.engine.call_cost import CallCost, CallCostFit
 
 MIN_STALL_S = 4.0  # /ready must tell of a hang within 5 s, unless calls are that slow
-MIN_CALLS = 10  # timed before `fastest_s` says anything: the first ones are slow
+MIN_CALLS = 10  # timed before `fastest_s` and `cost` by tokens say anything: the first ones are slow
 STALL_FACTOR = 10.0  # a call that takes this many times the usual is taken for a hang
 
 
@@ -65,7 +65,9 @@ class CallStopwatch:
         weight = 0.1 if self._num_calls > 1 else 1.0
         self.seconds_per_call += weight * (self.last_s - self.seconds_per_call)
         self._tokens_per_call += weight * (self._num_tokens - self._tokens_per_call)
-        self.cost = self._fit.add(self._num_tokens, self.last_s)
+        line = self._fit.add(self._num_tokens, self.last_s)
+        # The first ones at any size compile and allocate: what tokens add, they would put far too high.
+        self.cost = line if self._num_calls >= MIN_CALLS else CallCost(self.seconds_per_call, 0.0)
 
     def end_trials(self) -> None:
         """Let the calls so far, which compiled and allocated, be a guide no longer than until the next one."""

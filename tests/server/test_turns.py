@@ -150,6 +150,18 @@ def test_retry_after_counts_the_shares_of_the_others(model_path: Path, images_pa
     assert seconds_until_free(queues, held, 4) == all_s
 
 
+def test_retry_after_counts_what_rows_that_are_reserved_only_will_take_of_the_calls(model_path: Path) -> None:
+    settings = {"model": [model_path], "max_batch_rows": 1, "max_queue_rows": 16, "max_n": 16}
+    engine, _ = make_engine(Settings.model_validate(settings))
+    (queue,) = engine.queues.values()
+    queue.stopwatch.cost = CallCost(0.5, 0)
+    job = submit(engine, TEXT, 2)
+    alone_s = 0.5 * 2 * job.rows[0].remaining
+    assert seconds_until_free([queue], engine.held_rows, 2) == alone_s
+    engine.reserve(TEXT, 2)  # of a request as large: when it comes, both get every other call
+    assert seconds_until_free([queue], engine.held_rows, 2) == 2 * alone_s
+
+
 def test_retry_after_counts_rows_that_are_reserved_only(model_path: Path) -> None:
     engine, _ = make_engine(Settings.model_validate({"model": [model_path], "max_batch_rows": 2}))
     (queue,) = engine.queues.values()
