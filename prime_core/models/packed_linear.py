@@ -1,4 +1,4 @@
-"""A linear layer that keeps its weight a second time, in the layout of the CPU's matrix units, for inference.
+"""A linear layer that keeps its weight a second time, in the layout of the CPU's vector units, for inference.
 
 Shapes: R rows, K features in, N features out.
 """
@@ -33,7 +33,7 @@ class PackedLinear(nn.Linear):
     def forward(self, x: Tensor, activation: Activation = "none") -> Tensor:
         """Map x (R, K) to activation(x W^T + bias) (R, N)."""
         packed = self._packed
-        if packed is None or x.device.type != "cpu" or x.dtype != torch.bfloat16 or torch.is_grad_enabled():
+        if packed is None or x.device.type != "cpu" or x.dtype != packed.dtype or torch.is_grad_enabled():
             return linear(x, self.weight, self.bias, activation)
         return packed_linear(x, packed, self.bias, activation)
 
