@@ -14,7 +14,30 @@ MIN_CALLS = 10  # timed before `fastest_s` and `cost` by tokens say anything: th
 STALL_FACTOR = 10.0  # a call that takes this many times the usual is taken for a hang
 
 
-class CallStopwatch:
+class Pulse:
+    """Whether a thread is in a piece of work, a block ``with`` this, and for how long; any thread may read it."""
+
+    def __init__(self) -> None:
+        self._started_s: float | None = None
+
+    # Spelled out: in every step, a generator for a context would cost more than all it does.
+    def __enter__(self) -> Self:
+        self._started_s = time.monotonic()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._started_s = None
+
+    @property
+    def seconds(self) -> float:
+        """How long the piece of work has gone on; 0 between two."""
+        started_s = self._started_s
+        return 0.0 if started_s is None else time.monotonic() - started_s
+
+
+class CallStopwatch(Pulse):
     """Times the calls of one thread; any thread may read it.
 
     Attributes:
@@ -25,6 +48,7 @@ class CallStopwatch:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.last_s = 0.0
         self.seconds_per_call = 0.0
         self.fastest_s = 0.0
@@ -35,24 +59,19 @@ class CallStopwatch:
         self._num_tokens = 0  # of the call that runs, or of the last one
         self._min_s = math.inf
         self._num_calls = 0
-        self._started_s: float | None = None
 
     def call(self, num_tokens: int) -> Self:
         """Time the block, ``with`` this, as one call over so many tokens; one that raises counts for nothing."""
         self._num_tokens = num_tokens
         return self
 
-    # Spelled out: in every step, a generator for a context would cost more than all it does.
-    def __enter__(self) -> Self:
-        self._started_s = time.monotonic()
-        return self
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        started_s, self._started_s = self._started_s, None
-        if kind is None and started_s is not None:
-            self._learn(time.monotonic() - started_s)
+        seconds = self.seconds
+        super().__exit__(kind, error, trace)
+        if kind is None:
+            self._learn(seconds)
 
     def _learn(self, seconds: float) -> None:
         self.last_s = seconds
@@ -76,8 +95,7 @@ class CallStopwatch:
     @property
     def stalled(self) -> bool:
         """Whether a call has run for far longer than calls do."""
-        started_s = self._started_s
-        return started_s is not None and time.monotonic() - started_s > self.limit_s
+        return self.seconds > self.limit_s
 
     @property
     def limit_s(self) -> float:
@@ -89,25 +107,3 @@ class CallStopwatch:
         in_proportion_s = self._num_tokens / max(self._tokens_per_call, 1.0) * self.seconds_per_call
         usual_s = max(self.seconds_per_call, in_proportion_s)
         return max(MIN_STALL_S, STALL_FACTOR * usual_s)
-
-
-class Pulse:
-    """Whether a thread is in a piece of work, a block ``with`` this, and for how long; any thread may read it."""
-
-    def __init__(self) -> None:
-        self._started_s: float | None = None
-
-    def __enter__(self) -> Self:
-        self._started_s = time.monotonic()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._started_s = None
-
-    @property
-    def seconds(self) -> float:
-        """How long the piece of work has gone on; 0 between two."""
-        started_s = self._started_s
-        return 0.0 if started_s is None else time.monotonic() - started_s
