@@ -47,8 +47,13 @@ $(STAMP): pyproject.toml .ci/install.py
 serve: $(STAMP)
 	PRIME_HOST="$(HOST)" PRIME_PORT="$(PORT)" $(BIN)/prime-serve $(ARGS)
 
+# Most tests share the cores. Those marked `alone` measure time or memory, and come when the others are done; ARGS may
+# select none of either kind (pytest's status 5).
+NONE_SELECTED = $(if $(ARGS),|| [ $$? -eq 5 ])
+
 test: $(STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not alone" $(ARGS) $(NONE_SELECTED)
+	$(BIN)/python -m pytest -m alone $(ARGS) $(NONE_SELECTED)
 
 check: $(STAMP)
 	$(BIN)/python -m ruff format --check .

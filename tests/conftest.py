@@ -11,8 +11,12 @@ from hypothesis import settings
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-# Small tensors run slower on many threads, and a shared machine more slowly still.
-torch.set_num_threads(max(1, min(2, os.cpu_count() or 1)))
+# Small tensors run slower on many threads, and a shared machine more slowly still. Servers that tests start read it too.
+num_processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+num_threads = max(1, min(2, (os.cpu_count() or 1) // num_processes))
+torch.set_num_threads(num_threads)
+if num_processes > 1:
+    os.environ["OMP_NUM_THREADS"] = str(num_threads)
 
 # No deadline: a busy machine is not a bug. Derandomised: a failure on one machine is a failure on all.
 settings.register_profile("suite", deadline=None, derandomize=True, print_blob=True)

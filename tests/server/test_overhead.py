@@ -89,6 +89,7 @@ def seconds_per_step(num_rows: int) -> float:
     return statistics.median(costs_s)
 
 
+@pytest.mark.alone
 @pytest.mark.skipif("MDM_TIMING" not in os.environ, reason="needs a quiet machine: MDM_TIMING=1")
 @pytest.mark.parametrize("num_rows", [4, 1000])
 def test_a_step_costs_at_most_half_a_millisecond_more_than_its_call(num_rows: int) -> None:
@@ -106,6 +107,7 @@ def test_a_step_takes_few_tensor_operations() -> None:
     assert 30 < len(operations) < 100
 
 
+@pytest.mark.alone
 def test_a_step_costs_no_more_when_many_rows_wait() -> None:
     ratios = [seconds_per_step(1000) / seconds_per_step(4) for _ in range(5)]
     assert min(ratios) < 1.5

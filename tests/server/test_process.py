@@ -20,6 +20,7 @@ from tests.server.running import Running, wait_until
 CANARY: dict[str, Any] = {"prompt": "canary", "max_tokens": 9, "seed": 3, "n": 2}
 
 
+@pytest.mark.alone
 def test_fault_28_kill_and_restart_gives_the_same_bytes(model_path: Path) -> None:
     with Served("--model", str(model_path)) as first:
         before = first.outputs(**CANARY)
@@ -55,6 +56,7 @@ def test_faults_one_after_the_other_leave_the_same_bytes_until_the_thread_dies(m
         assert "the engine has stopped" in served.log
 
 
+@pytest.mark.alone
 def test_fault_21_a_hang_shows_within_five_seconds_and_ends_the_process_if_it_lasts(model_path: Path) -> None:
     with Served("--model", str(model_path), "--stall-exit-s", "1", faults=[{"fault": "hang"}]) as served:
         with ThreadPoolExecutor(1) as pool:
@@ -68,6 +70,7 @@ def test_fault_21_a_hang_shows_within_five_seconds_and_ends_the_process_if_it_la
         assert "the engine hangs" in served.log
 
 
+@pytest.mark.alone
 def test_the_log_tells_when_a_hang_is_over(model_path: Path) -> None:
     with Served("--model", str(model_path), faults=[{"fault": "hang", "seconds": 6}]) as served:
         assert httpx.post(f"{served.url}/generate", json={"max_tokens": 2}, timeout=60).status_code == 200
@@ -76,6 +79,7 @@ def test_the_log_tells_when_a_hang_is_over(model_path: Path) -> None:
         assert served.log.index("the engine hangs") < served.log.index("the engine goes on after ")
 
 
+@pytest.mark.alone
 def test_a_hang_ends_the_process_also_while_it_drains(model_path: Path) -> None:
     with Served("--model", str(model_path), "--stall-exit-s", "0.5", faults=[{"fault": "hang"}]) as served:
         with ThreadPoolExecutor(1) as pool:

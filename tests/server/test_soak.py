@@ -141,6 +141,7 @@ def at_rest(served: Served) -> Reading:
     return read_process(served.popen.pid)
 
 
+@pytest.mark.alone
 def test_a_mixed_load_leaves_nothing_behind(model_path: Path, images_path: Path) -> None:
     with Served("--model", str(model_path), "--model", str(images_path), *FLAGS) as served:
         outputs = served.outputs(**CANARY)
@@ -151,6 +152,7 @@ def test_a_mixed_load_leaves_nothing_behind(model_path: Path, images_path: Path)
         assert served.get("/ready").status_code == served.get("/health").status_code == 200
 
 
+@pytest.mark.alone
 def test_the_same_check_finds_a_leak(model_path: Path, images_path: Path) -> None:
     leaked_bytes = math.ceil(PLANTED_BYTES / CALLS_PER_S / SOAK_S)
     kept_bytes = sys.getsizeof(bytes(leaked_bytes)) + 8  # the object, and its place in a list
