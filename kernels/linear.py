@@ -1,10 +1,10 @@
 """Linear layers for inference on a CPU: weights in the layout of the matrix units, activation in the product.
 
 oneDNN multiplies by a weight in blocks that suit the processor's vector or matrix units. `torch.nn.functional.linear`
-brings the weight into such a layout at every call, which for a few hundred rows costs as much time as the product itself
-where there are tile units (AMX), and twice the product for a few dozen rows of float32. `pack_weight` does it once. A
-packed product can also apply the activation to its float32 sums, before they are rounded, which saves two passes over
-the result.
+brings the weight into such a layout at every call. For a few hundred rows that costs as much time as the product itself
+where there are tile units (AMX); for a few dozen rows of float32, twice as much with AVX2. `pack_weight` does it once.
+A packed product can also apply the activation to its float32 sums, before they are rounded, which saves two passes
+over the result.
 
 Bytes of a call: the weight once (2 K N), input and result once (2 R (K + N)). FLOPs: 2 R K N.
 

@@ -11,7 +11,7 @@ from hypothesis import settings
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-# Small tensors run slower on many threads, and a shared machine more slowly still. Servers that tests start read it too.
+# Small tensors run slower on many threads, and a shared machine more slowly still. It holds for what tests start, too.
 num_processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 num_threads = max(1, min(2, (os.cpu_count() or 1) // num_processes))
 torch.set_num_threads(num_threads)

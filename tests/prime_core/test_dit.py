@@ -194,7 +194,9 @@ def test_a_prepared_network_computes_the_same(time_conditioned: bool) -> None:
     with torch.no_grad():
         plain = network.head(network.features(y_t, LENGTHS, t))
         network.prepare()
-        torch.testing.assert_close(network.head(network.features(y_t, LENGTHS, t)), plain, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            network.head(network.features(y_t, LENGTHS, t)), plain, rtol=1e-5, atol=1e-5
+        )
 
         network.bfloat16().prepare()
         rounded = network.head(network.features(y_t, LENGTHS, t))
