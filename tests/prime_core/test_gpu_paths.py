@@ -29,6 +29,7 @@ from prime_core.schedule import LinearSchedule
 from prime_core.score_row import draw_states, new_score_rows
 from prime_core.settings import SamplingSettings
 from prime_core.stepper import Stepper
+from tests import pretend_gpu as pretending
 from tests.pretend_gpu import GPU, pretend_gpu
 
 pytest.importorskip("triton")
@@ -211,6 +212,28 @@ def test_nothing_is_waited_for_in_a_trunk(lengths: list[int], time_conditioned: 
         logits = network.head(network.features(y, lengths, t, positions))
         assert not waits
         torch.testing.assert_close(logits.cpu(), want)
+
+
+@only_pretended
+@pytest.mark.parametrize(("lengths", "planned"), [([8, 8], [True, False]), ([8, 3], [False] * 4)])
+def test_cudnn_attends_only_where_shapes_come_again(
+    lengths: list[int], planned: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It builds a plan for each shape, for tens of milliseconds: queries and rows of several lengths have too many."""
+    network, codec = text_network()
+    seen: list[bool] = []
+
+    def noting(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return attention(q, k, v)
+
+    attention = pretending._attention
+    monkeypatch.setattr(pretending, "_attention", noting)
+    y = torch.full((sum(lengths), codec.target_length), codec.mask_index)
+    with pretend_gpu(), torch.inference_mode():
+        network.to(GPU).features(y.to(GPU), lengths, positions=torch.tensor([0, 9]))
+    assert seen == planned
+    assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
 @only_pretended
