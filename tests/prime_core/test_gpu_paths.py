@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kernels import linear_nll as linear_nll_module
 from prime_core.canvas import digits_canvas
 from prime_core.codec import SubtokenCodec
 from prime_core.config import CodecConfig, DiTConfig, UNetConfig
@@ -190,6 +191,25 @@ def test_a_gpu_gives_what_a_cpu_gives(name: str) -> None:
         assert one.dtype == other.dtype
         scale = max(float(other.double().abs().max()), 1.0)
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * scale)
+
+
+@only_pretended
+def test_products_of_the_head_have_aligned_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensor cores want rows of a multiple of 16 bytes, which 50257 logits are not."""
+    shapes: list[tuple[int, ...]] = []
+
+    def noting(bias: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        shapes.append((*left.shape, *right.shape))
+        return addmm(bias, left, right)
+
+    addmm = torch.addmm
+    monkeypatch.setattr(linear_nll_module.torch, "addmm", noting)
+    network, codec = text_network()
+    loss_of("coded")(network, codec, CPU)
+    with pretend_gpu():
+        network, codec = text_network()
+        loss_of("coded")(network.to(GPU), codec, GPU)
+    assert {shape[-1] for shape in shapes[:-1]} <= set(range(21)) and shapes[-1][-1] == 64
 
 
 @only_pretended
