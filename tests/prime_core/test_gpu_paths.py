@@ -193,6 +193,18 @@ def test_a_gpu_gives_what_a_cpu_gives(name: str) -> None:
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * scale)
 
 
+def test_a_network_can_be_moved_when_it_is_prepared() -> None:
+    network, codec = text_network()
+    assert isinstance(network, DiT)
+    y = torch.full((8, codec.target_length), codec.mask_index)
+    with torch.inference_mode():
+        network.prepare()
+        want = network.head(network.features(y, [8]))
+        with gpu():
+            got = network.to(GPU).head(network.features(y.to(GPU), [8])).cpu()
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+
+
 @only_pretended
 def test_products_of_the_head_have_aligned_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensor cores want rows of a multiple of 16 bytes, which 50257 logits are not."""
