@@ -22,6 +22,10 @@ from kernels.backend import Backend, choose_backend
 # What a processor's last cache holds at most, for one whose size torch does not tell.
 _CPU_CACHE_BYTES = 2**25
 _MIN_TIMED_S = 0.02
+# CUDA's queue takes 1,024 launches before it makes the host wait, and a call is some of them.
+_MAX_CALLS = 100
+_MAX_HEAD_START_S = 0.05
+_SLEEP_CYCLES_PER_S = 2e9  # of a GPU's clock
 
 
 class OpsSettings(BenchSettings):
@@ -122,16 +126,26 @@ def _seconds(op: Op, sets: list[Inputs], backend: Backend, device: torch.device,
     call(sets[1])
     synchronise(device)
     once_s = max(time.perf_counter() - started, 1e-6)
-    num_calls = max(1, min(200, round(_MIN_TIMED_S / once_s)))
+    num_calls = max(1, min(_MAX_CALLS, round(_MIN_TIMED_S / once_s)))
     series = []
     for repeat in range(num_repeats):
         chosen = [sets[(repeat * num_calls + index) % len(sets)] for index in range(num_calls)]
-        series.append(_series_seconds(call, chosen, device) / num_calls)
+        head_start_s = min(once_s * num_calls, _MAX_HEAD_START_S)
+        series.append(_series_seconds(call, chosen, device, head_start_s) / num_calls)
     return statistics.median(series)
 
 
-def _series_seconds(call: Callable[[Inputs], None], chosen: list[Inputs], device: torch.device) -> float:
-    """Return the time of some calls one after the other, on a GPU by the GPU's own clock."""
+def _series_seconds(
+    call: Callable[[Inputs], None], chosen: list[Inputs], device: torch.device, head_start_s: float
+) -> float:
+    """Return the time of some calls one after the other, on a GPU by the GPU's own clock.
+
+    Args:
+        call: what is timed.
+        chosen: its inputs, one after the other.
+        device: where it computes.
+        head_start_s: about as long as the host takes to queue the calls.
+    """
     if device.type == "cpu":
         started = time.perf_counter()
         for inputs in chosen:
@@ -139,6 +153,10 @@ def _series_seconds(call: Callable[[Inputs], None], chosen: list[Inputs], device
         return time.perf_counter() - started
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     stream = torch.cuda.current_stream(device)  # the device need not be the current one
+    with torch.cuda.device(device):
+        # To queue a call takes the host longer than many a kernel runs: the device waits until they are queued, or it
+        # would idle between them, and the time would be the host's.
+        torch.cuda._sleep(round(_SLEEP_CYCLES_PER_S * head_start_s))
     start.record(stream)
     for inputs in chosen:
         call(inputs)

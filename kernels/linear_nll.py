@@ -19,12 +19,17 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from kernels.backend import Backend
 from kernels.candidates import Group, all_candidates, group_by_visible_digit
 from kernels.nll import RowState, Scores, SubtokenNLL, backward_scores, forward_scores
 from kernels.packed_digits import pack_digits
 from kernels.token_sets import TokenSets, wide_dtype
+
+GPU_VOCAB_STEP = 64
+"""On a GPU the head is filled up to a multiple of so many tokens: tensor cores read 16 bytes of a row at a time, and
+rows of 50257 logits are not aligned to them, which slows all three products down."""
 
 
 class LinearHead(NamedTuple):
@@ -153,11 +158,23 @@ class _Plan(NamedTuple):
 
 
 class _Chunk(NamedTuple):
-    """Rows whose logits exist: (G, D) features, (C, D) the part of the head for their C candidates."""
+    """Rows whose logits exist.
+
+    Attributes:
+        group: the rows and their C candidates.
+        features: (G, D).
+        weight: (W, D) the part of the head for the candidates, W at least C, filled up with zeros.
+        filled: (G, W) what it gives, zeros behind the candidates.
+        logits: (G, C) the view of it that counts.
+        state: of the rows.
+        sets: of the rows.
+        x_0: (G,) where their tokens are among the candidates.
+    """
 
     group: Group
     features: Tensor
     weight: Tensor
+    filled: Tensor
     logits: Tensor
     state: RowState
     sets: TokenSets
@@ -171,18 +188,23 @@ def _chunks(features: Tensor, head: LinearHead, plan: _Plan) -> Iterator[_Chunk]
     autocast = torch.is_autocast_enabled(device_type)
     dtype = torch.get_autocast_dtype(device_type) if autocast else head.weight.dtype
     weight, bias = (each.detach().to(dtype) for each in head)  # once, not once a chunk
+    vocab_size = len(weight)
+    num_filled = 0 if device_type == "cpu" else -vocab_size % GPU_VOCAB_STEP
+    if num_filled:  # on a GPU every row may be any token
+        weight, bias = F.pad(weight, (0, 0, 0, num_filled)), F.pad(bias, (0, num_filled))
     packed = pack_digits(digits, mask_index)
     for group in plan.groups():
         rows, tokens = group
         own = features.detach()[rows].to(dtype)
         own_weight = weight[tokens]
         with torch.autocast(device_type, enabled=False):
-            logits = torch.addmm(bias[tokens], own, own_weight.T)
+            filled = torch.addmm(bias[tokens], own, own_weight.T)
+        logits = filled[:, :vocab_size]
         state = RowState.of(y_t[rows], x_0[rows], digits, packed, mask_index)
         state = state._replace(packed=packed[tokens])
         target = _index_among(tokens, x_0[rows])
-        yield _Chunk(group, own, own_weight, logits, state, plan.sets(state), target)
-        del logits, own_weight, own
+        yield _Chunk(group, own, own_weight, filled, logits, state, plan.sets(state), target)
+        del filled, logits, own_weight, own
 
 
 def _index_among(tokens: Tensor | slice, x_0: Tensor) -> Tensor:
@@ -240,17 +262,17 @@ class _LinearNLL(torch.autograd.Function):
 def _accumulate(chunk: _Chunk, features: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> None:
     """Add one chunk's share, now that ``chunk.logits`` holds d(loss) / d(logits), to the gradients."""
     rows, tokens = chunk.group
-    upstream = chunk.logits
+    upstream, num_tokens = chunk.filled, chunk.logits.shape[1]
     with torch.autocast(upstream.device.type, enabled=False):
         if features is not None:
             features[rows] = (upstream @ chunk.weight).to(features.dtype)
         if weight is not None:
             if isinstance(tokens, slice) and weight.dtype == upstream.dtype:
-                weight[tokens].addmm_(upstream.T, chunk.features)
+                weight[tokens].addmm_(chunk.logits.T, chunk.features)
             else:
-                _add(weight, tokens, upstream.T @ chunk.features)
+                _add(weight, tokens, (upstream.T @ chunk.features)[:num_tokens])
         if bias is not None:
-            _add(bias, tokens, upstream.sum(0, dtype=bias.dtype))
+            _add(bias, tokens, chunk.logits.sum(0, dtype=bias.dtype))
 
 
 def _add(total: Tensor, tokens: Tensor | slice, part: Tensor) -> None:

@@ -9,6 +9,9 @@ but the queries of `attend_at`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -31,9 +34,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, groups: list[RowGroup] | int) -> Ten
     if isinstance(groups, int):
         return _attention(*(_by_row(a, groups) for a in (q, k, v))).transpose(1, 2).flatten(0, 1).flatten(1)
     out = torch.empty_like(v)
-    for length, _, tokens in groups:
-        rows = [_by_row(a[tokens], length) for a in (q, k, v)]
-        out[tokens] = _attention(*rows).transpose(1, 2).flatten(0, 1)
+    with _without_plans(q.device):
+        for length, _, tokens in groups:
+            rows = [_by_row(a[tokens], length) for a in (q, k, v)]
+            out[tokens] = _attention(*rows).transpose(1, 2).flatten(0, 1)
     return out.flatten(1)
 
 
@@ -52,13 +56,14 @@ def attend_at(queries: Queries, q: Tensor, k: Tensor, v: Tensor, groups: list[Ro
     """
     place = queries.row, queries.slot
     batch = q.new_zeros(*queries.shape, *q.shape[1:]).index_put(place, q).transpose(1, 2)
-    if isinstance(groups, int):
-        out = _attention(batch, _by_row(k, groups), _by_row(v, groups))
-    else:
-        out = torch.empty_like(batch)
-        for length, rows, tokens in groups:
-            keys, values = (_by_row(a[tokens], length) for a in (k, v))
-            out[rows] = _attention(batch[rows], keys, values)
+    with _without_plans(q.device):
+        if isinstance(groups, int):
+            out = _attention(batch, _by_row(k, groups), _by_row(v, groups))
+        else:
+            out = torch.empty_like(batch)
+            for length, rows, tokens in groups:
+                keys, values = (_by_row(a[tokens], length) for a in (k, v))
+                out[rows] = _attention(batch[rows], keys, values)
     return out.transpose(1, 2)[place].flatten(1)
 
 
@@ -66,6 +71,24 @@ def _by_row(packed: Tensor, length: int) -> Tensor:
     """Map (B L, H, E) to (B, H, L, E), without a copy."""
     rows: Tensor = packed.unflatten(0, (-1, length))
     return rows.transpose(1, 2)
+
+
+@contextmanager
+def _without_plans(device: torch.device) -> Iterator[None]:
+    """Attend by kernels that take any shape as it comes: for calls of which hardly two have the same shape.
+
+    From torch 2.11 on cuDNN comes first on Hopper and Blackwell. It builds a plan for every number of rows, queries and
+    keys, which takes tens of milliseconds, and keeps it for as long as the thread lives.
+    """
+    backends = torch.backends.cuda
+    if device.type != "cuda" or not backends.cudnn_sdp_enabled():
+        yield
+        return
+    backends.enable_cudnn_sdp(False)  # of the whole process: another thread may take another kernel meanwhile
+    try:
+        yield
+    finally:
+        backends.enable_cudnn_sdp(True)
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

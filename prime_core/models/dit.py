@@ -10,9 +10,9 @@ for. That is exact: no other token sees what is left out. The blocks are in `dit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple, cast
+from typing import NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -123,13 +123,18 @@ class DiT(GraphedNetwork):
     def prepare(self) -> None:
         """Compute once what inference would repeat: weights packed for a CPU, the modulation of a time-free network.
 
-        Later changes of the weights are not seen; training mode drops what was prepared.
+        Later changes of the weights are not seen; training mode drops what was prepared, and to move the network drops
+        its modulation.
         """
         self._forget_graphs()  # they read what was prepared before
         pack_linears(self)
         if not self.config.time_conditioned:
             with torch.no_grad():
                 self._modulations = self._modulate(self._conditioning(None, None))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._modulations = None  # it would stay on the old device, in the old number type
+        return super()._apply(fn, recurse)
 
     def train(self, mode: bool = True) -> DiT:
         """Set training or evaluation mode."""

@@ -4,6 +4,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import kernels
+from benchmarks import ops
 from benchmarks.op_cases import OPS, describe_size, num_input_sets
 from benchmarks.op_inputs import tensors_of
 from benchmarks.ops import OpsSettings, run_ops
@@ -186,3 +188,30 @@ def test_ops_are_chosen_by_name() -> None:
     with pytest.raises(ValueError, match="no op starts with"):
         OpsSettings(only="nothing")
     assert describe_size({"R": 5, "V": 7}) == "R=5, V=7"
+
+
+def test_a_gpu_is_timed_when_the_calls_are_queued(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a head start the time of small kernels would be that of the host, which queues them more slowly."""
+    seen: list[object] = []
+
+    class Event:
+        def __init__(self, *, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self, stream: str) -> None:
+            seen.append(f"event in {stream}")
+
+        def synchronize(self) -> None:
+            seen.append("waits")
+
+        def elapsed_time(self, stop: object) -> float:
+            return 3.0
+
+    device = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "main")
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: seen.append(cycles))
+    calls: list[Any] = [{"call": 1}, {"call": 2}]
+    assert ops._series_seconds(seen.append, calls, device, 0.01) == 3e-3
+    assert seen == [20_000_000, "event in main", *calls, "event in main", "waits"]

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kernels import linear_nll as linear_nll_module
 from prime_core.canvas import digits_canvas
 from prime_core.codec import SubtokenCodec
 from prime_core.config import CodecConfig, DiTConfig, UNetConfig
@@ -29,6 +30,7 @@ from prime_core.schedule import LinearSchedule
 from prime_core.score_row import draw_states, new_score_rows
 from prime_core.settings import SamplingSettings
 from prime_core.stepper import Stepper
+from tests import pretend_gpu as pretending
 from tests.pretend_gpu import GPU, pretend_gpu
 
 pytest.importorskip("triton")
@@ -191,6 +193,37 @@ def test_a_gpu_gives_what_a_cpu_gives(name: str) -> None:
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * scale)
 
 
+def test_a_network_can_be_moved_when_it_is_prepared() -> None:
+    network, codec = text_network()
+    assert isinstance(network, DiT)
+    y = torch.full((8, codec.target_length), codec.mask_index)
+    with torch.inference_mode():
+        network.prepare()
+        want = network.head(network.features(y, [8]))
+        with gpu():
+            got = network.to(GPU).head(network.features(y.to(GPU), [8])).cpu()
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+
+
+@only_pretended
+def test_products_of_the_head_have_aligned_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensor cores want rows of a multiple of 16 bytes, which 50257 logits are not."""
+    shapes: list[tuple[int, ...]] = []
+
+    def noting(bias: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        shapes.append((*left.shape, *right.shape))
+        return addmm(bias, left, right)
+
+    addmm = torch.addmm
+    monkeypatch.setattr(linear_nll_module.torch, "addmm", noting)
+    network, codec = text_network()
+    loss_of("coded")(network, codec, CPU)
+    with pretend_gpu():
+        network, codec = text_network()
+        loss_of("coded")(network.to(GPU), codec, GPU)
+    assert {shape[-1] for shape in shapes[:-1]} <= set(range(21)) and shapes[-1][-1] == 64
+
+
 @only_pretended
 @pytest.mark.parametrize("time_conditioned", [False, True])
 @pytest.mark.parametrize("lengths", [[8, 8], [8, 3, 5, 3]], ids=["even", "uneven"])
@@ -211,6 +244,28 @@ def test_nothing_is_waited_for_in_a_trunk(lengths: list[int], time_conditioned: 
         logits = network.head(network.features(y, lengths, t, positions))
         assert not waits
         torch.testing.assert_close(logits.cpu(), want)
+
+
+@only_pretended
+@pytest.mark.parametrize(("lengths", "planned"), [([8, 8], [True, False]), ([8, 3], [False] * 4)])
+def test_cudnn_attends_only_where_shapes_come_again(
+    lengths: list[int], planned: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It builds a plan for each shape, for tens of milliseconds: queries and rows of several lengths have too many."""
+    network, codec = text_network()
+    seen: list[bool] = []
+
+    def noting(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return attention(q, k, v)
+
+    attention = pretending._attention
+    monkeypatch.setattr(pretending, "_attention", noting)
+    y = torch.full((sum(lengths), codec.target_length), codec.mask_index)
+    with pretend_gpu(), torch.inference_mode():
+        network.to(GPU).features(y.to(GPU), lengths, positions=torch.tensor([0, 9]))
+    assert seen == planned
+    assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
 @only_pretended
