@@ -129,7 +129,7 @@ def parts(options: argparse.Namespace, missing: dict[str, str]) -> list[Part]:
         bench("kernels", "kernels", 90),
         bench("train", "train", 45, "--length", "1024", "--batch-size", "16", "--repeats", "5"),
         bench("memory", "memory", 40),
-        # It compiles some 40 kernels one after the other before it answers.
+        # Before it answers it compiles its kernels, one after the other.
         bench("server", "server", 100, "--requests", "256", "--clients", "32", "--limit-s", "10"),
         sampler("images-gpu", 50),
         sampler("graphs-gpu", 60, "--cuda-graphs", "8"),
@@ -212,7 +212,7 @@ def _tests(*paths: str, missing: dict[str, str]) -> tuple[str, ...]:
         # The project's settings name that plugin, and unknown settings are errors there.
         options += ["-c", os.devnull, "--rootdir", str(ROOT), "-o", "pythonpath=.",
                     "--import-mode=importlib"]  # fmt: skip
-    # Nearly all of their time is Triton's, on one core each: some 400 kernels to compile.
+    # Nearly all of their time goes into compiling, on one core each.
     processes = str(max(1, min(len(paths), (os.cpu_count() or 1) // 2)))
     files = (str(ROOT / path) for path in paths)
     return ("benchmarks.gpu_tests", "--processes", processes, *files, "--", *options)

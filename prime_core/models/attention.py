@@ -77,8 +77,8 @@ def _by_row(packed: Tensor, length: int) -> Tensor:
 def _without_plans(device: torch.device) -> Iterator[None]:
     """Attend by kernels that take any shape as it comes: for calls of which hardly two have the same shape.
 
-    From torch 2.11 on cuDNN comes first on Hopper and Blackwell. It builds a plan for every number of rows, queries and
-    keys, which takes tens of milliseconds, and keeps it for as long as the thread lives.
+    Where torch prefers cuDNN, as on Hopper, a plan is built for every number of rows, queries and keys, and kept. That
+    is reported to take tens of milliseconds each; it is not measured here yet.
     """
     backends = torch.backends.cuda
     if device.type != "cuda" or not backends.cudnn_sdp_enabled():
