@@ -1,7 +1,22 @@
 """MDM-Prime core: codec, schedule, objectives, networks and samplers, without any serving code."""
 
+from prime_core.canvas import CanvasError
 from prime_core.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
-from prime_core.prepare import Sample
+from prime_core.prepare import ImageSample, NonFiniteError, Sample
 from prime_core.sample import sample
+from prime_core.score import score
+from prime_core.scored import Score
 
-__all__ = ["Checkpoint", "CheckpointError", "Sample", "load_checkpoint", "sample", "save_checkpoint"]
+__all__ = [
+    "CanvasError",
+    "Checkpoint",
+    "CheckpointError",
+    "ImageSample",
+    "NonFiniteError",
+    "Sample",
+    "Score",
+    "load_checkpoint",
+    "sample",
+    "save_checkpoint",
+    "score",
+]

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from prime_core.codec import SubtokenCodec
 from prime_core.tokenizer import Tokenizer
+
+Tokens = str | Sequence[int] | Tensor | NDArray[np.integer[Any]]
+"""A text, or token ids: a list, or a tensor or an array of one dimension."""
 
 
 class CanvasError(ValueError):
@@ -72,8 +78,8 @@ def text_canvas(
     codec: SubtokenCodec,
     context: int,
     *,
-    prompt: str | Sequence[int] | None = None,
-    suffix: str | None = None,
+    prompt: Tokens | None = None,
+    suffix: Tokens | None = None,
     template: Template | None = None,
     max_tokens: int | None = None,
 ) -> Canvas:
@@ -84,7 +90,7 @@ def text_canvas(
         codec: tokens to digits.
         context: largest number of tokens of a row.
         prompt: text or token ids before the gap; None or empty for none.
-        suffix: text after the gap; None or empty for none.
+        suffix: text or token ids after the gap; None or empty for none.
         template: strings and gaps in order, a gap as `{"gap": number_of_tokens}` or as the number alone.
         max_tokens: tokens of the gap, at least 1; None fills what the context leaves.
 
@@ -99,7 +105,6 @@ def text_canvas(
                 )
         parts = _template_parts(tokenizer, codec, context, template)
     else:
-        suffix = None if suffix == "" else suffix
         parts = _prompt_parts(tokenizer, codec, context, prompt, suffix, max_tokens)
     total = _num_tokens(parts)
     y = torch.full((total, codec.target_length), codec.mask_index)
@@ -113,7 +118,9 @@ def text_canvas(
             y[start:stop] = codec.encode(torch.tensor(part[0], dtype=torch.int64))
             segments.append(Segment(start, stop, gap=False, text=part[1]))
         start = stop
-    return Canvas(y, codec.mask_index, tuple(segments), open_ended=template is None and suffix is None)
+    return Canvas(
+        y, codec.mask_index, tuple(segments), open_ended=template is None and isinstance(parts[-1], int)
+    )
 
 
 def digits_canvas(codec: SubtokenCodec, y: Tensor) -> Canvas:
@@ -179,18 +186,18 @@ def _prompt_parts(
     tokenizer: Tokenizer | None,
     codec: SubtokenCodec,
     context: int,
-    prompt: str | Sequence[int] | None,
-    suffix: str | None,
+    prompt: Tokens | None,
+    suffix: Tokens | None,
     max_tokens: int | None,
 ) -> list[_Part]:
     before = fixed_tokens(tokenizer, codec, "prompt", prompt if prompt is not None else ())
-    after = fixed_tokens(tokenizer, codec, "suffix", suffix) if suffix is not None else None
-    num_fixed = len(before[0]) + (len(after[0]) if after is not None else 0)
+    after = fixed_tokens(tokenizer, codec, "suffix", suffix if suffix is not None else ())
+    num_fixed = len(before[0]) + len(after[0])
     for param, part, limit in (
         ("prompt", before, context - 1),
         ("suffix", after, context - 1 - len(before[0])),
     ):
-        if part is not None and len(part[0]) > limit:
+        if len(part[0]) > limit:
             raise CanvasError(
                 param,
                 f"{param} has {len(part[0])} tokens, but at most {max(limit, 0)} fit: the context holds {context}, "
@@ -206,7 +213,7 @@ def _prompt_parts(
             f"max_tokens must be at most {context - num_fixed}: the context holds {context} tokens, and "
             f"{num_fixed} {'is' if num_fixed == 1 else 'are'} given",
         )
-    return [before, max_tokens] if after is None else [before, max_tokens, after]
+    return [before, max_tokens, after] if after[0] else [before, max_tokens]
 
 
 def _template_parts(
@@ -239,7 +246,7 @@ def _num_tokens(parts: Sequence[_Part]) -> int:
 
 
 def fixed_tokens(
-    tokenizer: Tokenizer | None, codec: SubtokenCodec, param: str, content: str | Sequence[int]
+    tokenizer: Tokenizer | None, codec: SubtokenCodec, param: str, content: Tokens
 ) -> tuple[Sequence[int], str | None]:
     """Return the tokens of a text or of token ids, and the text if it was one.
 
@@ -260,11 +267,16 @@ def fixed_tokens(
                 raise CanvasError(param, f"{param} is text, but this model has no tokenizer")
             return (), ""
         return tokenizer.encode(content), content
+    if isinstance(content, (Tensor, np.ndarray)) and content.ndim == 1:
+        content = content.tolist()
     if isinstance(content, bytes) or not isinstance(content, Sequence):
-        raise CanvasError(param, f"{param} must be text or a list of token ids, got {type(content).__name__}")
+        shape = getattr(content, "shape", None)
+        got = type(content).__name__ + (f" of shape {tuple(shape)}" if shape else "")
+        raise CanvasError(param, f"{param} must be text or a list of token ids, got {got}")
     limit = codec.vocab_size if tokenizer is None else min(codec.vocab_size, tokenizer.vocab_size)
     if any(
-        isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < limit for token in content
+        isinstance(token, bool) or not isinstance(token, (int, np.integer)) or not 0 <= token < limit
+        for token in content
     ):
         raise CanvasError(param, f"{param} must hold token ids in 0..{limit - 1}")
     return [int(token) for token in content], None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
-from prime_core.canvas import CanvasError, Template
+from prime_core.canvas import CanvasError, Template, Tokens
 from prime_core.config import Config, UNetConfig
 from prime_core.correctors import Corrector
 from prime_core.curves import TemperatureCurve, TimeWarp
@@ -32,7 +33,7 @@ class TextRequest:
         top_p: (0, 1].
         top_k: 0 keeps all.
         prompt: text or token ids before the gap; None or empty for none.
-        suffix: text after the gap; None or empty for none, and then text may end early.
+        suffix: text or token ids after the gap; None or empty for none, and then text may end early.
         template: strings and gaps `{"gap": number_of_tokens}` in order.
         max_tokens: tokens of the gap; None fills the context.
         stop: strings that end the text of a prompt.
@@ -45,8 +46,8 @@ class TextRequest:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
-    prompt: str | Sequence[int] | None = None
-    suffix: str | None = None
+    prompt: Tokens | None = None
+    suffix: Tokens | None = None
     template: Template | None = None
     max_tokens: int | None = None
     stop: Sequence[str] = ()
@@ -111,14 +112,27 @@ def make_request(config: Config, given: Mapping[str, Any]) -> Request:
     is_text = not isinstance(config.model, UNetConfig)
     kind = TextRequest if is_text else ImageRequest
     known = {field.name for field in fields(kind)} | (set() if is_text else {"preset"})
+    chosen = checked_fields(given, known, "a text model" if is_text else "an image model")
+    return kind(**(chosen if is_text else fill_in_preset(chosen)))
+
+
+def checked_fields(given: Mapping[str, Any], known: Collection[str], owner: str) -> dict[str, Any]:
+    """Return the fields of a request, numpy's numbers as Python's own.
+
+    Args:
+        given: fields by name.
+        known: the names that there are.
+        owner: in messages, what the fields are of.
+
+    Raises:
+        CanvasError: a name is unknown.
+    """
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
-            raise CanvasError(
-                name, f"{name} is no argument of {'a text' if is_text else 'an image'} model; {hint}"
-            )
-    return kind(**(given if is_text else fill_in_preset(given)))
+            raise CanvasError(name, f"{name} is no argument of {owner}; {hint}")
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
 
 
 def fill_in_preset(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from kernels.noise import row_seed
-from prime_core.canvas import CanvasError, fixed_tokens
+from prime_core.canvas import CanvasError, Tokens, fixed_tokens
 from prime_core.config import UNetConfig
 from prime_core.pixels import PixelCodec, top_pixel
 from prime_core.prepare import NonFiniteError, label_index
+from prime_core.request import checked_fields
 from prime_core.sample import run_rows
 from prime_core.score_row import ScoreRow, draw_states, new_score_rows
 from prime_core.scored import PerToken, Score, estimate
@@ -51,8 +52,8 @@ class ScoreRequest:
     """
 
     text: str | None = None
-    token_ids: Sequence[int] | None = None
-    inputs: Sequence[str | Sequence[int]] | None = None
+    token_ids: Tokens | None = None
+    inputs: Sequence[Tokens] | None = None
     pixels: Tensor | None = None
     label: int | str | None = None
     num_samples: int = DEFAULT_SAMPLES
@@ -157,7 +158,7 @@ def finish_scores(prepared: PreparedScores) -> list[Score]:
 
 
 def score(
-    checkpoint: Checkpoint, request: ScoreRequest | None = None, *, max_rows: int = 64, **fields: Any
+    checkpoint: Checkpoint, request: ScoreRequest | None = None, *, max_rows: int = 64, **given: Any
 ) -> list[Score]:
     """Score texts or an image; the same arguments give the same scores as the server gives.
 
@@ -165,7 +166,7 @@ def score(
         checkpoint: the model.
         request: what is asked for; None takes the fields.
         max_rows: most rows in one denoiser call.
-        **fields: the fields of a `ScoreRequest`.
+        **given: the fields of a `ScoreRequest`.
 
     Returns:
         One score for each input, in order.
@@ -175,9 +176,11 @@ def score(
         ValueError: if a value is out of range.
         NonFiniteError: if the network gave no finite likelihood.
     """
-    if request is not None and fields:
+    if request is None:
+        request = ScoreRequest(**checked_fields(given, [each.name for each in fields(ScoreRequest)], "score"))
+    elif given:
         raise ValueError("give a request or its fields, not both")
-    prepared = prepare_scores(checkpoint, ScoreRequest(**fields) if request is None else request, max_rows)
+    prepared = prepare_scores(checkpoint, request, max_rows)
     run_rows(Stepper(checkpoint.denoiser, checkpoint.codec), prepared.rows, max_rows)
     return finish_scores(prepared)
 
@@ -202,12 +205,13 @@ def contents_of(checkpoint: Checkpoint, request: ScoreRequest) -> list[Content]:
     (param,) = given
     if request.inputs is None:
         return [_text(checkpoint, param, getattr(request, param))]
-    if isinstance(request.inputs, str) or not request.inputs:
+    inputs = request.inputs
+    if not isinstance(inputs, Sequence) or isinstance(inputs, (str, bytes)) or not inputs:
         raise CanvasError("inputs", "inputs must be a list of texts or token ids that is not empty")
-    return [_input(checkpoint, index, each) for index, each in enumerate(request.inputs)]
+    return [_input(checkpoint, index, each) for index, each in enumerate(inputs)]
 
 
-def _input(checkpoint: Checkpoint, index: int, given: str | Sequence[int]) -> Content:
+def _input(checkpoint: Checkpoint, index: int, given: Tokens) -> Content:
     """Return the tokens of one of several inputs; an error names its place, `inputs[0]` for the first."""
     try:
         return _text(checkpoint, "inputs", given, f" (number {index + 1})")
@@ -215,7 +219,7 @@ def _input(checkpoint: Checkpoint, index: int, given: str | Sequence[int]) -> Co
         raise CanvasError(f"inputs[{index}]", str(error)) from None
 
 
-def _text(checkpoint: Checkpoint, param: str, given: str | Sequence[int], which: str = "") -> Content:
+def _text(checkpoint: Checkpoint, param: str, given: Tokens, which: str = "") -> Content:
     """Return the tokens of a text; ``param`` and ``which`` tell in messages where it stands."""
     tokenizer, context = checkpoint.tokenizer, checkpoint.config.model.length
     if isinstance(given, str) != (param == "text") and param != "inputs":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -83,8 +84,23 @@ def test_prompt_of_token_ids_without_a_tokenizer() -> None:
 
 
 @pytest.mark.parametrize(
+    "kind", [torch.tensor, np.array, tuple, lambda ids: [np.int64(each) for each in ids]]
+)
+def test_token_ids_may_be_a_tensor_or_an_array(kind: Any) -> None:
+    listed = layout(prompt=[256, 3], suffix=[7], max_tokens=2)
+    canvas = layout(prompt=kind([256, 3]), suffix=kind([7]), max_tokens=2)
+    assert torch.equal(canvas.y, listed.y) and canvas.segments == listed.segments
+    assert layout(prompt=kind([]), suffix=kind([])).open_ended
+
+
+@pytest.mark.parametrize(
     ("request_", "param", "message"),
     [
+        ({"prompt": torch.zeros(1, 2, dtype=torch.long)}, "prompt", r"got Tensor of shape \(1, 2\)"),
+        ({"prompt": np.zeros((2, 0), int)}, "prompt", r"got ndarray of shape \(2, 0\)"),
+        ({"suffix": torch.tensor(3)}, "suffix", "got Tensor$"),
+        ({"prompt": torch.tensor([3.0])}, "prompt", "token ids in 0..256"),
+        ({"prompt": np.array([True])}, "prompt", "token ids in 0..256"),
         ({"prompt": "x" * 12}, "prompt", "prompt has 12 tokens, but at most 11 fit: the context holds 12"),
         ({"prompt": "x" * 9, "suffix": "yyy"}, "suffix", "suffix has 3 tokens, but at most 2 fit"),
         (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,6 +29,13 @@ def test_same_arguments_same_samples_and_n_outputs_differ() -> None:
     assert first == second
     assert len({tuple(output.token_ids) for output in first}) == 4
     assert [output.seed for output in first] == [row_seed(5, row) for row in range(4)]
+
+
+def test_numbers_may_be_numpys() -> None:
+    want = sample(checkpoint(), n=2, seed=2**63, prompt="ab", max_tokens=3, steps=8, temperature=0.5, top_k=4)
+    numbers = {"n": np.int64(2), "seed": np.uint64(2**63), "max_tokens": np.int32(3), "steps": np.int16(8)}
+    draws = {"temperature": np.float32(0.5), "top_k": np.uint8(4)}
+    assert sample(checkpoint(), prompt=np.array([97, 98]), **numbers, **draws) == want
 
 
 def test_each_reported_seed_reproduces_its_output_alone() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -304,6 +305,9 @@ def test_every_state_of_a_mixture_has_a_label_of_its_own() -> None:
         ({"token_ids": [-1]}, "token_ids", r"0\.\.256"),
         ({"token_ids": [True]}, "token_ids", r"0\.\.256"),
         ({"text": "\ud800"}, "text", "surrogate"),
+        ({"inputs": torch.ones(2, 3, dtype=torch.long)}, "inputs", "list"),
+        ({"token_ids": torch.ones(2, 3, dtype=torch.long)}, "token_ids", r"got Tensor of shape \(2, 3\)"),
+        ({"txt": "a"}, "txt", "txt is no argument of score; did you mean text?"),
         ({"text": "a", "label": 1}, "label", "image models"),
         ({"pixels": torch.zeros(4, 4, 1)}, "pixels", "image models"),
     ],
@@ -314,6 +318,15 @@ def test_what_does_not_fit_a_text_model(fields: dict[str, Any], param: str, word
     with pytest.raises(CanvasError, match=words) as caught:
         score(checkpoint, **fields)
     assert caught.value.param == param
+
+
+def test_tensors_and_numpy_numbers_are_taken() -> None:
+    codec = SubtokenCodec(257, 2)
+    checkpoint = stub_checkpoint(codec, TableDenoiser(codec), tokenizer=byte_tokenizer())
+    (want,) = score(checkpoint, token_ids=[7, 256], num_samples=3, seed=2**63)
+    numbers = {"num_samples": np.int64(3), "seed": np.uint64(2**63)}
+    for given in ({"token_ids": torch.tensor([7, 256])}, {"inputs": [np.array([7, 256], dtype=np.uint16)]}):
+        assert score(checkpoint, **given, **numbers) == [want]
 
 
 @pytest.mark.parametrize(
