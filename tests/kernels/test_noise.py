@@ -9,6 +9,7 @@ import torch
 from scipy.stats import kstest
 from torch import Tensor
 
+from kernels import noise
 from kernels.noise import MAX_SEED, Purpose, philox, row_seed, seed_words, uniform, unit_interval
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -83,6 +84,26 @@ def test_a_seed_per_element_equals_one_seed_at_a_time() -> None:
     together = uniform(torch.tensor([seed_words(seed) for seed in seeds]), positions, index, Purpose.DRAW)
     alone = [uniform(s, p, i, Purpose.DRAW).item() for s, p, i in zip(seeds, positions, index, strict=True)]
     assert together.tolist() == alone
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_few_numbers_have_the_bits_that_many_have(
+    seed: int, monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
+) -> None:
+    """Few are numpy's work, many torch's."""
+    positions, index = torch.tensor([*itertools.product(EXTREME_WORDS, EXTREME_WORDS)]).T
+    column, row = (torch.randint(0, 2**32, shape, generator=generator) for shape in ((7, 1), (5,)))
+    own = torch.tensor([seed_words(each) for each in SEEDS])
+    operands = [
+        (seed, positions, index),
+        (seed, column, row),
+        (own[:, None], column, row),
+        (own[0], row, row),
+    ]
+    of_numpy = [uniform(*each, Purpose.PLAN) for each in operands]
+    monkeypatch.setattr(noise, "_MAX_FOR_NUMPY", -1)
+    for one, each in zip(of_numpy, operands, strict=True):
+        assert torch.equal(one, uniform(*each, Purpose.PLAN)) and len(one.unique()) == one.numel()
 
 
 @pytest.mark.parametrize("seed", [-1, MAX_SEED + 1, True, 1.0, "1"])
