@@ -48,6 +48,7 @@ class Fields(NamedTuple):
         table: (V, S) int64, the digits of every token.
         place_values: (S,) int64, of the number in base b + 1 that partly masked digits write, b where masked.
         verdicts: ((b + 1)^S, V) float32, for each of these numbers: 0 where a token agrees with it, else -inf.
+            (0, V) if S = 1: of a token that is due nothing is visible then.
     """
 
     table: NDArray[Any]
@@ -120,10 +121,12 @@ class TokenDigits:
     @cached_property
     def fields(self) -> Fields | None:
         """What numpy draws with (`kernels.short_rows`): only of few tokens, on a CPU."""
-        num_verdicts = (self.mask_index + 1) ** self.num_digits * self.vocab_size
-        if not self.table.is_cpu or self.vocab_size > MAX_SHORT_VOCAB_SIZE or num_verdicts > _MAX_VERDICTS:
+        num_states = (self.mask_index + 1) ** self.num_digits if self.num_digits > 1 else 0
+        if not self.table.is_cpu or self.vocab_size > MAX_SHORT_VOCAB_SIZE:
             return None
-        states = torch.cartesian_prod(*[torch.arange(self.mask_index + 1)] * self.num_digits)
+        if num_states * self.vocab_size > _MAX_VERDICTS:
+            return None
+        states = torch.cartesian_prod(*[torch.arange(self.mask_index + 1)] * self.num_digits)[:num_states]
         disagree = self.contradicted(states.view(-1, self.num_digits))
         return Fields(
             self.table.numpy(),

@@ -113,6 +113,8 @@ def test_what_needs_many_partly_masked_states_goes_the_other_way() -> None:
     codec = SubtokenCodec(257, 4)
     fields = TokenDigits(codec.digits, codec.mask_index).fields
     assert fields is not None and fields.verdicts.shape == ((codec.base + 1) ** 4, 257)
+    plain = TokenDigits(torch.arange(1000)[:, None], 1000).fields
+    assert plain is not None and plain.verdicts.shape == (0, 1000)
     state = torch.tensor([codec.mask_index, 1, codec.mask_index, 0])
     agree = (codec.digits[:, 1] == 1) & (codec.digits[:, 3] == 0)
     assert torch.equal(torch.from_numpy(fields.verdicts[state.numpy() @ fields.place_values] == 0), agree)
