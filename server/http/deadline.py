@@ -31,6 +31,11 @@ def deadline_of(request: Request, max_request_s: float) -> float:
     if values:
         seconds = float(values[0]) if len(values) == 1 and _SECONDS.fullmatch(values[0]) else 0.0
         if not 0 < seconds <= max_request_s:
-            message = f"the header {HEADER} must be a number of seconds above 0 and at most {max_request_s:g}"
-            raise ApiError(422, "invalid_header", message, param=HEADER)
+            raise ApiError(
+                422,
+                "invalid_header",
+                f"the header {HEADER} must be seconds as a plain number, such as 2.5, above 0 and at most "
+                f"{max_request_s:g}",
+                param=HEADER,
+            )
     return time.monotonic() + seconds
