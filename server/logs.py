@@ -32,6 +32,7 @@ def configure_logs(level: str, log_format: LogFormat) -> None:
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    handler.addFilter(_is_news)
     logging.basicConfig(level=level.upper(), handlers=[handler])
     if log_format == "json":
         logging.captureWarnings(True)
@@ -40,6 +41,11 @@ def configure_logs(level: str, log_format: LogFormat) -> None:
 def escaped(text: str) -> str:
     """Return a text without line ends and control characters, which are written as escapes."""
     return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a record tells something new: that a client has gone, the line of its request tells, with status 499."""
+    return not (record.name == "asyncio" and record.msg == "socket.send() raised exception.")
 
 
 class TextFormatter(logging.Formatter):

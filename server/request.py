@@ -161,7 +161,7 @@ async def start_request(
         raise
     finally:
         if not submitted:
-            engine.release(recipe.num_rows)
+            engine.release(model, recipe.num_rows)
 
 
 def _feed_of(rows: Sequence[AnyRow], queue: ModelQueue) -> Feed:

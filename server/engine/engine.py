@@ -170,12 +170,15 @@ class Engine:
                 raise ModelFailedError("the model has failed")
             excess = self._room.excess(num_rows)
             if excess > 0:
-                raise queue_full(self.queues.values(), self._room.held, excess)
+                raise queue_full(self.queues.values(), excess)
             self._room.take(num_rows)
+            self.queues[model].num_coming += num_rows
 
-    def release(self, num_rows: int) -> None:
+    def release(self, model: str, num_rows: int) -> None:
         """Give back reserved room that came to no submission."""
-        self._room.give_back(num_rows)
+        with self._wake:
+            self.queues[model].num_coming -= num_rows
+            self._room.give_back(num_rows)
 
     def submit(self, job: Job) -> None:
         """Hand over a job whose rows have reserved room; `job.done` is resolved by the engine's thread.
@@ -193,8 +196,9 @@ class Engine:
                 raise ModelFailedError("the model has failed")
             num_bytes = sum(row.num_bytes for row in job.rows)
             if not self._room.fill(num_bytes):
-                raise queue_full(self.queues.values(), self._room.held, len(job.rows))
+                raise queue_full(self.queues.values(), len(job.rows))
             job.num_bytes = num_bytes
+            queue.num_coming -= len(job.rows)
             queue.put(job)
             self._wake.notify_all()
 

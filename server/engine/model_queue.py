@@ -45,6 +45,7 @@ class ModelQueue:
         name: in requests and answers.
         kind: what it makes: "text" or "images".
         inbox: jobs that were submitted and are not in the batcher yet.
+        num_coming: rows that have room and are still to be submitted.
         stopwatch: times the calls.
         faults: calls that raised, in a row.
         crashes: turns that raised outside a call, in a row.
@@ -73,6 +74,7 @@ class ModelQueue:
             )
         self.kind: Kind = "images" if self.checkpoint.config.model.kind == "unet" else "text"
         self.inbox: deque[Job] = deque()
+        self.num_coming = 0
         self.stopwatch = CallStopwatch()
         self.faults = 0
         self.crashes = 0

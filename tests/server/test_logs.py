@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from server.http.keys import KeyRing, take_environment_keys
-from server.logs import MAX_LINE_BYTES, JsonFormatter, TextFormatter
+from server.logs import MAX_LINE_BYTES, JsonFormatter, TextFormatter, configure_logs
 from tests.server.processes import Served
 from tests.server.running import Running, assert_error, serving, wait_until
 
@@ -62,6 +62,22 @@ def test_fault_17_anything_is_one_escaped_line(text: str) -> None:
         assert " INFO prime.test said " in first
         assert all(other.startswith("    ") for other in others)  # a traceback cannot pass for a record
         assert bool(others) == (error is not None)
+
+
+def test_asyncio_does_not_repeat_that_a_client_has_gone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging, "root", logging.RootLogger(logging.WARNING))
+    configure_logs("info", "text")
+    (handler,) = logging.root.handlers
+    for name, text in (
+        ("asyncio", "socket.send() raised exception."),
+        ("asyncio", "another"),
+        ("prime", "third"),
+    ):
+        handler.handle(logging.LogRecord(name, logging.WARNING, "file", 1, text, (), None))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[-1] for line in lines] == ["another", "third"]
 
 
 def test_short_texts_are_whole_and_the_end_of_a_traceback_is_kept() -> None:

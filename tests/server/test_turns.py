@@ -143,11 +143,11 @@ def test_retry_after_counts_the_shares_of_the_others(model_path: Path, images_pa
     jobs = [submit(engine, TEXT, 1), submit(engine, IMAGES, 3)]
     text_s, image_s = (0.5 * jobs[0].rows[0].remaining, 2.0 * jobs[1].rows[0].remaining)
     assert (text_s, image_s) == (64.0, 256.0)
-    queues, held = engine.queues.values(), engine.held_rows
-    assert seconds_until_free(queues, held, 1) == 2 * text_s  # text has half of the time
+    queues = engine.queues.values()
+    assert seconds_until_free(queues, 1) == 2 * text_s  # text has half of the time
     all_s = text_s + 3 * image_s
-    assert seconds_until_free(queues, held, 2) == all_s  # the three of images come free together
-    assert seconds_until_free(queues, held, 4) == all_s
+    assert seconds_until_free(queues, 2) == all_s  # the three of images come free together
+    assert seconds_until_free(queues, 4) == all_s
 
 
 def test_retry_after_counts_what_rows_that_are_reserved_only_will_take_of_the_calls(model_path: Path) -> None:
@@ -157,9 +157,9 @@ def test_retry_after_counts_what_rows_that_are_reserved_only_will_take_of_the_ca
     queue.stopwatch.cost = CallCost(0.5, 0)
     job = submit(engine, TEXT, 2)
     alone_s = 0.5 * 2 * job.rows[0].remaining
-    assert seconds_until_free([queue], engine.held_rows, 2) == alone_s
+    assert seconds_until_free([queue], 2) == alone_s
     engine.reserve(TEXT, 2)  # of a request as large: when it comes, both get every other call
-    assert seconds_until_free([queue], engine.held_rows, 2) == 2 * alone_s
+    assert seconds_until_free([queue], 2) == 2 * alone_s
 
 
 def test_retry_after_counts_rows_that_are_reserved_only(model_path: Path) -> None:
@@ -169,6 +169,23 @@ def test_retry_after_counts_rows_that_are_reserved_only(model_path: Path) -> Non
     job = submit(engine, TEXT, 1)
     engine.queues[TEXT].fail_all(RuntimeError("only to learn how many calls a row takes"))
     engine.reserve(TEXT, 8)
-    assert (
-        seconds_until_free(engine.queues.values(), engine.held_rows, 1) == 8 * 0.5 * job.rows[0].remaining / 2
-    )
+    assert seconds_until_free([queue], 1) == 8 * 0.5 * job.rows[0].remaining / 2
+    engine.release(TEXT, 8)
+    assert seconds_until_free([queue], 1) == 0
+
+
+def test_retry_after_knows_of_which_model_the_rows_are_that_are_reserved_only(
+    model_path: Path, images_path: Path
+) -> None:
+    """A picture may cost a hundred times what a line of text does."""
+    settings = {"model": [model_path, images_path], "max_batch_rows": 2, "max_queue_rows": 64, "max_n": 16}
+    engine, _ = make_engine(Settings.model_validate(settings))
+    for name, seconds in ((TEXT, 0.5), (IMAGES, 100.0)):
+        engine.queues[name].stopwatch.cost = CallCost(seconds, 0)
+        submit(engine, name, 1)
+        engine.queues[name].fail_all(RuntimeError("only to learn how many calls a row takes"))
+    engine.reserve(TEXT, 8)
+    text_s = 8 * engine.queues[TEXT].seconds_per_row
+    assert 0 < seconds_until_free(engine.queues.values(), 1) == text_s
+    engine.reserve(IMAGES, 1)
+    assert seconds_until_free(engine.queues.values(), 1) == text_s + engine.queues[IMAGES].seconds_per_row
