@@ -46,7 +46,7 @@ def _config(arguments: Sequence[str], prefix: str) -> Config | None:
 
 def _setting(name: str, arguments: Sequence[str], prefix: str) -> str | None:
     found = os.environ.get(f"{prefix}{name.upper()}")
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for argument, following in zip(arguments, [*arguments, None][1:], strict=True):
         if argument == f"--{name}" and following is not None:
             found = following
         elif argument.startswith(f"--{name}="):

@@ -19,6 +19,7 @@ from typing import Self, TextIO
 import torch
 
 from prime_core.atomic import atomic_write
+from prime_core.device import has_bfloat16
 from training.config import TrainConfig, load_train_config
 from training.preview import PREVIEW_NAME
 from training.progress import progress_bar
@@ -49,6 +50,8 @@ def train(config: TrainConfig, *, progress: bool = True) -> Trainer:
         torch.set_num_threads(config.num_threads)
     with exclusive_run(config.output):
         trainer = Trainer(config, progress=progress)
+        if progress and config.precision == "bfloat16" and not has_bfloat16(trainer.device):
+            print("prime-train: this processor is slow at bfloat16; try --precision float32", file=sys.stderr)
         with _stop_on_signal() as stopped, _Report(trainer, progress) as report:
             saved_at = time.monotonic()
             while trainer.step < config.steps and not stopped:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from prime_core.checkpoint import load_checkpoint
 from prime_core.sample import sample
 from tests.training.test_evaluate import write_checkpoint
+from training.evaluate import main as evaluate_main
 from training.sample import SampleConfig, main, write_samples
 
 
@@ -177,6 +178,14 @@ def test_exact_steps_and_nothing_to_fill(checkpoint: Path, tmp_path: Path) -> No
     _write(checkpoint, tmp_path / "exact.jsonl", steps="exact", max_tokens=3, n=1)
     line = _lines(tmp_path / "exact.jsonl")[0]
     assert (line["steps"], line["nfe"], line["steps_skipped"]) == ("exact", 6, 0)
+
+
+@pytest.mark.parametrize("command", [main, evaluate_main])
+def test_a_command_without_arguments_says_what_it_needs(
+    command: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command([]) == 2
+    assert "--checkpoint is missing: give it as a flag" in capsys.readouterr().err
 
 
 def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

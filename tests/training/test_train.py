@@ -176,6 +176,21 @@ def test_tiny_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(losses[-3:]) / 3 < sum(losses[:3]) / 3 - 1.0
 
 
+@pytest.mark.parametrize(("precision", "is_told"), [("bfloat16", True), ("float32", False)])
+def test_a_processor_that_is_slow_at_bfloat16_is_told_of(
+    precision: str,
+    is_told: bool,
+    config: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("training.train.has_bfloat16", lambda device: False)
+    output = str(config.parent / precision)
+    arguments = ["--config", str(config), "--output", output, "--steps", "1", "--precision", precision]
+    assert main(arguments) == 0
+    assert ("try --precision float32" in capsys.readouterr().err) == is_told
+
+
 def _run_main(config: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> str:
     """Run the command, which must fail with one line; return it."""
     output = config.parent / "failed"
