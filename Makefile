@@ -44,8 +44,9 @@ $(STAMP): pyproject.toml .ci/install.py
 	"$$chosen" .ci/install.py --venv "$(VENV)" --torch "$(TORCH)"
 	@touch $@
 
+# `exec`: a signal to make, which hands it on to its child, reaches the server and not a shell.
 serve: $(STAMP)
-	PRIME_HOST="$(HOST)" PRIME_PORT="$(PORT)" $(BIN)/prime-serve $(ARGS)
+	PRIME_HOST="$(HOST)" PRIME_PORT="$(PORT)" exec $(BIN)/prime-serve $(ARGS)
 
 # Most tests share the cores. Those marked `alone` measure time or memory, and come when the others are done; ARGS may
 # select none of either kind (pytest's status 5).

@@ -21,6 +21,8 @@ from prime_core.tokenizer import Tokenizer
 Tokens = str | Sequence[int] | Tensor | NDArray[np.integer[Any]]
 """A text, or token ids: a list, or a tensor or an array of one dimension."""
 
+Numbers = Tensor | NDArray[Any]
+
 
 class CanvasError(ValueError):
     """A request that fits no canvas; ``param`` names the field of the request that is wrong."""
@@ -123,7 +125,7 @@ def text_canvas(
     )
 
 
-def digits_canvas(codec: SubtokenCodec, y: Tensor) -> Canvas:
+def digits_canvas(codec: SubtokenCodec, y: Numbers) -> Canvas:
     """Lay out known digits; gaps are the runs of tokens that are not fully known.
 
     Args:
@@ -133,6 +135,7 @@ def digits_canvas(codec: SubtokenCodec, y: Tensor) -> Canvas:
     Raises:
         CanvasError: if the shape or a value is wrong, or the digits of a token agree with no token.
     """
+    y = as_tensor(y)
     if not isinstance(y, Tensor):
         raise CanvasError("y", f"y must be a tensor of digits, got {type(y).__name__}")
     if y.ndim != 2 or y.shape[1] != codec.target_length or len(y) < 1:
@@ -224,13 +227,13 @@ def _template_parts(
         item = part["gap"] if isinstance(part, Mapping) and part.keys() == {"gap"} else part
         if isinstance(item, str):
             parts.append(fixed_tokens(tokenizer, codec, "template", item))
-        elif isinstance(item, bool) or not isinstance(item, int) or item < 1:
+        elif isinstance(item, bool) or not isinstance(item, (int, np.integer)) or item < 1:
             raise CanvasError(
                 "template",
                 'a gap of the template must be {"gap": number of tokens}, an integer of at least 1 token',
             )
         else:
-            parts.append(item)
+            parts.append(int(item))
     if not any(isinstance(part, int) for part in parts):
         raise CanvasError("template", "the template has no gap, so there is nothing to sample")
     total = _num_tokens(parts)
@@ -280,6 +283,13 @@ def fixed_tokens(
     ):
         raise CanvasError(param, f"{param} must hold token ids in 0..{limit - 1}")
     return [int(token) for token in content], None
+
+
+def as_tensor(given: Any) -> Any:
+    """Return an array of numbers as a tensor, of integers as int64, and anything else as it is."""
+    if not isinstance(given, np.ndarray) or given.dtype.kind not in "biuf":
+        return given
+    return torch.from_numpy(given.astype(np.int64 if given.dtype.kind in "iu" else given.dtype))
 
 
 def _is_unicode(text: str) -> bool:

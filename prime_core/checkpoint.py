@@ -39,6 +39,7 @@ from prime_core.checkpoint_format import (
 )
 from prime_core.codec import SubtokenCodec
 from prime_core.config import Config
+from prime_core.device import choose_device, has_bfloat16
 from prime_core.models.build import build_denoiser
 from prime_core.models.dit import DiT
 from prime_core.models.unet import UNet
@@ -90,18 +91,18 @@ def load_checkpoint(
 
     Args:
         path: the folder or file.
-        device: where the model goes.
+        device: where the model goes: see `choose_device`, or a torch.device.
         dtype: of the parameters; "auto" keeps what is stored, except bfloat16 on a CPU without bfloat16
             arithmetic, which becomes float32. Rotary tables are float32 in any case.
 
     Raises:
         CheckpointError: anything is missing, damaged, foreign or does not fit together; one line that names
             the file, the fault and the remedy.
-        ValueError: ``dtype`` is unknown.
+        ValueError: ``dtype`` is unknown, or ``device`` is not there.
     """
     if dtype not in ("auto", "float32", "bfloat16"):
         raise ValueError(f"dtype must be auto, float32 or bfloat16, got {dtype!r}")
-    path, device = Path(path), torch.device(device)
+    path, device = Path(path), choose_device(device) if isinstance(device, str) else device
     is_folder = path.is_dir()
     weights_path = path / WEIGHTS_NAME if is_folder else path
     with open_weights(weights_path) as weights:
@@ -295,13 +296,9 @@ def _load_tokenizer(config: Config, folder: Path) -> Tokenizer | None:
 def _resolve_dtype(dtype: str, stored: torch.dtype, device: torch.device) -> torch.dtype:
     if dtype != "auto":
         return torch.float32 if dtype == "float32" else torch.bfloat16
-    if stored == torch.bfloat16 and device.type == "cpu" and not _cpu_has_bfloat16():
+    if stored == torch.bfloat16 and not has_bfloat16(device):
         return torch.float32
     return stored
-
-
-def _cpu_has_bfloat16() -> bool:
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _load_denoiser(

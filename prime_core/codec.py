@@ -89,8 +89,10 @@ class SubtokenCodec:
             y_0 (..., S) int64: digits in 0..b-1.
 
         Raises:
-            ValueError: if a token is outside 0..V-1.
+            ValueError: if a token is no integer or outside 0..V-1.
         """
+        if x_0.is_floating_point() or x_0.is_complex() or x_0.dtype == torch.bool:
+            raise ValueError(f"token ids must be integers, got {x_0.dtype}")
         if x_0.numel() and not (0 <= int(x_0.min()) and int(x_0.max()) < self.vocab_size):
             raise ValueError(f"token ids must be in 0..{self.vocab_size - 1}")
         return self.digits.to(x_0.device)[x_0.long()]

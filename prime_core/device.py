@@ -26,3 +26,10 @@ def choose_device(name: str) -> torch.device:
         seen = f"only cuda:0 to cuda:{num_gpus - 1}" if num_gpus else "no GPU"
         raise ValueError(f"device is {name!r}, but torch sees {seen} here; use device 'cpu' or 'auto'")
     return torch.device(name)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Return whether a device multiplies bfloat16; a CPU that does not is many times slower at it than in float32."""
+    if device.type != "cpu":
+        return True
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prime_core.canvas import Canvas, CanvasError, digits_canvas
+from prime_core.canvas import Canvas, CanvasError, Numbers, as_tensor, digits_canvas
 from prime_core.codec import SubtokenCodec
 from prime_core.config import UNetConfig
 from prime_core.pixels import PixelCodec, top_pixel
 
 
 def image_canvas(
-    config: UNetConfig, codec: SubtokenCodec, known: Tensor | None = None, y: Tensor | None = None
+    config: UNetConfig, codec: SubtokenCodec, known: Numbers | None = None, y: Numbers | None = None
 ) -> Canvas:
     """Lay out an image request.
 
@@ -25,6 +25,7 @@ def image_canvas(
     Raises:
         CanvasError: both are given, or a shape or a value is wrong.
     """
+    known, y = as_tensor(known), as_tensor(y)
     if known is not None and y is not None:
         raise CanvasError("known", "known and y exclude each other: give pixels or digits")
     shape = (config.channels, config.height, config.width, codec.target_length)
@@ -38,7 +39,7 @@ def image_canvas(
     return digits_canvas(codec, torch.full((config.length, codec.target_length), codec.mask_index))
 
 
-def _known_pixels(config: UNetConfig, codec: SubtokenCodec, known: Tensor) -> Tensor:
+def _known_pixels(config: UNetConfig, codec: SubtokenCodec, known: Numbers) -> Tensor:
     """Return the digits (L, S) of known pixels, masked where a channel of the pixel is free."""
     pixels = PixelCodec(config)
     top = top_pixel(codec.vocab_size)

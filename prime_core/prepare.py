@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kernels.noise import Purpose, row_seed, uniform
-from prime_core.canvas import Canvas, CanvasError, check_stop, digits_canvas, text_canvas
+from prime_core.canvas import Canvas, CanvasError, Numbers, check_stop, digits_canvas, text_canvas
 from prime_core.config import Config, UNetConfig
 from prime_core.correctors import Corrector
 from prime_core.curves import TimeWarp
@@ -110,6 +110,11 @@ def prepare_rows(
         request = make_request(checkpoint.config, fields)
     elif fields:
         raise ValueError("give a request or its fields, not both")
+    elif not isinstance(request, (TextRequest, ImageRequest)):
+        raise ValueError(
+            f"a request must be a TextRequest or an ImageRequest, got {type(request).__name__}; give fields by name, "
+            "as prompt=..."
+        )
     if isinstance(request.n, bool) or not isinstance(request.n, int) or request.n < 1:
         raise ValueError("n must be an integer of at least 1")
     first_seed = secrets.randbits(64) if request.seed is None else request.seed
@@ -256,7 +261,7 @@ def _row_label(model: UNetConfig, label: int | None, seed: int) -> int | None:
     return int(uniform(seed, zero, zero, Purpose.LABEL) * model.num_labels)
 
 
-def _known_digits(checkpoint: Checkpoint, request: TextRequest, y: Tensor) -> Canvas:
+def _known_digits(checkpoint: Checkpoint, request: TextRequest, y: Numbers) -> Canvas:
     """Canvas of known digits, which exclude any other layout."""
     for param in ("prompt", "suffix", "template", "max_tokens"):
         if getattr(request, param) is not None:

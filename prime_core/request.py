@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from prime_core.canvas import CanvasError, Template, Tokens
+from prime_core.canvas import CanvasError, Numbers, Template, Tokens
 from prime_core.config import Config, UNetConfig
 from prime_core.correctors import Corrector
 from prime_core.curves import TemperatureCurve, TimeWarp
@@ -51,7 +51,7 @@ class TextRequest:
     template: Template | None = None
     max_tokens: int | None = None
     stop: Sequence[str] = ()
-    y: Tensor | None = None
+    y: Numbers | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,8 +86,8 @@ class ImageRequest:
     sampler: ImageSampler = "ancestral"
     corrector: Corrector | None = None
     warp: TimeWarp | None = None
-    known: Tensor | None = None
-    y: Tensor | None = None
+    known: Numbers | None = None
+    y: Numbers | None = None
 
 
 Request = TextRequest | ImageRequest
@@ -117,7 +117,7 @@ def make_request(config: Config, given: Mapping[str, Any]) -> Request:
 
 
 def checked_fields(given: Mapping[str, Any], known: Collection[str], owner: str) -> dict[str, Any]:
-    """Return the fields of a request, numpy's numbers as Python's own.
+    """Return the fields of a request, single numbers of numpy or torch as Python's own.
 
     Args:
         given: fields by name.
@@ -132,7 +132,11 @@ def checked_fields(given: Mapping[str, Any], known: Collection[str], owner: str)
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
             raise CanvasError(name, f"{name} is no argument of {owner}; {hint}")
-    return {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
+    return {name: value.item() if _is_number(value) else value for name, value in given.items()}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, np.generic) or (isinstance(value, (np.ndarray, Tensor)) and value.ndim == 0)
 
 
 def fill_in_preset(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from kernels.noise import row_seed
-from prime_core.canvas import CanvasError, Tokens, fixed_tokens
+from prime_core.canvas import CanvasError, Numbers, Tokens, as_tensor, fixed_tokens
 from prime_core.config import UNetConfig
 from prime_core.pixels import PixelCodec, top_pixel
 from prime_core.prepare import NonFiniteError, label_index
@@ -54,7 +54,7 @@ class ScoreRequest:
     text: str | None = None
     token_ids: Tokens | None = None
     inputs: Sequence[Tokens] | None = None
-    pixels: Tensor | None = None
+    pixels: Numbers | None = None
     label: int | str | None = None
     num_samples: int = DEFAULT_SAMPLES
     seed: int | None = None
@@ -180,6 +180,10 @@ def score(
         request = ScoreRequest(**checked_fields(given, [each.name for each in fields(ScoreRequest)], "score"))
     elif given:
         raise ValueError("give a request or its fields, not both")
+    elif not isinstance(request, ScoreRequest):
+        raise ValueError(
+            f"a request must be a ScoreRequest, got {type(request).__name__}; give fields by name, as text=..."
+        )
     prepared = prepare_scores(checkpoint, request, max_rows)
     run_rows(Stepper(checkpoint.denoiser, checkpoint.codec), prepared.rows, max_rows)
     return finish_scores(prepared)
@@ -244,12 +248,18 @@ def _image(checkpoint: Checkpoint, model: UNetConfig, request: ScoreRequest) -> 
     for param in TEXT_FIELDS:
         if getattr(request, param) is not None:
             raise CanvasError(param, f"{param} is for text models, and this model makes images; give pixels")
-    pixels, top = request.pixels, top_pixel(checkpoint.codec.vocab_size)
+    pixels, top = as_tensor(request.pixels), top_pixel(checkpoint.codec.vocab_size)
     if not isinstance(pixels, Tensor):
-        raise CanvasError("pixels", "pixels must be a tensor (height, width, channels) of integers")
+        raise CanvasError(
+            "pixels", "pixels must be a tensor or an array (height, width, channels) of integers"
+        )
     shape = PixelCodec(model).picture_shape
     if tuple(pixels.shape) != shape or pixels.is_floating_point() or pixels.dtype == torch.bool:
-        raise CanvasError("pixels", f"pixels must be integers of shape (height, width, channels) {shape}")
+        raise CanvasError(
+            "pixels",
+            f"pixels must be integers of shape (height, width, channels) {shape}, got {pixels.dtype} of shape "
+            f"{tuple(pixels.shape)}",
+        )
     if not 0 <= int(pixels.min()) <= int(pixels.max()) <= top:
         raise CanvasError("pixels", f"pixels must be in 0..{top}")
     label = label_index(checkpoint.config, model, request.label)

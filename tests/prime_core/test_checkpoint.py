@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 class TestRoundTrip:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_bit_exact(self, tmp_path: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("prime_core.checkpoint._cpu_has_bfloat16", lambda: True)
+        monkeypatch.setattr("prime_core.checkpoint.has_bfloat16", lambda device: True)
         state = {name: tensor.to(dtype) for name, tensor in make_state().items()}
         save_checkpoint(tmp_path / "a", CONFIG, state)
         assert_same(tmp_path / "a", state)
@@ -61,10 +61,10 @@ class TestRoundTrip:
         assert {p.dtype for p in half.denoiser.parameters()} == {torch.bfloat16}
         assert {b.dtype for b in half.denoiser.buffers()} == {torch.float32}
         save_checkpoint(folder, CONFIG, make_state(), dtype=torch.bfloat16)
-        monkeypatch.setattr("prime_core.checkpoint._cpu_has_bfloat16", lambda: False)
+        monkeypatch.setattr("prime_core.checkpoint.has_bfloat16", lambda device: False)
         assert load_checkpoint(folder).dtype == torch.float32
         assert load_checkpoint(folder, dtype="bfloat16").dtype == torch.bfloat16
-        monkeypatch.setattr("prime_core.checkpoint._cpu_has_bfloat16", lambda: True)
+        monkeypatch.setattr("prime_core.checkpoint.has_bfloat16", lambda device: True)
         assert load_checkpoint(folder).dtype == torch.bfloat16
         with pytest.raises(ValueError, match="float16"):
             load_checkpoint(folder, dtype="float16")  # type: ignore[arg-type]

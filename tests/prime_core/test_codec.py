@@ -52,6 +52,12 @@ def test_permutation_is_applied_before_the_digits() -> None:
     assert codec.encode(torch.tensor([0])).tolist() == [[1, 1]]
 
 
+@pytest.mark.parametrize("tokens", [torch.tensor([2.9]), torch.tensor([True]), torch.tensor([1j])])
+def test_tokens_are_integers(tokens: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="token ids must be integers, got torch"):
+        SubtokenCodec(4, 2).encode(tokens)
+
+
 @pytest.mark.parametrize(("vocab_size", "target_length"), [(1, 1), (0, 2), (4, 0), (4, 3), (256, 9)])
 def test_sizes_out_of_range(vocab_size: int, target_length: int) -> None:
     with pytest.raises(ValueError, match="must be"):

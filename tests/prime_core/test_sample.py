@@ -13,6 +13,7 @@ from prime_core.canvas import CanvasError
 from prime_core.codec import SubtokenCodec
 from prime_core.prepare import NonFiniteError, finish_row, prepare_rows
 from prime_core.sample import run_rows, sample
+from prime_core.score import score
 from prime_core.stepper import Stepper
 from prime_core.time_grid import Steps
 from tests.stubs import TableDenoiser, byte_tokenizer, stub_checkpoint
@@ -34,8 +35,14 @@ def test_same_arguments_same_samples_and_n_outputs_differ() -> None:
 def test_numbers_may_be_numpys() -> None:
     want = sample(checkpoint(), n=2, seed=2**63, prompt="ab", max_tokens=3, steps=8, temperature=0.5, top_k=4)
     numbers = {"n": np.int64(2), "seed": np.uint64(2**63), "max_tokens": np.int32(3), "steps": np.int16(8)}
-    draws = {"temperature": np.float32(0.5), "top_k": np.uint8(4)}
+    draws = {"temperature": torch.tensor(0.5), "top_k": np.array(4)}
     assert sample(checkpoint(), prompt=np.array([97, 98]), **numbers, **draws) == want
+
+
+@pytest.mark.parametrize("call", [sample, score])
+def test_a_text_is_no_request(call: Any) -> None:
+    with pytest.raises(ValueError, match=r"a request must be .*, got str; give fields by name"):
+        call(checkpoint(), "And it")
 
 
 def test_each_reported_seed_reproduces_its_output_alone() -> None:

@@ -126,6 +126,14 @@ def test_super_tokens_give_rgb_pictures(tmp_path: Path) -> None:
         prepare_rows(packed, known=known)
 
 
+def test_known_pixels_and_digits_may_be_arrays(model: Checkpoint) -> None:
+    known = torch.full((4, 4, 3), -1)
+    known[1] = 7
+    digits = prepare_rows(model, known=known, seed=0).canvas.y.view(3, 4, 4, -1)
+    for given in ({"known": known.numpy().astype("int8")}, {"y": digits.numpy().astype("uint16")}):
+        assert torch.equal(prepare_rows(model, **given, seed=0).canvas.y, digits.view(48, -1))
+
+
 @pytest.mark.parametrize(
     ("request_", "param", "message"),
     [

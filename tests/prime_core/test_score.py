@@ -333,6 +333,8 @@ def test_tensors_and_numpy_numbers_are_taken() -> None:
     ("pixels", "words"),
     [
         (None, "must be a tensor"),
+        (np.zeros((4, 4, 1)), "got torch.float64 of shape"),
+        (np.full((4, 4, 1), 200, dtype=np.uint8), r"in 0\.\.15"),
         (torch.zeros(4, 4, dtype=torch.int64), "of shape"),
         (torch.zeros(4, 4, 1), "must be integers"),
         (torch.full((4, 4, 1), 16), r"in 0\.\.15"),

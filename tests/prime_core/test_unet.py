@@ -409,7 +409,7 @@ class TestCheckpoints:
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_bit_exact(self, tmp_path: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("prime_core.checkpoint._cpu_has_bfloat16", lambda: True)
+        monkeypatch.setattr("prime_core.checkpoint.has_bfloat16", lambda device: True)
         state = {name: tensor.to(dtype) for name, tensor in self.state().items()}
         save_checkpoint(tmp_path / "a", self.CONFIG, state)
         loaded = load_checkpoint(tmp_path / "a")
