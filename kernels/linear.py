@@ -2,7 +2,7 @@
 
 oneDNN multiplies by a weight in blocks that suit the processor's vector or matrix units. `torch.nn.functional.linear`
 brings the weight into such a layout at every call. For a few hundred rows that costs as much time as the product itself
-where there are tile units (AMX); for a few dozen rows of float32, twice as much with AVX2. `pack_weight` does it once.
+where there are tile units (AMX), and for a few dozen rows of float32 it costs more. `pack_weight` does it once.
 A packed product can also apply the activation to its float32 sums, before they are rounded, which saves two passes
 over the result.
 

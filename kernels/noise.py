@@ -105,7 +105,7 @@ def uniform(
 
 
 def _is_few(words: Tensor) -> bool:
-    """Whether numpy is to work on some words: its operations cost less than half of torch's, but use one thread."""
+    """Whether numpy is to work on some words: its operations start sooner than torch's, but use one thread."""
     # Of a single number numpy makes a scalar, which warns where a product wraps around.
     return words.is_cpu and words.ndim > 0 and words.numel() <= _MAX_FOR_NUMPY
 

@@ -24,13 +24,14 @@ def seconds_until_free(queues: Collection[ModelQueue], num_rows: int) -> float:
         queues: of all models.
         num_rows: that a request waits for.
     """
-    busy = [(queue, queue.num_rows) for queue in queues if queue.num_rows]
+    held = [(queue, queue.num_rows) for queue in queues]
+    busy = [(queue, num_own) for queue, num_own in held if num_own]
     of_all = sum(queue.seconds_until_free(num_own) for queue, num_own in busy)
     # Rows that are still to be submitted come on top.
     to_come = sum(queue.num_coming * queue.seconds_per_row for queue in queues if queue.num_coming)
     # As long as they all are busy, each model gets an equal share of the time, and of its calls those that are there
     # get only what those to come leave them.
-    num_sharing = sum(1 for queue in queues if queue.num_rows or queue.num_coming)
+    num_sharing = sum(1 for queue, num_own in held if num_own or queue.num_coming)
     of_one_model = [
         num_sharing * queue.seconds_until_free(num_rows) * (1 + queue.num_coming / num_own)
         for queue, num_own in busy
