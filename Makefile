@@ -11,7 +11,7 @@ ARGS   ?=
 HOST    = $(or $(PRIME_HOST),127.0.0.1)
 PORT    = $(or $(PRIME_PORT),8000)
 
-CANDIDATES = $(or $(PYTHON),python3 python3.12 python3.11 python)
+CANDIDATES = $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 PACKAGES   = $(patsubst %/__init__.py,%,$(wildcard $(addsuffix /__init__.py,kernels prime_core training server benchmarks)))
 STAMP      = $(VENV)/.installed
 BIN        = $(VENV)/bin
@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml .ci/install.py
 	    then chosen="$$candidate"; fi; \
 	done; done; \
 	if [ -z "$$chosen" ]; then \
-	    echo "No Python 3.11 or 3.12 that runs among: $(CANDIDATES)." >&2; \
+	    echo "No Python 3.11, 3.12 or 3.13 that runs among: $(CANDIDATES)." >&2; \
 	    echo "Install one, or name it: make venv PYTHON=/path/to/python3.12" >&2; exit 1; \
 	fi; \
 	echo "python: $$chosen ($$("$$chosen" --version))"; \

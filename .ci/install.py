@@ -17,13 +17,15 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SUPPORTED_PYTHON = ((3, 11), (3, 12))
+SUPPORTED_PYTHON = ((3, 11), (3, 13))
 IMPORT_TORCH = "import torch; print(torch.__version__)"
+# What pip goes by: PyPI's CUDA builds call themselves 2.13.0+cu130 and are distributed as 2.13.0.
+DISTRIBUTION_OF_TORCH = "import importlib.metadata; print(importlib.metadata.version('torch'))"
 SITE_PACKAGES = "import sysconfig; print(sysconfig.get_path('purelib'))"
 
 
 def requirement_name(requirement: str) -> str:
-    """Normalised distribution name of a requirement, as in `torch` of `torch>=2.11,<2.14`."""
+    """Normalised distribution name of a requirement, as in `torch` of `torch>=2.11,<2.16`."""
     match = re.match(r"[A-Za-z0-9._-]+", requirement)
     if match is None:
         raise ValueError(f"no distribution name in the requirement {requirement!r}")
@@ -53,7 +55,7 @@ def in_range(version: str | None, requirement: str) -> bool:
 def output_of(python: Path, code: str) -> str | None:
     """Last line that `code` prints under `python`, or None where it fails."""
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
-    lines = done.stdout.split()
+    lines = done.stdout.splitlines()
     return lines[-1] if done.returncode == 0 and lines else None
 
 
@@ -118,7 +120,8 @@ def main() -> None:
     python = create(arguments.venv.absolute(), torch_requirement)
     version = settle_torch(python, torch_requirement, arguments.torch)
     constraints = arguments.venv / "constraints.txt"
-    constraints.write_text(f"torch=={version}\n", encoding="utf-8")
+    distributed = output_of(python, DISTRIBUTION_OF_TORCH) or version
+    constraints.write_text(f"torch=={distributed}\n", encoding="utf-8")
     pip(python, "--constraint", str(constraints.absolute()), *others)
     pip(python, "--no-deps", "--editable", ".")
     after = output_of(python, IMPORT_TORCH)

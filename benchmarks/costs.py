@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from benchmarks.unet_costs import unet_head_flops, unet_trunk_flops
+from prime_core.codec import smallest_base
 from prime_core.config import DiTConfig, UNetConfig
 from prime_core.schedule import Schedule
 
@@ -90,7 +91,7 @@ def dense_cost(
     calls = float(num_steps if num_calls is None else num_calls)
     called, drawn = num_rows * length * calls, float(num_rows * length * num_steps)
     if isinstance(config, UNetConfig):
-        base = round(vocab_size ** (1 / num_digits))
+        base = smallest_base(vocab_size, num_digits)
         draw_bytes = drawn * (vocab_size * (12 + 8 * num_digits) + 56 * num_digits * base)
     else:
         filter_bytes = 20 * num_digits if num_digits > 1 else 0

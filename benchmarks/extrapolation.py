@@ -113,8 +113,7 @@ def reveal_bounds(schedule: Schedule, num_steps: int, eps: float) -> Tensor:
 
     That of step k is prod_{i <= k} (1 - p_i) taken from 1, with p_i = (alpha_s - alpha_t) / (1 - alpha_t).
     """
-    alpha = schedule.alpha_t(schedule.time_grid(num_steps, eps))
-    return (alpha[1:] - alpha[0]) / (1 - alpha[0])
+    return schedule.visible_share(schedule.time_grid(num_steps, eps))[1:]
 
 
 def _step_seconds(

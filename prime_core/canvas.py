@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prime_core.codec import SubtokenCodec
+from prime_core.integers import holds_integers, is_integer
 from prime_core.tokenizer import Tokenizer
 
 Tokens = str | Sequence[int] | Tensor | NDArray[np.integer[Any]]
@@ -142,7 +143,7 @@ def digits_canvas(codec: SubtokenCodec, y: Numbers) -> Canvas:
         raise CanvasError(
             "y", f"y must be (tokens, {codec.target_length}) digits, got shape {tuple(y.shape)}"
         )
-    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+    if not holds_integers(y):
         raise CanvasError("y", f"y must hold integers, got {y.dtype}")
     y = y.detach().to("cpu", torch.int64, copy=True)
     if not (int(y.min()) >= 0 and int(y.max()) <= codec.base):
@@ -150,8 +151,7 @@ def digits_canvas(codec: SubtokenCodec, y: Numbers) -> Canvas:
     free = y == codec.mask_index
     # The codes of tokens are 0..V-1 in any order, so digits agree with some token exactly when they do with
     # zeros in the free places.
-    place_values = codec.base ** torch.arange(codec.target_length - 1, -1, -1)
-    smallest_code = (y.masked_fill(free, 0) * place_values).sum(-1)
+    smallest_code = (y.masked_fill(free, 0) * codec.place_values).sum(-1)
     if int(smallest_code.max()) >= codec.vocab_size:
         position = int(smallest_code.ge(codec.vocab_size).int().argmax())
         raise CanvasError(
@@ -208,8 +208,8 @@ def _prompt_parts(
             )
     if max_tokens is None:
         max_tokens = context - num_fixed
-    elif isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
-        raise CanvasError("max_tokens", "max_tokens must be an integer of at least 1")
+    elif not is_integer(max_tokens) or max_tokens < 1:
+        raise CanvasError("max_tokens", f"max_tokens must be an integer of at least 1, got {max_tokens!r}")
     elif max_tokens > context - num_fixed:
         raise CanvasError(
             "max_tokens",

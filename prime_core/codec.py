@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from prime_core.integers import holds_integers
+
 
 def smallest_base(vocab_size: int, target_length: int) -> int:
     """Return the smallest integer b with b**target_length >= vocab_size.
@@ -47,6 +49,7 @@ class SubtokenCodec:
         target_length: S.
         base: b, the smallest integer with b**S >= V.
         mask_index: b, the extra symbol "masked"; sub-tokens take the values 0..b.
+        place_values: (S,) int64, what a 1 in each place is worth: b**(S-1), ..., b, 1.
         digits: (V, S) int64, the digits of every token.
         permutation: (V,) int64, or None for the identity.
     """
@@ -74,8 +77,8 @@ class SubtokenCodec:
         self.mask_index = self.base
         self.permutation = None if permutation is None else _checked_permutation(permutation, vocab_size)
         codes = torch.arange(vocab_size) if self.permutation is None else self.permutation
-        self._place_values = self.base ** torch.arange(target_length - 1, -1, -1)
-        self.digits = codes[:, None] // self._place_values % self.base
+        self.place_values = self.base ** torch.arange(target_length - 1, -1, -1)
+        self.digits = codes[:, None] // self.place_values % self.base
         self._token_of_code = torch.empty_like(codes)
         self._token_of_code[codes] = torch.arange(vocab_size)
 
@@ -91,7 +94,7 @@ class SubtokenCodec:
         Raises:
             ValueError: if a token is no integer or outside 0..V-1.
         """
-        if x_0.is_floating_point() or x_0.is_complex() or x_0.dtype == torch.bool:
+        if not holds_integers(x_0):
             raise ValueError(f"token ids must be integers, got {x_0.dtype}")
         if x_0.numel() and not (0 <= int(x_0.min()) and int(x_0.max()) < self.vocab_size):
             raise ValueError(f"token ids must be in 0..{self.vocab_size - 1}")
@@ -107,15 +110,17 @@ class SubtokenCodec:
             x_0 (...) int64.
 
         Raises:
-            ValueError: if a digit is masked or outside 0..b-1, or a code stands for no token (code >= V).
+            ValueError: if a digit is no integer, masked or outside 0..b-1, or a code stands for no token (code >= V).
         """
+        if not holds_integers(y_0):
+            raise ValueError(f"digits must be integers, got {y_0.dtype}")
         if y_0.shape[-1:] != (self.target_length,):
             raise ValueError(
                 f"the last dimension must hold {self.target_length} digits, got shape {tuple(y_0.shape)}"
             )
         if y_0.numel() and not (0 <= int(y_0.min()) and int(y_0.max()) < self.base):
             raise ValueError(f"digits to decode must be in 0..{self.base - 1} (nothing masked)")
-        codes = (y_0.long() * self._place_values.to(y_0.device)).sum(-1)
+        codes = (y_0.long() * self.place_values.to(y_0.device)).sum(-1)
         if codes.numel() and int(codes.max()) >= self.vocab_size:
             raise ValueError(
                 f"digits form code {int(codes.max())}, but there are only {self.vocab_size} tokens"
@@ -124,8 +129,10 @@ class SubtokenCodec:
 
 
 def _checked_permutation(permutation: Tensor, vocab_size: int) -> Tensor:
-    if permutation.is_floating_point() or permutation.shape != (vocab_size,):
-        raise ValueError(f"permutation must be ({vocab_size},) integers, got {tuple(permutation.shape)}")
+    if not holds_integers(permutation) or permutation.shape != (vocab_size,):
+        raise ValueError(
+            f"permutation must be ({vocab_size},) integers, got {permutation.dtype} of shape {tuple(permutation.shape)}"
+        )
     result = permutation.detach().to("cpu", torch.int64)
     if not torch.equal(result.sort().values, torch.arange(vocab_size)):
         raise ValueError(f"permutation must hold each of 0..{vocab_size - 1} exactly once")

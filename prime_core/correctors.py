@@ -117,7 +117,7 @@ def step_tables(schedule: Schedule, times: Tensor, corrector: Corrector | None =
         times: (N + 1,) float64, 1 = t_0 >= ... >= t_N.
         corrector: None for plain ancestral sampling.
     """
-    share = visible_share(schedule, times)
+    share = schedule.visible_share(times)
     now, then = share[:-1], share[1:]
     ordinary = _ratio(then - now, 1 - now)
     if corrector is None:
@@ -134,20 +134,6 @@ def step_tables(schedule: Schedule, times: Tensor, corrector: Corrector | None =
         return StepTables(ordinary + (1 - ordinary) * second, remask)
     remask = remask.minimum(_ratio(1 - then, now))
     return StepTables(_ratio(then - (1 - remask) * now, 1 - now), remask)
-
-
-def visible_share(schedule: Schedule, times: Tensor) -> Tensor:
-    """Return the share of a row's free digits that ancestral sampling shows at each time: 0 at t = 1, 1 at t = 0.
-
-    Args:
-        schedule: noise schedule.
-        times: float64 noise times.
-
-    Returns:
-        (alpha_t - alpha_1) / (1 - alpha_1), in the shape of ``times``.
-    """
-    alpha_final = schedule.alpha_final()
-    return ((schedule.alpha_t(times) - alpha_final) / (1 - alpha_final)).clamp(0, 1)
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 from prime_core.canvas import Canvas, CanvasError, Numbers, as_tensor, digits_canvas
 from prime_core.codec import SubtokenCodec
 from prime_core.config import UNetConfig
+from prime_core.integers import holds_integers
 from prime_core.pixels import PixelCodec, top_pixel
 
 
@@ -48,7 +49,7 @@ def _known_pixels(config: UNetConfig, codec: SubtokenCodec, known: Numbers) -> T
         raise CanvasError(
             "known", f"known must be (height, width, channels) {pixels.picture_shape}, got {found}"
         )
-    if known.is_floating_point() or known.is_complex() or known.dtype == torch.bool:
+    if not holds_integers(known):
         raise CanvasError("known", f"known must hold integers, got {known.dtype}")
     known = known.detach().to("cpu", torch.int64)
     if not -1 <= int(known.min()) <= int(known.max()) <= top:

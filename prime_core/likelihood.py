@@ -142,9 +142,8 @@ def estimate_grid_nelbo(
     labels = None if labels is None else labels.repeat_interleave(num_draws, 0)
     y_0 = codec.encode(repeated)
     times = schedule.time_grid(num_steps, eps)
-    # Reveal levels v = 1 - (alpha - alpha_1) / (1 - alpha_1): masked share at each grid time, then 0 at the end.
-    alpha = schedule.alpha_t(times)
-    masked_share = torch.cat([(1 - alpha) / (1 - alpha[0]), torch.zeros(1, dtype=torch.float64)])
+    # Of what is masked at t = 1: at each grid time, then 0 at the end.
+    masked_share = torch.cat([1 - schedule.visible_share(times), torch.zeros(1, dtype=torch.float64)])
     step_share = -masked_share.diff()  # probability that a digit is revealed in step k, sums to 1
     steps = _stratified_steps(len(y_0), step_share, generator)
     levels = torch.rand(y_0.shape, generator=generator, dtype=torch.float64).to(x_0.device)

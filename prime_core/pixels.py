@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from prime_core.config import UNetConfig
+from prime_core.integers import holds_integers
 
 _SUPER_BASE = 4096
 
@@ -50,10 +51,10 @@ class PixelCodec:
             raise ValueError(
                 f"pictures must be (height, width, channels) {self.picture_shape}, got {tuple(pixels.shape)}"
             )
-        if pixels.is_floating_point() or (
+        if not holds_integers(pixels) or (
             pixels.numel() and not 0 <= int(pixels.min()) <= int(pixels.max()) <= 255
         ):
-            raise ValueError("pixels must be integers in 0..255")
+            raise ValueError(f"pixels must be integers in 0..255, got {pixels.dtype}")
         planes = pixels.long().movedim(-1, -3)
         if self._packed:
             red, green, blue = planes.unbind(-3)

@@ -20,6 +20,7 @@ from prime_core.config import Config, UNetConfig
 from prime_core.correctors import Corrector
 from prime_core.curves import TimeWarp
 from prime_core.image_canvas import image_canvas
+from prime_core.integers import check_count, is_integer
 from prime_core.labels import find_label
 from prime_core.pixels import PixelCodec
 from prime_core.render import render
@@ -115,8 +116,7 @@ def prepare_rows(
             f"a request must be a TextRequest or an ImageRequest, got {type(request).__name__}; give fields by name, "
             "as prompt=..."
         )
-    if isinstance(request.n, bool) or not isinstance(request.n, int) or request.n < 1:
-        raise ValueError("n must be an integer of at least 1")
+    check_count("n", request.n)
     first_seed = secrets.randbits(64) if request.seed is None else request.seed
     seeds = [row_seed(first_seed, row) for row in range(request.n)]
     if isinstance(request, TextRequest):
@@ -248,7 +248,7 @@ def label_index(config: Config, model: UNetConfig, label: int | str | None) -> i
             names = ", ".join(config.label_names[:20]) or "none: give a number"
             raise CanvasError("label", f"label must be a number in 0..{last} or one of its names ({names})")
         return index
-    if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label <= last:
+    if not is_integer(label) or not 0 <= label <= last:
         raise CanvasError("label", f"label must be in 0..{last}")
     return label
 

@@ -84,9 +84,8 @@ def provisional_pixels(codec: SubtokenCodec, pixels: PixelCodec, y: Tensor) -> T
     if codec.permutation is not None:
         tokens = codec.decode(zeroed.masked_fill(~known[:, None], 0))
         return pixels.decode(torch.where(known, tokens, codec.vocab_size // 2))
-    place_values = codec.base ** torch.arange(codec.target_length - 1, -1, -1)
-    middles = ((codec.base - 1) * masked * place_values).sum(-1) // 2
-    codes = (zeroed * place_values).sum(-1) + middles
+    middles = ((codec.base - 1) * masked * codec.place_values).sum(-1) // 2
+    codes = (zeroed * codec.place_values).sum(-1) + middles
     return pixels.decode(codes.clamp(max=codec.vocab_size - 1))
 
 

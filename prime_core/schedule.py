@@ -38,6 +38,18 @@ class Schedule(ABC):
         """Return alpha_1: the share that the forward process leaves visible at t = 1 (0 for most schedules)."""
         return float(self.alpha_t(torch.ones((), dtype=torch.float64)))
 
+    def visible_share(self, times: Tensor) -> Tensor:
+        """Return the share of a row's free digits that ancestral sampling shows at each time: 0 at t = 1, 1 at t = 0.
+
+        Args:
+            times: float64 noise times.
+
+        Returns:
+            (alpha_t - alpha_1) / (1 - alpha_1), in the shape of ``times``.
+        """
+        alpha_final = self.alpha_final()
+        return ((self.alpha_t(times) - alpha_final) / (1 - alpha_final)).clamp(0, 1)
+
     def time_grid(self, num_steps: int, eps: float = 0.0) -> Tensor:
         """Return the sampling grid 1 = t_0 > ... > t_N = eps, uniform in t.
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from kernels.noise import row_seed
 from prime_core.canvas import CanvasError, Numbers, Tokens, as_tensor, fixed_tokens
 from prime_core.config import UNetConfig
+from prime_core.integers import check_count, holds_integers
 from prime_core.pixels import PixelCodec, top_pixel
 from prime_core.prepare import NonFiniteError, label_index
 from prime_core.request import checked_fields
@@ -131,10 +132,7 @@ def prepare_scores(
         CanvasError: if a field does not fit the model; ``param`` names it.
         ValueError: if a value is out of range.
     """
-    if isinstance(request.num_samples, bool) or not isinstance(request.num_samples, int):
-        raise ValueError("num_samples must be an integer of at least 1")
-    if request.num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {request.num_samples}")
+    check_count("num_samples", request.num_samples)
     first_seed = secrets.randbits(64) if request.seed is None else request.seed
     contents = contents_of(checkpoint, request) if contents is None else contents
     num_rows = rows_per_input(len(contents), request.num_samples, most_rows)
@@ -254,7 +252,7 @@ def _image(checkpoint: Checkpoint, model: UNetConfig, request: ScoreRequest) -> 
             "pixels", "pixels must be a tensor or an array (height, width, channels) of integers"
         )
     shape = PixelCodec(model).picture_shape
-    if tuple(pixels.shape) != shape or pixels.is_floating_point() or pixels.dtype == torch.bool:
+    if tuple(pixels.shape) != shape or not holds_integers(pixels):
         raise CanvasError(
             "pixels",
             f"pixels must be integers of shape (height, width, channels) {shape}, got {pixels.dtype} of shape "

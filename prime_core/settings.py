@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 from prime_core.codec import SubtokenCodec
 from prime_core.curves import MAX_TEMPERATURE, TemperatureCurve, is_number
+from prime_core.integers import check_count
 
 Draw = Literal["joint", "marginal"]
 # What users call the ways of drawing images: the sampler of a request and of a preset.
@@ -45,8 +46,7 @@ class SamplingSettings:
                 raise ValueError(f"temperature must be a number in [0, {MAX_TEMPERATURE:g}]")
         if not is_number(self.top_p) or not 0 < self.top_p <= 1:
             raise ValueError("top_p must be a number in (0, 1]")
-        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 0:
-            raise ValueError("top_k must be an integer of at least 0 (0 keeps all tokens)")
+        check_count("top_k", self.top_k, 0)
         if self.draw not in get_args(Draw):
             raise ValueError("draw must be 'joint' or 'marginal'")
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prime_core.correctors import Corrector
 from prime_core.curves import TimeWarp
+from prime_core.integers import is_integer
 from prime_core.schedule import Schedule
 
 Steps = int | Literal["exact"]
@@ -19,8 +20,8 @@ Steps = int | Literal["exact"]
 
 def check_steps(steps: Steps) -> None:
     """Raise ValueError unless ``steps`` is an integer of at least 1 or "exact"."""
-    if steps != "exact" and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
-        raise ValueError("steps must be an integer of at least 1, or 'exact'")
+    if steps != "exact" and not (is_integer(steps) and steps >= 1):
+        raise ValueError(f"steps must be an integer of at least 1, or 'exact', got {steps!r}")
 
 
 def check_no_grid(eps: float, warp: TimeWarp | None, corrector: Corrector | None) -> None:

@@ -20,7 +20,7 @@ from server.http.keys import KEY_VARIABLES
 from server.settings import Settings, SettingsError
 
 # Variables of the other programs, which check them on their own.
-OTHER_PROGRAMS = ("PRIME_TRAIN_", "PRIME_EVAL_", "PRIME_SAMPLE_", "PRIME_BENCH_")
+OTHER_PROGRAMS = ("PRIME_TRAIN_", "PRIME_EVAL_", "PRIME_SAMPLE_", "PRIME_CLASSIFIER_", "PRIME_BENCH_")
 
 
 def load_settings(argv: Sequence[str] | None = None) -> Settings:
@@ -63,7 +63,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check_environment() -> None:
-    """Refuse variables with our prefix that no setting has: they are typing errors."""
+    """Refuse variables with our prefix that no setting has: they are typing errors.
+
+    Kubernetes gives pods variables of every Service in their namespace; those of one named `prime` have our prefix.
+    """
+    if os.environ.get("PRIME_PORT", "").startswith("tcp://"):
+        raise SettingsError(
+            "PRIME_PORT in the environment is the address of the Kubernetes Service `prime`, not a port: set "
+            "enableServiceLinks: false in the pod, or give the Service another name"
+        )
     known = [f"PRIME_{name.upper()}" for name in [*Settings.model_fields, "config"]]
     known += [*KEY_VARIABLES, FAULTS_VARIABLE]
     for variable in sorted(os.environ):

@@ -44,7 +44,11 @@ def escaped(text: str) -> str:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a record tells something new: that a client has gone, the line of its request tells, with status 499."""
+    """Whether a record tells something new: that a client has gone, the line of its request tells, with status 499.
+
+    asyncio warns of frames that are written, several in one step of the event loop, after the socket has failed and
+    before the protocol hears of it (`connection_lost`); from then on uvicorn writes none.
+    """
     return not (record.name == "asyncio" and record.msg == "socket.send() raised exception.")
 
 

@@ -75,14 +75,15 @@ def check_deadline(engine: Engine, job: Job) -> None:
     Raises:
         ApiError: 504.
     """
-    queue = engine.queues[job.model]
-    if queue.least_seconds(job.rows) > job.seconds_left:
+    least_s, left_s = engine.queues[job.model].least_seconds(job.rows), job.seconds_left
+    if least_s > left_s:
         engine.metrics.reject(job.model, "deadline")
         calls = max(row.remaining for row in job.rows)
         raise ApiError(
             504,
             "deadline_unreachable",
-            f"the {calls} denoiser calls of this request take longer than its time; lower steps or allow more time",
+            f"the {calls} denoiser calls of this request take at least {least_s:.3g} s, and it has {left_s:.3g} s; "
+            "lower steps or allow more time",
         )
 
 
@@ -97,8 +98,15 @@ def _unavailable_reason(error: UnavailableError) -> Literal["unavailable", "mode
     return "model_failed" if isinstance(error, ModelFailedError) else "unavailable"
 
 
-def failure_of(engine: Engine, model: str, error: Exception) -> ApiError:
-    """Count the failure of an accepted request and return its answer."""
+def failure_of(engine: Engine, model: str, error: Exception, allowed_s: float) -> ApiError:
+    """Count the failure of an accepted request and return its answer.
+
+    Args:
+        engine: its engine.
+        model: what it was for.
+        error: what ended it.
+        allowed_s: how long it may take.
+    """
     if isinstance(error, NonFiniteError):
         engine.metrics.fail(model, "non_finite")
         return ApiError(500, "non_finite", "the model gave no finite probabilities for this request")
@@ -110,9 +118,7 @@ def failure_of(engine: Engine, model: str, error: Exception) -> ApiError:
         return ApiError(503, "out_of_memory", message)
     if isinstance(error, DeadlineError):
         engine.metrics.fail(model, "deadline")
-        message = (
-            "the request was not finished in time; lower n or steps, allow more time, or try again later"
-        )
+        message = f"the request was not finished in its {allowed_s:g} s; lower n or steps, or allow more time"
         return ApiError(504, "deadline_exceeded", message)
     if isinstance(error, UnavailableError):
         reason = _unavailable_reason(error)

@@ -32,7 +32,7 @@ from server.engine.failures import (
 from server.engine.feed import Changes, Feed
 from server.engine.model_queue import ModelQueue
 from server.http.body import Bodies
-from server.http.deadline import deadline_of
+from server.http.deadline import allowed_seconds
 from server.http.errors import ApiError
 from server.metrics import Metrics
 from server.refusals import check_deadline, failure_of, reserve, submit
@@ -131,7 +131,9 @@ async def start_request(
         ClientDisconnect: if the client went away meanwhile.
     """
     engine, model = service.engine, queue.name
-    arrived_s, deadline_s = time.monotonic(), deadline_of(request, service.max_request_s)
+    allowed_s = allowed_seconds(request, service.max_request_s)
+    arrived_s = time.monotonic()
+    deadline_s = arrived_s + allowed_s
     reserve(engine, model, recipe.num_rows)
     submitted = False
     try:
@@ -149,7 +151,7 @@ async def start_request(
     except CanvasError as error:
         raise ApiError(422, "invalid_value", str(error), param=error.param) from None
     except (DeadlineError, UnavailableError) as error:
-        raise failure_of(engine, model, error) from None
+        raise failure_of(engine, model, error, allowed_s) from None
     except (ClientDisconnect, asyncio.CancelledError):
         engine.metrics.fail(model, "cancelled")
         raise
@@ -195,7 +197,7 @@ class Running(Generic[_Prepared, _Answer]):
             answer = await in_time(finish, self.service.workers.answers, self.request, job.deadline_s)
         except (NonFiniteError, MemoryFullError, DeadlineError, EngineError, UnavailableError) as error:
             job.counted = True
-            raise failure_of(engine, job.model, error) from None
+            raise failure_of(engine, job.model, error, job.allowed_s) from None
         self.recipe.count(engine.metrics, answer)
         job.counted = True
         return answer

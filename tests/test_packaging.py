@@ -109,7 +109,8 @@ def test_torch_is_taken_out_of_what_the_resolver_sees(install: types.ModuleType)
         ("2.11.0a0+git1234", True),
         ("2.12.1+cu128", True),
         ("2.10.0", False),
-        ("2.14.0", False),
+        ("2.15.0+cu132", True),
+        ("2.16.0", False),
         ("3.12.0", False),
         ("1.13.1", False),
         (None, False),
@@ -129,11 +130,29 @@ def test_probe_accepts_this_interpreter(probe: str) -> None:
 def test_probe_refuses_a_torch_out_of_range(
     install: types.ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(install, "output_of", lambda python, code: "2.15.0")
+    monkeypatch.setattr(install, "output_of", lambda python, code: "2.16.0")
     monkeypatch.setattr(sys, "argv", ["install.py", "--probe", "torch"])
     with pytest.raises(SystemExit) as end:
         install.main()
     assert end.value.code == 1
+
+
+def test_what_an_interpreter_prints_may_hold_blanks(install: types.ModuleType) -> None:
+    printed = install.output_of(Path(sys.executable), "print('a warning'); print('/home/me/My Projects')")
+    assert printed == "/home/me/My Projects"
+
+
+def test_torch_is_held_at_the_version_that_pip_knows_it_by(
+    install: types.ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # The CUDA build that PyPI distributes as 2.13.0 says 2.13.0+cu130, and to pip that is another version.
+    versions = {install.IMPORT_TORCH: "2.13.0+cu130", install.DISTRIBUTION_OF_TORCH: "2.13.0"}
+    monkeypatch.setattr(install, "output_of", lambda python, code: versions[code])
+    monkeypatch.setattr(install, "create", lambda venv, requirement: venv / "bin" / "python")
+    monkeypatch.setattr(install, "pip", lambda python, *arguments: None)
+    monkeypatch.setattr(sys, "argv", ["install.py", "--venv", str(tmp_path)])
+    install.main()
+    assert (tmp_path / "constraints.txt").read_text("utf-8") == "torch==2.13.0\n"
 
 
 def test_extras_ask_for_a_recent_triton_only_on_request() -> None:

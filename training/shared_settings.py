@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings
 
 from prime_core.device import DEVICE_PATTERN
+from prime_core.integers import is_integer
 
 
 class CheckpointSettings(BaseSettings):
@@ -30,7 +31,7 @@ def parse_steps(value: Any) -> Any:
     """
     if isinstance(value, str) and value.strip().isdecimal():
         value = int(value)
-    if value != "exact" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+    if value != "exact" and not (is_integer(value) and value >= 1):
         raise ValueError("must be an integer of at least 1, or exact")
     return value
 

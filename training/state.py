@@ -15,10 +15,10 @@ from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from prime_core import atomic
+from prime_core.weights import write_weights
 from training.optim import ExponentialMovingAverage
 
 STATE_NAME = "state.safetensors"
@@ -78,11 +78,10 @@ def save_state(
         tensors[f"ema.{name}"] = ema.shadow[name]
         for key, value in moments.get(index, {}).items():
             tensors[f"optimizer.{key}.{name}"] = value
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
     metadata = {"step": str(step), "num_updates": str(ema.num_updates), "run": run}
 
     def write(file: BinaryIO) -> None:
-        file.write(save(tensors, metadata))
+        write_weights(file, tensors, metadata)
 
     atomic.atomic_write(output / STATE_NAME, write)
 

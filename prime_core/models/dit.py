@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from kernels.linear_nll import LinearHead
 from kernels.modulate import RotatedHeads
 from prime_core.config import CodecConfig, DiTConfig
+from prime_core.integers import holds_integers
 from prime_core.models.attention import attend, attend_at
 from prime_core.models.denoiser import filled_size
 from prime_core.models.dit_layers import (
@@ -187,7 +188,7 @@ class DiT(GraphedNetwork):
             raise ValueError(
                 f"y_t must be (rows, tokens, {target_length}) digits, got shape {tuple(y_t.shape)}"
             )
-        if y_t.is_floating_point() or y_t.dtype == torch.bool:
+        if not holds_integers(y_t):
             raise ValueError(f"y_t must hold integers, got {y_t.dtype}")
         if not (int(y_t.min()) >= 0 and int(y_t.max()) <= base):
             raise ValueError(f"y_t must hold digits 0..{base - 1}, or {base} where masked")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prime_core.config import CodecConfig, UNetConfig
+from prime_core.integers import holds_integers
 from prime_core.models.denoiser import filled_size, queued
 from prime_core.models.graphs import GraphedNetwork
 from prime_core.models.unet_layers import (
@@ -312,7 +313,7 @@ class UNet(GraphedNetwork):
                 f"y_t must be (images, {config.channels}, height, width, {self.codec.target_length}) digits, height "
                 f"and width multiples of {rate}, got {tuple(y_t.shape)}"
             )
-        if y_t.is_floating_point() or y_t.dtype == torch.bool:
+        if not holds_integers(y_t):
             raise ValueError(f"y_t must hold integers, got {y_t.dtype}")
         if not (int(y_t.min()) >= 0 and int(y_t.max()) <= base):
             raise ValueError(f"y_t must hold digits 0..{base - 1}, or {base} where masked")

@@ -46,6 +46,11 @@ class Job:
     done: Future[None] = field(default_factory=Future)
 
     @property
+    def allowed_s(self) -> float:
+        """Seconds from its arrival to the deadline."""
+        return self.deadline_s - self.arrived_s
+
+    @property
     def seconds_left(self) -> float:
         """Seconds to the deadline, at least 0."""
         return max(self.deadline_s - time.monotonic(), 0.0)

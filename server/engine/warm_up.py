@@ -15,6 +15,7 @@ import torch
 
 from prime_core.checkpoint import Checkpoint
 from prime_core.config import UNetConfig
+from prime_core.pixels import PixelCodec
 from prime_core.prepare import NonFiniteError, prepare_rows
 from prime_core.score import ScoreRequest, prepare_scores
 from prime_core.stepper import AnyRow, Stepper, StepResult
@@ -77,7 +78,7 @@ def _drawn(checkpoint: Checkpoint, fields: dict[str, Any]) -> Sequence[AnyRow]:
 def _scored(checkpoint: Checkpoint) -> Sequence[AnyRow]:
     config = checkpoint.config.model
     if isinstance(config, UNetConfig):
-        pixels = torch.zeros(config.height, config.width, config.channels, dtype=torch.int64)
+        pixels = torch.zeros(PixelCodec(config).picture_shape, dtype=torch.int64)
         label = 0 if config.labels == "class" else None
         request = ScoreRequest(pixels=pixels, label=label, num_samples=1, seed=0)
     else:

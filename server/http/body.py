@@ -97,7 +97,9 @@ class Bodies:
             raise _too_large(self._max_bytes)
         if not fits:
             self._metrics.reject("", "busy")
-            raise busy("too many large bodies are on their way")
+            raise busy(
+                f"the large bodies on their way have the {self._max_held_bytes} bytes that there are for them"
+            )
 
     def _take_room(self, old_bytes: int, new_bytes: int) -> bool:
         """Take room for a body that grows; return whether there was enough."""

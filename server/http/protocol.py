@@ -13,7 +13,7 @@ from typing import ClassVar, Self
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from server.http.access import note_request, request_id_of
+from server.http.access import MAX_HEADER_BYTES, note_request, request_id_of
 from server.http.errors import ApiError, new_request_id
 from server.http.http_metrics import OTHER, HttpMetrics
 
@@ -123,7 +123,7 @@ class DeadlineProtocol(H11Protocol):
             error = ApiError(
                 400,
                 "invalid_http",
-                "this is not a valid HTTP/1.1 request, or its head is too large",
+                f"this is not a valid HTTP/1.1 request, or its head is over {MAX_HEADER_BYTES} bytes",
                 headers={"Connection": "close", "X-Request-Id": self._note_invalid()},
             ).response()
             head = h11.Response(status_code=400, headers=error.raw_headers, reason=b"Bad Request")

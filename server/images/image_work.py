@@ -21,8 +21,9 @@ def check_grid(request: ImageRequest, limits: Limits) -> None:
         CanvasError: naming the field.
     """
     if request.steps == "exact":
-        for param in ("warp", "corrector"):
-            if getattr(request, param) is not None:
+        warps = request.warp is not None and not request.warp.is_identity
+        for param, given in (("warp", warps), ("corrector", request.corrector is not None)):
+            if given:
                 raise CanvasError(
                     param, f"{param} must be null when steps is exact: it needs a grid of steps"
                 )

@@ -34,7 +34,7 @@ class Curve(Strict):
 
     scale: float = Field(ge=-MAX_TEMPERATURE, le=MAX_TEMPERATURE)
     power: float = Field(ge=0, le=MAX_POWER)
-    offset: float = Field(ge=0, le=MAX_TEMPERATURE)
+    offset: float = Field(ge=-MAX_TEMPERATURE, le=MAX_TEMPERATURE)
 
 
 class Warp(Strict):

@@ -79,6 +79,14 @@ def test_the_deployment_asks_the_right_routes_and_gives_time_to_drain() -> None:
     assert spec["terminationGracePeriodSeconds"] > drain_s
 
 
+def test_the_service_does_not_set_the_port_of_its_own_pods() -> None:
+    """Kubernetes would give them PRIME_PORT=tcp://... for a Service of that name."""
+    documents = list(yaml.safe_load_all((DEPLOY / "kubernetes/prime.yaml").read_text("utf-8")))
+    kinds = {each["kind"]: each for each in documents}
+    assert kinds["Service"]["metadata"]["name"] == "prime"
+    assert kinds["Deployment"]["spec"]["template"]["spec"]["enableServiceLinks"] is False
+
+
 def test_compose_gives_time_to_drain() -> None:
     service = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))["services"]["prime"]
     variables = dict(each.split("=") for each in service["environment"] if "=" in each)

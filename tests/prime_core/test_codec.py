@@ -80,3 +80,9 @@ def test_tokens_out_of_range(token: int) -> None:
 def test_digits_that_are_no_token(y: list[list[int]]) -> None:
     with pytest.raises(ValueError, match="digits"):
         SubtokenCodec(3, 2).decode(torch.tensor(y))
+
+
+@pytest.mark.parametrize("digits", [torch.tensor([[0.9, 1.0]]), torch.tensor([[True, False]])])
+def test_decode_takes_integers_only(digits: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=f"digits must be integers, got {digits.dtype}"):
+        SubtokenCodec(4, 2).decode(digits)

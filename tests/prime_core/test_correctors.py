@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prime_core.correctors import Corrector, StepTables, step_tables, visible_share
+from prime_core.correctors import Corrector, StepTables, step_tables
 from prime_core.curves import TimeWarp
 from prime_core.schedule import CosineSchedule, LinearSchedule, PolynomialSchedule, Schedule
 
@@ -107,7 +107,7 @@ def test_published_leaves_the_schedule_by_the_derived_surplus() -> None:
     for t, sign in ((0.6, 1), (0.5, 1), (0.2, -1), (0.1, -1)):
         times = torch.tensor([t, t - h], dtype=torch.float64)
         tables = step_tables(schedule, times, corrector)
-        now, then = visible_share(schedule, times).tolist()
+        now, then = schedule.visible_share(times).tolist()
         surplus = now * (1 - tables.remask.item()) + (1 - now) * tables.reveal.item() - then
         beta = 16 * (1 - t) ** 2 * t**2
         growth = 3 * (1 - t) ** 2
@@ -121,7 +121,7 @@ def test_published_shows_more_than_the_schedule_early_less_late_and_nothing_in_t
     extremes = []
     for steps in (64, 128, 256):
         times = schedule.time_grid(steps)
-        surplus = shares(step_tables(schedule, times, PUBLISHED)) - visible_share(schedule, times)
+        surplus = shares(step_tables(schedule, times, PUBLISHED)) - schedule.visible_share(times)
         extremes.append((float(surplus.max()), float(surplus.min())))
         assert times[surplus.argmax()] > 0.4 > times[surplus.argmin()]
     for (more, less), (half_more, half_less) in itertools.pairwise(extremes):

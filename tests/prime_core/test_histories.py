@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prime_core.correctors import Corrector, StepTables, step_tables, visible_share
+from prime_core.correctors import Corrector, StepTables, step_tables
 from prime_core.curves import TimeWarp
 from prime_core.exact_histories import digit_histories
 from prime_core.histories import draw_histories
@@ -131,7 +131,7 @@ def test_the_visible_share_follows_the_tables(corrector: Corrector) -> None:
     for reveal, remask in zip(*(table.tolist() for table in tables), strict=True):
         expected.append(expected[-1] * (1 - remask) + (1 - expected[-1]) * reveal)
     if corrector.kind == "corrected":
-        assert expected == pytest.approx(visible_share(SCHEDULE, times).tolist(), abs=1e-12)
+        assert expected == pytest.approx(SCHEDULE.visible_share(times).tolist(), abs=1e-12)
     position, digit = torch.arange(size), torch.zeros(size, dtype=torch.int64)
     reveals, remasks = draw_histories(position, digit, 1, tables, seed=3)
     for step in range(num_steps + 1):

@@ -7,10 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.settings import ENV_PREFIX as BENCH_PREFIX
 from server.command_line import OTHER_PROGRAMS, load_settings
 from server.main import main
 from server.model_sources import DEMO_FOLDER, ModelSource
 from server.settings import Settings, SettingsError
+from training.classifier import ClassifierConfig
+from training.config import TrainConfig
+from training.evaluate import EvalConfig
+from training.image_eval_config import ImageEvalConfig
+from training.sample import SampleConfig
+from training.sample_images import ImageSampleConfig
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +102,20 @@ def test_unknown_variables_are_refused(
     assert words in str(caught.value)
     assert main([]) == 2
     assert capsys.readouterr().err.startswith(f"prime-serve: {variable}")
+
+
+def test_the_variables_of_a_kubernetes_service_are_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRIME_SERVICE_HOST", "10.0.171.239")
+    monkeypatch.setenv("PRIME_PORT", "tcp://10.0.171.239:80")
+    with pytest.raises(SettingsError, match="enableServiceLinks: false"):
+        load_settings([])
+
+
+def test_every_program_has_variables_of_its_own() -> None:
+    """The server must not take them for typing errors."""
+    settings = [EvalConfig, ImageEvalConfig, SampleConfig, ImageSampleConfig, TrainConfig, ClassifierConfig]
+    prefixes = {str(each.model_config["env_prefix"]) for each in settings} | {BENCH_PREFIX}
+    assert prefixes == set(OTHER_PROGRAMS)
 
 
 def test_variables_of_other_programs_are_theirs(monkeypatch: pytest.MonkeyPatch) -> None:

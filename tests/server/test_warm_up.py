@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from prime_core.checkpoint import load_checkpoint
+from prime_core.config import CodecConfig, Config, UNetConfig
 from prime_core.draw_settings import join_draw_settings
 from prime_core.stepper import AnyRow, Row, Stepper
 from server.engine.warm_up import trial_calls
+from tests.server.image_model import write_image_checkpoint
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -37,6 +39,24 @@ def test_every_set_of_kernels_is_met_on_a_gpu(kind: str, model_path: Path, image
     }
     stepper = Stepper(checkpoint.denoiser, checkpoint.codec)
     assert all(result.ok for rows in calls for result in stepper.step(rows))
+
+
+def test_pictures_whose_channels_are_packed_are_scored_too(tmp_path: Path) -> None:
+    network = UNetConfig(
+        channels=2,
+        height=8,
+        width=8,
+        packing="rgb24",
+        model_channels=32,
+        channel_mult=(1,),
+        attention_rates=(),
+        head_channels=32,
+    )
+    config = Config(model=network, codec=CodecConfig(vocab_size=4096, target_length=1))
+    checkpoint = load_checkpoint(write_image_checkpoint(tmp_path, config))
+    *_, scored = trial_calls(checkpoint, GPU)
+    assert kernels_of(scored)[0] == "scored"
+    assert scored[0].length == 2 * 8 * 8
 
 
 def test_a_cpu_compiles_nothing(model_path: Path) -> None:

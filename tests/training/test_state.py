@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,18 @@ class _Run:
 
     def load(self, output: Path, run: str = RUN) -> int | None:
         return load_state(output, self.model, self.optimizer, self.ema, run)
+
+
+def test_saving_holds_no_second_copy_of_the_state(tmp_path: Path) -> None:
+    run = _Run(1)
+    run.model = nn.Linear(1000, 1000)
+    run.ema = ExponentialMovingAverage(run.model.named_parameters(), 0.9)
+    tracemalloc.start()
+    try:
+        run.save(tmp_path, 0)
+        assert tracemalloc.get_traced_memory()[1] < 2**20  # the state is 8 MB
+    finally:
+        tracemalloc.stop()
 
 
 def test_nothing_saved_is_none(tmp_path: Path) -> None:
