@@ -138,8 +138,10 @@ def _refuse_escape(path: Path, root: Path) -> None:
 
 def _resolve(path: Path, folder: Path) -> Path:
     try:
+        return path.resolve(strict=True)
+    except FileNotFoundError:
         return path.resolve()
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:  # of a loop: RuntimeError, from Python 3.13 on OSError
         reason = "a link to itself" if getattr(error, "errno", errno.ELOOP) == errno.ELOOP else str(error)
         raise DataError(f"{path}: {reason}; remove it from {folder}") from None
 
