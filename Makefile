@@ -17,13 +17,14 @@ STAMP      = $(VENV)/.installed
 BIN        = $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve test check mypy format demo-text clean
+.PHONY: help venv serve test check mypy format structure demo-text clean
 
 help:
 	@echo "make serve      install, then serve the demo models on http://$(HOST):$(PORT) (HOST=, PORT=)"
 	@echo "make test       install, then run all tests (ARGS='-k plan -x')"
 	@echo "make check      formatting, lint and types"
 	@echo "make format     format and fix what can be fixed"
+	@echo "make structure  write docs/structure.md, the list of all modules"
 	@echo "make demo-text  train the text demo: corpus, tokenizer, prime-train (ARGS go to it)"
 	@echo "make venv       only install, into $(VENV) (PYTHON=python3.12, TORCH=torch==2.13.0)"
 	@echo "make clean      remove caches and builds, but neither $(VENV) nor data"
@@ -62,11 +63,14 @@ check: $(STAMP)
 	$(MAKE) --no-print-directory mypy
 
 mypy: $(STAMP)
-	$(BIN)/python -m mypy .ci/install.py $(PACKAGES)
+	$(BIN)/python -m mypy .ci/install.py .ci/structure.py $(PACKAGES)
 
 format: $(STAMP)
 	$(BIN)/python -m ruff format .
 	$(BIN)/python -m ruff check --fix .
+
+structure: $(STAMP)
+	$(BIN)/python .ci/structure.py
 
 DEMO_TEXT = data/demo-text
 

@@ -22,7 +22,7 @@ from prime_core.models.denoiser import device_of
 from prime_core.models.dit import ScaleNorm
 from prime_core.models.graphs import cuda_graphs
 from prime_core.models.unet import UNet
-from prime_core.sample import sample
+from prime_core.sampling.sample import sample
 
 SamplerName = Literal["planned", "planned_graphs", "dense_published"]
 DTypeName = Literal["float32", "bfloat16"]
@@ -121,7 +121,7 @@ def build_dense(checkpoint: Checkpoint, workload: Workload) -> DensePublished:
 
 
 def _planned(checkpoint: Checkpoint, workload: Workload) -> Callable[[], Outcome]:
-    """The sampler of this project, through the door that the server's rows take: `prime_core.sample`."""
+    """The sampler of this project, through the door that the server's rows take: `prime_core.sampling.sample`."""
     is_images = isinstance(checkpoint.config.model, UNetConfig)
     # Images: the law of the published sampler, every digit drawn alone.
     fields = {"sampler": "published"} if is_images else {"max_tokens": workload.length}

@@ -23,7 +23,7 @@ from prime_core.checkpoint import Checkpoint
 from prime_core.config import DiTConfig
 from prime_core.likelihood import estimate_grid_nelbo, estimate_likelihood
 from prime_core.objectives import training_loss
-from prime_core.sample import sample
+from prime_core.sampling.sample import sample
 
 Task = Literal["sampling", "coded_loss", "nelbo_loss", "nelbo", "grid_nelbo"]
 TASKS: tuple[Task, ...] = get_args(Task)

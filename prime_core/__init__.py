@@ -1,11 +1,11 @@
 """MDM-Prime core: codec, schedule, objectives, networks and samplers, without any serving code."""
 
-from prime_core.canvas import CanvasError
 from prime_core.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
-from prime_core.prepare import ImageSample, NonFiniteError, Sample
-from prime_core.sample import sample
-from prime_core.score import score
-from prime_core.scored import Score
+from prime_core.sampling.canvas import CanvasError
+from prime_core.sampling.prepare import ImageSample, NonFiniteError, Sample
+from prime_core.sampling.sample import sample
+from prime_core.scoring.score import score
+from prime_core.scoring.scored import Score
 
 __all__ = [
     "CanvasError",

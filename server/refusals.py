@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from prime_core.prepare import NonFiniteError
+from prime_core.sampling.prepare import NonFiniteError
 from server.engine.batcher import Job
 from server.engine.engine import Engine
 from server.engine.failures import (

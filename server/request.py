@@ -17,10 +17,10 @@ from typing import Any, Generic, Protocol, TypeVar
 from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
-from prime_core.canvas import CanvasError
-from prime_core.prepare import NonFiniteError
-from prime_core.row import Row
-from prime_core.stepper import AnyRow
+from prime_core.sampling.canvas import CanvasError
+from prime_core.sampling.prepare import NonFiniteError
+from prime_core.sampling.row import Row
+from prime_core.sampling.stepper import AnyRow
 from server.engine.batcher import Job
 from server.engine.engine import Engine
 from server.engine.failures import (

@@ -7,9 +7,9 @@ from functools import partial
 
 from fastapi import Request
 
-from prime_core.canvas import CanvasError
 from prime_core.checkpoint import Checkpoint
-from prime_core.score import (
+from prime_core.sampling.canvas import CanvasError
+from prime_core.scoring.score import (
     Content,
     PreparedScores,
     ScoreRequest,
@@ -18,7 +18,7 @@ from prime_core.score import (
     prepare_scores,
     rows_per_input,
 )
-from prime_core.scored import PerToken, Score
+from prime_core.scoring.scored import PerToken, Score
 from prime_core.tokenizer import Tokenizer
 from server.engine.batcher import Job
 from server.engine.model_queue import ModelQueue

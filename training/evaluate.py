@@ -24,13 +24,13 @@ from pydantic_settings import SettingsConfigDict
 from prime_core.checkpoint import Checkpoint, load_checkpoint
 from prime_core.device import choose_device
 from prime_core.likelihood import estimate_grid_nelbo, estimate_likelihood
-from training import evaluate_images
 from training.baselines import unigram_nats, xz_bits_per_byte
 from training.command_line import load_settings
 from training.data.corpus import CorpusOptions
 from training.evaluation_noise import NOISE_ROWS, noise_seeds
 from training.heldout import HeldoutText, cut_rows, mean_over_rows, read_documents
-from training.image_report import NOT_A_BOUND, cell
+from training.images import evaluate as evaluate_images
+from training.images.report import NOT_A_BOUND, cell
 from training.model_kind import is_toy, makes_images
 from training.progress import progress_bar
 from training.shared_settings import CheckpointSettings

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prime_core.checkpoint import Checkpoint
-from prime_core.prepare import ImageSample, PreparedRows, Sample, finish_row
-from prime_core.row import Row
-from prime_core.stepper import Stepper
+from prime_core.sampling.prepare import ImageSample, PreparedRows, Sample, finish_row
+from prime_core.sampling.row import Row
+from prime_core.sampling.stepper import Stepper
 
 
 def finished_rows(

@@ -23,11 +23,11 @@ from pydantic_settings import SettingsConfigDict
 from kernels.noise import row_seed
 from prime_core.checkpoint import Checkpoint, load_checkpoint
 from prime_core.device import choose_device
-from prime_core.prepare import NonFiniteError, PreparedRows, Sample, prepare_rows
-from prime_core.request import DEFAULT_STEPS
-from prime_core.row import Row
-from training import sample_images
+from prime_core.sampling.prepare import NonFiniteError, PreparedRows, Sample, prepare_rows
+from prime_core.sampling.request import DEFAULT_STEPS
+from prime_core.sampling.row import Row
 from training.command_line import load_settings
+from training.images import sample as sample_images
 from training.model_kind import makes_images
 from training.progress import progress_bar
 from training.row_loop import finished_rows

@@ -23,7 +23,7 @@ from training.data.rows import ImageRows, LabelSource, RowSource, TextRows
 from training.data.shards import build_shards
 from training.data.toy2d import Toy2dRows, open_picture
 from training.data_config import ImageData, TextData, Toy2dData
-from training.preview import columns_for, paint_beside
+from training.images.preview import columns_for, paint_beside
 
 
 @dataclass(frozen=True)

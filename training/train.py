@@ -21,7 +21,7 @@ import torch
 from prime_core.atomic import atomic_write
 from prime_core.device import has_bfloat16
 from training.config import TrainConfig, load_train_config
-from training.preview import PREVIEW_NAME
+from training.images.preview import PREVIEW_NAME
 from training.progress import progress_bar
 from training.state import StateError, exclusive_run
 from training.trainer import CHECKPOINT_NAME, Trainer

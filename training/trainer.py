@@ -30,8 +30,8 @@ from prime_core.schedule import Schedule
 from training.config import TrainConfig
 from training.data.dataset import BlockOrder
 from training.data.rows import RowSource, evenly_spread, stack_rows
+from training.images.preview import draw_preview
 from training.optim import ExponentialMovingAverage, build_optimizer, learning_rate
-from training.preview import draw_preview
 from training.setup import RunData, codec_permutation, open_data
 from training.state import load_state, save_state
 

@@ -1,1 +1,1 @@
-"""Networks: one file each."""
+"""The networks, `dit` for text and `unet` for images, and what they are made of."""

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from prime_core.stepper import AnyRow
+from prime_core.sampling.stepper import AnyRow
 from server.engine.feed import Feed
 from server.engine.memory import RowCap
 

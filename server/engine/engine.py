@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal
 
-from prime_core.prepare import NonFiniteError
+from prime_core.sampling.prepare import NonFiniteError
 from server.engine.batcher import Batcher, Job
 from server.engine.failures import EngineError, ModelFailedError, UnavailableError
 from server.engine.memory import is_out_of_memory

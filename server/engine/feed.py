@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prime_core.row import Row
-from prime_core.stepper import StepResult
+from prime_core.sampling.row import Row
+from prime_core.sampling.stepper import StepResult
 
 
 class RowChange(NamedTuple):

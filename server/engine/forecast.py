@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from prime_core.stepper import AnyRow
+from prime_core.sampling.stepper import AnyRow
 
 
 class RowSize(NamedTuple):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from prime_core.checkpoint import Checkpoint
-from prime_core.stepper import Stepper
+from prime_core.sampling.stepper import Stepper
 from server.engine.batcher import Batcher, Entry
 
 

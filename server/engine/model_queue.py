@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from prime_core.checkpoint import Checkpoint
-from prime_core.prepare import NonFiniteError
-from prime_core.stepper import AnyRow, StepResult
+from prime_core.sampling.prepare import NonFiniteError
+from prime_core.sampling.stepper import AnyRow, StepResult
 from server.engine.batcher import Batcher, Entry, Job
 from server.engine.departures import Departures
 from server.engine.failures import DeadlineError, EngineError, MemoryFullError

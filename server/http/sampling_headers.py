@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from prime_core.row import Row
+from prime_core.sampling.row import Row
 
 SAMPLING_HEADERS: dict[str, dict[str, Any]] = {
     "X-Seed": {"schema": {"type": "string"}, "description": "this seed gives the same outputs again"},

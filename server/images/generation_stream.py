@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 
 from prime_core.checkpoint import Checkpoint
-from prime_core.prepare import PreparedRows
+from prime_core.sampling.prepare import PreparedRows
 from server.engine.feed import RowChange
 from server.http.sse import frame
 from server.images.generations import size_of, usage_of

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 
-from prime_core.canvas import CanvasError
 from prime_core.checkpoint import Checkpoint
 from prime_core.labels import parse_label
 from prime_core.pixels import PixelCodec
-from prime_core.prepare import PreparedRows
+from prime_core.sampling.canvas import CanvasError
+from prime_core.sampling.prepare import PreparedRows
 from server.engine.model_queue import ModelQueue
 from server.http.errors import ApiError
 from server.images.image_answer import images_response

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from prime_core.canvas import CanvasError
 from prime_core.pictures import PNG_MODES, Pixels
+from prime_core.sampling.canvas import CanvasError
 from server.images.known import KnownShape, read_numbers
 from server.images.png_chunks import NotPlainError, NotPngError, PngHead, plain_png
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from prime_core.canvas import CanvasError
 from prime_core.pictures import PNG_MODES, to_grid, to_npy, to_png
-from prime_core.prepare import ImageSample, PreparedRows, finish_row
+from prime_core.sampling.canvas import CanvasError
+from prime_core.sampling.prepare import ImageSample, PreparedRows, finish_row
 from server.engine.batcher import Job
 from server.engine.model_queue import ModelQueue
 from server.http.sampling_headers import sampling_headers

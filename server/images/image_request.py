@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from prime_core.canvas import CanvasError
-from prime_core.correctors import Corrector
-from prime_core.curves import TemperatureCurve, TimeWarp
-from prime_core.request import ImageRequest, fill_in_preset
+from prime_core.sampling.canvas import CanvasError
+from prime_core.sampling.correctors import Corrector
+from prime_core.sampling.curves import TemperatureCurve, TimeWarp
+from prime_core.sampling.request import ImageRequest, fill_in_preset
 from server.images.known import Known
 from server.schemas.images import Curve, ImagesRequest
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from prime_core.checkpoint import Checkpoint
-from prime_core.prepare import PreparedRows
+from prime_core.sampling.prepare import PreparedRows
 from server.denoise import denoise_fields
 from server.engine.feed import Changes, RowChange
 from server.http.sse import frame, json_frame

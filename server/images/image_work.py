@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from prime_core.canvas import CanvasError
 from prime_core.checkpoint import Checkpoint
-from prime_core.image_canvas import image_canvas
-from prime_core.plan import expected_changes
-from prime_core.request import ImageRequest
+from prime_core.sampling.canvas import CanvasError
+from prime_core.sampling.image_canvas import image_canvas
+from prime_core.sampling.plan import expected_changes
+from prime_core.sampling.request import ImageRequest
 from server.schemas.base import Limits
 
 # Plans are drawn on a CPU, in the time that a fast denoiser needs for so many tokens a change. With a corrector of

@@ -7,10 +7,10 @@ from functools import partial
 
 from fastapi import Request
 
-from prime_core.canvas import CanvasError
 from prime_core.checkpoint import Checkpoint
-from prime_core.prepare import PreparedRows, prepare_rows
-from prime_core.request import PRESET_FIELDS
+from prime_core.sampling.canvas import CanvasError
+from prime_core.sampling.prepare import PreparedRows, prepare_rows
+from prime_core.sampling.request import PRESET_FIELDS
 from server.engine.model_queue import ModelQueue
 from server.images.image_answer import ImagesBody, check_format, images_body
 from server.images.image_request import image_request_of

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from prime_core.canvas import CanvasError
 from prime_core.config import Config
 from prime_core.pixels import PixelCodec, top_pixel
+from prime_core.sampling.canvas import CanvasError
 
 FREE_PIXEL = -1
 

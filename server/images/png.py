@@ -9,7 +9,7 @@ from torch import Tensor
 from prime_core.checkpoint import Checkpoint
 from prime_core.pictures import to_png
 from prime_core.pixels import PixelCodec
-from prime_core.provisional import provisional_pixels
+from prime_core.sampling.provisional import provisional_pixels
 
 
 def encoded_png(pixels: Tensor) -> str:

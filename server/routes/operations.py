@@ -12,10 +12,10 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from prime_core.config import UNetConfig
-from prime_core.correctors import MAX_CORRECTOR_SCALE
-from prime_core.curves import MAX_POWER, MAX_TEMPERATURE
 from prime_core.pixels import PixelCodec, top_pixel
-from prime_core.presets import PRESETS
+from prime_core.sampling.correctors import MAX_CORRECTOR_SCALE
+from prime_core.sampling.curves import MAX_POWER, MAX_TEMPERATURE
+from prime_core.sampling.presets import PRESETS
 from server.engine.engine import Engine
 from server.engine.model_queue import ModelQueue
 from server.schemas.base import Limits, Status

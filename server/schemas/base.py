@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from kernels.noise import MAX_SEED
-from prime_core.request import DEFAULT_STEPS
+from prime_core.sampling.request import DEFAULT_STEPS
 
 Rule = tuple[Any, str, dict[str, Any]]  # type of a field, its rule in words, and its bounds for pydantic
 

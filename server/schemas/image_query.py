@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from kernels.noise import MAX_SEED
-from prime_core.curves import MAX_TEMPERATURE
-from prime_core.presets import PRESETS
+from prime_core.sampling.curves import MAX_TEMPERATURE
+from prime_core.sampling.presets import PRESETS
 from server.schemas.base import Rule, bounded
 from server.schemas.images import ImagesRequest, name_type, shown_names
 

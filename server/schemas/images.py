@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from prime_core.correctors import MAX_CORRECTOR_SCALE, CorrectorKind
-from prime_core.curves import MAX_POWER, MAX_TEMPERATURE, MAX_WARP_SCALE
 from prime_core.labels import find_label
-from prime_core.presets import PRESETS
-from prime_core.settings import ImageSampler
+from prime_core.sampling.correctors import MAX_CORRECTOR_SCALE, CorrectorKind
+from prime_core.sampling.curves import MAX_POWER, MAX_TEMPERATURE, MAX_WARP_SCALE
+from prime_core.sampling.presets import PRESETS
+from prime_core.sampling.settings import ImageSampler
 from server.images.known import KnownShape
 from server.schemas.base import (
     STREAM_RULE,

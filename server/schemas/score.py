@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema
 
-from prime_core.score import DEFAULT_SAMPLES
+from prime_core.scoring.score import DEFAULT_SAMPLES
 from server.images.known import KnownShape
 from server.schemas.base import Limits, ModelRequest, Rule, Strict, Timings, bounded, model_rules
 from server.schemas.images import label_rule

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, create_model
 
-from prime_core.curves import MAX_TEMPERATURE
+from prime_core.sampling.curves import MAX_TEMPERATURE
 from server.schemas.base import (
     STREAM_RULE,
     Limits,

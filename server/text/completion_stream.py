@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
-from prime_core.settled import known_ids, settled_text
+from prime_core.sampling.settled import known_ids, settled_text
 from server.engine.feed import RowChange
 from server.engine.model_queue import ModelQueue
 from server.http.sse import frame

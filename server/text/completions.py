@@ -13,9 +13,9 @@ from fastapi import Request
 
 from kernels.noise import row_seed
 from prime_core.checkpoint import Checkpoint
-from prime_core.prepare import PreparedRows
-from prime_core.request import TextRequest
-from prime_core.row import Row
+from prime_core.sampling.prepare import PreparedRows
+from prime_core.sampling.request import TextRequest
+from prime_core.sampling.row import Row
 from server.engine.batcher import Job
 from server.engine.model_queue import ModelQueue
 from server.http.errors import ApiError

@@ -8,10 +8,10 @@ from functools import partial
 
 from fastapi import Request
 
-from prime_core.canvas import Canvas, CanvasError
 from prime_core.checkpoint import Checkpoint
-from prime_core.prepare import PreparedRows, Sample, finish_row, prepare_rows, text_canvas_of
-from prime_core.request import TextRequest
+from prime_core.sampling.canvas import Canvas, CanvasError
+from prime_core.sampling.prepare import PreparedRows, Sample, finish_row, prepare_rows, text_canvas_of
+from prime_core.sampling.request import TextRequest
 from server.engine.batcher import Job
 from server.engine.model_queue import ModelQueue
 from server.metrics import Metrics

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prime_core.canvas import CanvasError
+from prime_core.sampling.canvas import CanvasError
 from server.schemas.base import Limits
 
 

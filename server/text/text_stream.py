@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from prime_core.checkpoint import Checkpoint
-from prime_core.prepare import PreparedRows
-from prime_core.provisional import provisional_text
+from prime_core.sampling.prepare import PreparedRows
+from prime_core.sampling.provisional import provisional_text
 from server.denoise import denoise_fields
 from server.engine.feed import Changes
 from server.http.sse import frame

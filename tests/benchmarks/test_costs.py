@@ -17,7 +17,7 @@ from benchmarks.unet_costs import unet_head_flops, unet_trunk_flops
 from benchmarks.workloads import MODELS, ModelName, Workload
 from prime_core.config import CodecConfig, DiTConfig, UNetConfig
 from prime_core.models.unet import UNet
-from prime_core.plan import draw_plan
+from prime_core.sampling.plan import draw_plan
 from prime_core.schedule import LinearSchedule
 
 

@@ -10,11 +10,11 @@ from torch import Tensor
 from benchmarks.contenders import build_checkpoint, build_dense, build_sampler
 from benchmarks.dense_images import DenseImages
 from benchmarks.workloads import Workload
-from prime_core.canvas import digits_canvas
 from prime_core.codec import SubtokenCodec
-from prime_core.exact import TokenLaw, dense_ancestral_law
+from prime_core.exact.laws import TokenLaw, dense_ancestral_law
+from prime_core.sampling.canvas import digits_canvas
+from prime_core.sampling.settings import SamplingSettings
 from prime_core.schedule import PolynomialSchedule
-from prime_core.settings import SamplingSettings
 from tests.chi_square import p_value
 from tests.stubs import TableDenoiser
 

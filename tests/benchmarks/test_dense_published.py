@@ -6,9 +6,9 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from benchmarks.dense_published import PUBLISHED_EPS, DensePublished, carry_over_penalties
-from prime_core.canvas import digits_canvas
 from prime_core.codec import SubtokenCodec
-from prime_core.exact import TokenLaw, dense_ancestral_law
+from prime_core.exact.laws import TokenLaw, dense_ancestral_law
+from prime_core.sampling.canvas import digits_canvas
 from prime_core.schedule import LinearSchedule
 
 SCHEDULE = LinearSchedule(eps=1e-3)

@@ -15,8 +15,8 @@ from kernels.noise import Purpose, uniform
 from kernels.reveal import Revealed, reveal_tokens
 from kernels.token_digits import TokenDigits
 from prime_core.codec import SubtokenCodec
-from prime_core.exact_tokens import digit_laws, independent
-from prime_core.settings import SamplingSettings
+from prime_core.exact.tokens import digit_laws, independent
+from prime_core.sampling.settings import SamplingSettings
 from tests.chi_square import p_value
 
 SETTINGS = [

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from prime_core.canvas import Canvas, CanvasError, check_stop, digits_canvas, text_canvas
 from prime_core.codec import SubtokenCodec
-from prime_core.render import render
+from prime_core.sampling.canvas import Canvas, CanvasError, check_stop, digits_canvas, text_canvas
+from prime_core.sampling.render import render
 from tests.stubs import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()

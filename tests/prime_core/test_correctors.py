@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from prime_core.correctors import Corrector, StepTables, step_tables
-from prime_core.curves import TimeWarp
+from prime_core.sampling.correctors import Corrector, StepTables, step_tables
+from prime_core.sampling.curves import TimeWarp
 from prime_core.schedule import CosineSchedule, LinearSchedule, PolynomialSchedule, Schedule
 
 SCHEDULES = [

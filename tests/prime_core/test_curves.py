@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prime_core.curves import MAX_TEMPERATURE, TemperatureCurve, TimeWarp
+from prime_core.sampling.curves import MAX_TEMPERATURE, TemperatureCurve, TimeWarp
 from prime_core.schedule import LinearSchedule
 
 numbers = st.floats(-150, 150)

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from prime_core.canvas import digits_canvas
 from prime_core.codec import SubtokenCodec
-from prime_core.dense import DenseSamples, sample_dense
-from prime_core.exact import TokenLaw, dense_ancestral_law
-from prime_core.row import new_row
+from prime_core.exact.laws import TokenLaw, dense_ancestral_law
+from prime_core.sampling.canvas import digits_canvas
+from prime_core.sampling.dense import DenseSamples, sample_dense
+from prime_core.sampling.row import new_row
+from prime_core.sampling.settings import SamplingSettings
+from prime_core.sampling.step_cache import StepCache
 from prime_core.schedule import CosineSchedule, LinearSchedule, PolynomialSchedule, Schedule
-from prime_core.settings import SamplingSettings
-from prime_core.step_cache import StepCache
 from tests.chi_square import p_value
 from tests.prime_core.random_dit import random_dit
 from tests.stubs import TableDenoiser

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from prime_core.canvas import digits_canvas
 from prime_core.codec import SubtokenCodec
-from prime_core.exact import (
+from prime_core.exact.laws import (
     dense_ancestral_law,
     enumerate_states,
     first_hitting_law,
@@ -18,9 +17,10 @@ from prime_core.exact import (
     sequence_nll,
     total_variation,
 )
-from prime_core.exact_tokens import token_law
+from prime_core.exact.tokens import token_law
+from prime_core.sampling.canvas import digits_canvas
+from prime_core.sampling.settings import SamplingSettings
 from prime_core.schedule import LinearSchedule
-from prime_core.settings import SamplingSettings
 from tests.stubs import TableDenoiser
 
 

@@ -15,21 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from kernels import linear_nll as linear_nll_module
-from prime_core.canvas import digits_canvas
 from prime_core.codec import SubtokenCodec
 from prime_core.config import CodecConfig, DiTConfig, UNetConfig
-from prime_core.correctors import Corrector
-from prime_core.dense import sample_dense
 from prime_core.likelihood import estimate_grid_nelbo, estimate_likelihood
 from prime_core.models.dit import DiT
 from prime_core.models.unet import UNet
 from prime_core.objectives import Objective, training_loss
-from prime_core.row import Row, new_row
-from prime_core.sample import run_rows
+from prime_core.sampling.canvas import digits_canvas
+from prime_core.sampling.correctors import Corrector
+from prime_core.sampling.dense import sample_dense
+from prime_core.sampling.row import Row, new_row
+from prime_core.sampling.sample import run_rows
+from prime_core.sampling.settings import SamplingSettings
+from prime_core.sampling.stepper import Stepper
 from prime_core.schedule import LinearSchedule
-from prime_core.score_row import draw_states, new_score_rows
-from prime_core.settings import SamplingSettings
-from prime_core.stepper import Stepper
+from prime_core.scoring.score_row import draw_states, new_score_rows
 from tests import pretend_gpu as pretending
 from tests.pretend_gpu import GPU, pretend_gpu
 

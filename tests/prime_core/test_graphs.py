@@ -16,7 +16,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.settings import computing_threads
 from prime_core.codec import SubtokenCodec
 from prime_core.config import CodecConfig, DiTConfig
-from prime_core.dense import DenseSamples, sample_dense
 from prime_core.models import graphs as graphs_module
 from prime_core.models.dit import DiT
 from prime_core.models.graphs import (
@@ -28,9 +27,10 @@ from prime_core.models.graphs import (
     record_cuda_graph,
 )
 from prime_core.models.unet import UNet
-from prime_core.sample import sample
+from prime_core.sampling.dense import DenseSamples, sample_dense
+from prime_core.sampling.sample import sample
+from prime_core.sampling.settings import SamplingSettings
 from prime_core.schedule import CosineSchedule, LinearSchedule
-from prime_core.settings import SamplingSettings
 from tests.prime_core.random_dit import random_dit
 from tests.prime_core.test_step_cache import random_unet
 from tests.recorder import RerunRecorder

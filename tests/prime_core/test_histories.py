@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from prime_core.correctors import Corrector, StepTables, step_tables
-from prime_core.curves import TimeWarp
-from prime_core.exact_histories import digit_histories
-from prime_core.histories import draw_histories
-from prime_core.plan import RevealPlan, draw_plan, expected_changes
+from prime_core.exact.histories import digit_histories
+from prime_core.sampling.correctors import Corrector, StepTables, step_tables
+from prime_core.sampling.curves import TimeWarp
+from prime_core.sampling.histories import draw_histories
+from prime_core.sampling.plan import RevealPlan, draw_plan, expected_changes
 from prime_core.schedule import CosineSchedule, LinearSchedule, PolynomialSchedule, Schedule
 from tests.chi_square import p_value
 

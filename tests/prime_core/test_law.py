@@ -10,10 +10,9 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from prime_core import exact
-from prime_core.canvas import Canvas, digits_canvas
 from prime_core.codec import SubtokenCodec
-from prime_core.exact import (
+from prime_core.exact import laws as exact
+from prime_core.exact.laws import (
     TokenLaw,
     dense_ancestral_law,
     first_hitting_law,
@@ -21,14 +20,15 @@ from prime_core.exact import (
     planned_law,
     total_variation,
 )
-from prime_core.exact_tokens import Digits, reveal_law
-from prime_core.plan import draw_plan
-from prime_core.row import new_row
-from prime_core.sample import run_rows
+from prime_core.exact.tokens import Digits, reveal_law
+from prime_core.sampling.canvas import Canvas, digits_canvas
+from prime_core.sampling.plan import draw_plan
+from prime_core.sampling.row import new_row
+from prime_core.sampling.sample import run_rows
+from prime_core.sampling.settings import SamplingSettings
+from prime_core.sampling.stepper import Stepper
+from prime_core.sampling.time_grid import Steps
 from prime_core.schedule import CosineSchedule, LinearSchedule, PolynomialSchedule, Schedule
-from prime_core.settings import SamplingSettings
-from prime_core.stepper import Stepper
-from prime_core.time_grid import Steps
 from tests.chi_square import p_value
 from tests.stubs import TableDenoiser
 

@@ -13,17 +13,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from prime_core.canvas import Canvas, digits_canvas
 from prime_core.codec import SubtokenCodec
-from prime_core.correctors import Corrector, StepTables, step_tables
-from prime_core.curves import TemperatureCurve, TimeWarp
-from prime_core.exact import TokenLaw, dense_chain_law, planned_law, total_variation
-from prime_core.exact_histories import planned_chain_law
-from prime_core.row import new_row
-from prime_core.sample import run_rows
+from prime_core.exact.histories import planned_chain_law
+from prime_core.exact.laws import TokenLaw, dense_chain_law, planned_law, total_variation
+from prime_core.sampling.canvas import Canvas, digits_canvas
+from prime_core.sampling.correctors import Corrector, StepTables, step_tables
+from prime_core.sampling.curves import TemperatureCurve, TimeWarp
+from prime_core.sampling.row import new_row
+from prime_core.sampling.sample import run_rows
+from prime_core.sampling.settings import SamplingSettings
+from prime_core.sampling.stepper import Stepper
 from prime_core.schedule import CosineSchedule, LinearSchedule, PolynomialSchedule, Schedule
-from prime_core.settings import SamplingSettings
-from prime_core.stepper import Stepper
 from tests.chi_square import p_value
 from tests.stubs import TableDenoiser
 

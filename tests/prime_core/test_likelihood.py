@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kernels.nll import subtoken_nll
 from prime_core.codec import SubtokenCodec
-from prime_core.exact_bounds import exact_grid_nelbo, exact_objectives
+from prime_core.exact.bounds import exact_grid_nelbo, exact_objectives
 from prime_core.likelihood import estimate_grid_nelbo, estimate_likelihood
 from prime_core.models.denoiser import Denoiser
 from prime_core.schedule import CosineSchedule, LinearSchedule, Schedule

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kernels.nll import coded_nll, subtoken_nll
 from prime_core.codec import SubtokenCodec
 from prime_core.corruption import antithetic_times
-from prime_core.exact_bounds import exact_objectives
+from prime_core.exact.bounds import exact_objectives
 from prime_core.likelihood import estimate_grid_nelbo, estimate_likelihood
 from prime_core.models.denoiser import Denoiser
 from prime_core.models.dit import DiT

@@ -12,11 +12,11 @@ from scipy.stats import kstest
 from torch import Tensor
 
 from kernels.noise import Purpose, uniform
-from prime_core.correctors import Corrector
-from prime_core.curves import TimeWarp
-from prime_core.plan import RevealPlan, draw_plan
+from prime_core.sampling.correctors import Corrector
+from prime_core.sampling.curves import TimeWarp
+from prime_core.sampling.plan import RevealPlan, draw_plan
+from prime_core.sampling.time_grid import Steps
 from prime_core.schedule import CosineSchedule, LinearSchedule, PolynomialSchedule, Schedule
-from prime_core.time_grid import Steps
 from tests.chi_square import p_value
 
 SCHEDULES = [

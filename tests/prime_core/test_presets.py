@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prime_core.correctors import Corrector
-from prime_core.curves import TemperatureCurve, TimeWarp
-from prime_core.plan import draw_plan
-from prime_core.presets import PRESETS, list_presets
+from prime_core.sampling.correctors import Corrector
+from prime_core.sampling.curves import TemperatureCurve, TimeWarp
+from prime_core.sampling.plan import draw_plan
+from prime_core.sampling.presets import PRESETS, list_presets
+from prime_core.sampling.settings import DRAWS, SamplingSettings
 from prime_core.schedule import PolynomialSchedule
-from prime_core.settings import DRAWS, SamplingSettings
 
 
 def test_the_one_row_that_is_published_in_full() -> None:

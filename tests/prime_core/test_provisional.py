@@ -7,7 +7,7 @@ import torch
 from prime_core.codec import SubtokenCodec
 from prime_core.config import UNetConfig
 from prime_core.pixels import PixelCodec
-from prime_core.provisional import UNKNOWN, provisional_pixels, provisional_text
+from prime_core.sampling.provisional import UNKNOWN, provisional_pixels, provisional_text
 from tests.stubs import byte_tokenizer
 
 

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prime_core.checkpoint import CheckpointError, load_checkpoint
-from prime_core.published import ImportOptions, import_published
-from prime_core.published_cli import main
+from prime_core.published.command import main
+from prime_core.published.importer import ImportOptions, import_published
 from prime_core.rank_files import write_rank_file
 from tests.published import DATA, network_of, random_backbone, training_checkpoint
 
@@ -236,7 +236,7 @@ class TestTokenizer:
             import_published(source, tmp_path / "other", ImportOptions(tokenizer="gpt2"))
 
     def test_gpt2_with_its_files(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("prime_core.published.load_tokenizer", lambda spec, folder: None)
+        monkeypatch.setattr("prime_core.published.importer.load_tokenizer", lambda spec, folder: None)
         monkeypatch.setattr("prime_core.checkpoint.load_tokenizer", lambda spec, folder: None)
         for vocab_size in (50257, 50258):
             imported = import_published(self.source(tmp_path, vocab_size), tmp_path / str(vocab_size))
@@ -289,7 +289,7 @@ class TestCommand:
     def test_an_import_that_reads_back_differently_fails(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        save = "prime_core.published.save_checkpoint"
+        save = "prime_core.published.importer.save_checkpoint"
         from prime_core.checkpoint import save_checkpoint
 
         def save_other(folder: Path, config: Any, state: dict[str, torch.Tensor], **others: Any) -> None:

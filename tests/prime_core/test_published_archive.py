@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import torch
 
-from prime_core import published_program
 from prime_core.checkpoint import CheckpointError
-from prime_core.published_archive import open_archive
-from prime_core.published_program import check_program
-from prime_core.published_unpickler import ArchiveTensor, InertRecord
+from prime_core.published import program as published_program
+from prime_core.published.archive import open_archive
+from prime_core.published.program import check_program
+from prime_core.published.unpickler import ArchiveTensor, InertRecord
 from tests.published import assemble, write_archive
 
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from prime_core.checkpoint import CheckpointError, load_checkpoint
 from prime_core.config import CodecConfig, CosineConfig, LinearConfig, PolynomialConfig, UNetConfig
 from prime_core.models.unet import UNet
-from prime_core.published import Imported, ImportOptions, import_published
-from prime_core.published_cli import main
-from prime_core.published_image_facts import ImageFacts
-from prime_core.published_image_layout import infer_image_config
+from prime_core.published.command import main
+from prime_core.published.image_facts import ImageFacts
+from prime_core.published.image_layout import infer_image_config
+from prime_core.published.importer import Imported, ImportOptions, import_published
 from prime_core.schedule import PolynomialSchedule
 from tests.published import DATA, image_checkpoint
 from tests.reference_unet import Net

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from kernels.noise import row_seed
-from prime_core.canvas import CanvasError
 from prime_core.codec import SubtokenCodec
-from prime_core.prepare import NonFiniteError, finish_row, prepare_rows
-from prime_core.sample import run_rows, sample
-from prime_core.score import score
-from prime_core.stepper import Stepper
-from prime_core.time_grid import Steps
+from prime_core.sampling.canvas import CanvasError
+from prime_core.sampling.prepare import NonFiniteError, finish_row, prepare_rows
+from prime_core.sampling.sample import run_rows, sample
+from prime_core.sampling.stepper import Stepper
+from prime_core.sampling.time_grid import Steps
+from prime_core.scoring.score import score
 from tests.stubs import TableDenoiser, byte_tokenizer, stub_checkpoint
 
 CODEC = SubtokenCodec(257, 2)

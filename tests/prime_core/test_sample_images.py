@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from prime_core.canvas import CanvasError
 from prime_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from prime_core.config import CodecConfig, Config, PolynomialConfig, UNetConfig
 from prime_core.models.build import build_denoiser
-from prime_core.prepare import prepare_rows
-from prime_core.sample import sample
+from prime_core.sampling.canvas import CanvasError
+from prime_core.sampling.prepare import prepare_rows
+from prime_core.sampling.sample import sample
 
 
 def make_checkpoint(folder: Path, vocab_size: int = 16, target_length: int = 2, **model: Any) -> Checkpoint:
@@ -138,8 +138,12 @@ def test_known_pixels_and_digits_may_be_arrays(model: Checkpoint) -> None:
     ("request_", "param", "message"),
     [
         ({"label": 3}, "label", r"label must be in 0\.\.2"),
-        ({"corrector": 3}, "corrector", "corrector must be a prime_core.correctors.Corrector, or None"),
-        ({"warp": "1"}, "warp", "warp must be a prime_core.curves.TimeWarp, or None"),
+        (
+            {"corrector": 3},
+            "corrector",
+            "corrector must be a prime_core.sampling.correctors.Corrector, or None",
+        ),
+        ({"warp": "1"}, "warp", "warp must be a prime_core.sampling.curves.TimeWarp, or None"),
         ({"label": True}, "label", r"label must be in 0\.\.2"),
         ({"label": "cow"}, "label", "cat, dog, owl"),
         ({"prompt": "a"}, "prompt", "no argument of an image model"),

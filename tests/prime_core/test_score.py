@@ -11,21 +11,21 @@ import torch
 from torch import Tensor
 
 from kernels.nll import subtoken_nll
-from prime_core import stepper as stepper_module
-from prime_core.canvas import CanvasError, digits_canvas
 from prime_core.codec import SubtokenCodec
 from prime_core.config import CodecConfig, UNetConfig
-from prime_core.exact_bounds import exact_objectives
+from prime_core.exact.bounds import exact_objectives
 from prime_core.models.unet import UNet
-from prime_core.prepare import NonFiniteError
-from prime_core.row import Row, new_row
-from prime_core.sample import run_rows
+from prime_core.sampling import stepper as stepper_module
+from prime_core.sampling.canvas import CanvasError, digits_canvas
+from prime_core.sampling.prepare import NonFiniteError
+from prime_core.sampling.row import Row, new_row
+from prime_core.sampling.sample import run_rows
+from prime_core.sampling.settings import SamplingSettings
+from prime_core.sampling.stepper import Stepper
 from prime_core.schedule import CosineSchedule, LinearSchedule, PolynomialSchedule
-from prime_core.score import ScoreRequest, finish_scores, prepare_scores, score
-from prime_core.score_row import draw_states
-from prime_core.scored import Score, estimate
-from prime_core.settings import SamplingSettings
-from prime_core.stepper import Stepper
+from prime_core.scoring.score import ScoreRequest, finish_scores, prepare_scores, score
+from prime_core.scoring.score_row import draw_states
+from prime_core.scoring.scored import Score, estimate
 from tests.prime_core.random_dit import random_dit
 from tests.prime_core.test_likelihood import time_conditioned_nelbo
 from tests.stubs import TableDenoiser, byte_tokenizer, stub_checkpoint

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from prime_core.codec import SubtokenCodec
-from prime_core.curves import TemperatureCurve
-from prime_core.settings import SamplingSettings, check_draw
+from prime_core.sampling.curves import TemperatureCurve
+from prime_core.sampling.settings import SamplingSettings, check_draw
 
 
 def test_the_temperature_is_a_number_or_a_curve_at_its_time() -> None:

@@ -10,10 +10,10 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from prime_core.canvas import Canvas, text_canvas
 from prime_core.codec import SubtokenCodec
-from prime_core.render import render
-from prime_core.settled import known_ids, settled_text
+from prime_core.sampling.canvas import Canvas, text_canvas
+from prime_core.sampling.render import render
+from prime_core.sampling.settled import known_ids, settled_text
 from prime_core.tokenizer import Tokenizer
 
 EOS = 256

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from kernels.rows import PendingCounts
-from prime_core import step_cache
 from prime_core.codec import SubtokenCodec
 from prime_core.config import CodecConfig, UNetConfig
 from prime_core.models.denoiser import Denoiser
 from prime_core.models.unet import UNet
+from prime_core.sampling import step_cache
+from prime_core.sampling.step_cache import StepCache, bucket_size
 from prime_core.schedule import LinearSchedule
-from prime_core.step_cache import StepCache, bucket_size
 from tests.prime_core.random_dit import random_dit
 from tests.stubs import TableDenoiser
 

@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 
 from kernels.noise import Purpose, uniform
-from prime_core import stepper as stepper_module
-from prime_core.canvas import Canvas, digits_canvas
 from prime_core.codec import SubtokenCodec
 from prime_core.config import CodecConfig, UNetConfig
-from prime_core.correctors import Corrector
-from prime_core.curves import TemperatureCurve, TimeWarp
 from prime_core.models.unet import MIN_DENSE_POSITIONS, UNet
-from prime_core.row import Row, new_row
-from prime_core.sample import run_rows
+from prime_core.sampling import stepper as stepper_module
+from prime_core.sampling.canvas import Canvas, digits_canvas
+from prime_core.sampling.correctors import Corrector
+from prime_core.sampling.curves import TemperatureCurve, TimeWarp
+from prime_core.sampling.row import Row, new_row
+from prime_core.sampling.sample import run_rows
+from prime_core.sampling.settings import SamplingSettings
+from prime_core.sampling.stepper import Stepper
 from prime_core.schedule import PolynomialSchedule
-from prime_core.settings import SamplingSettings
-from prime_core.stepper import Stepper
 from tests.stubs import TableDenoiser
 
 SCHEDULE = PolynomialSchedule(3)

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from prime_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from prime_core.config import CodecConfig, Config, DiTConfig
 from prime_core.models.dit import DiT
-from prime_core.prepare import prepare_rows
 from prime_core.rank_files import write_rank_file
+from prime_core.sampling.prepare import prepare_rows
 from prime_core.tokenizer import TokenizerSpec
 from server.engine.batcher import Job
 from server.engine.engine import Engine

@@ -15,7 +15,7 @@ import pytest
 
 import server.engine.engine as engine_module
 import server.engine.stopwatch as stopwatch
-from prime_core.prepare import prepare_rows
+from prime_core.sampling.prepare import prepare_rows
 from server.engine.batcher import Job
 from server.engine.call_cost import CallCost
 from server.engine.failures import EngineError, QueueFullError, UnavailableError

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from prime_core.checkpoint import load_checkpoint
-from prime_core.prepare import prepare_rows
-from prime_core.row import Row
-from prime_core.stepper import StepResult
+from prime_core.sampling.prepare import prepare_rows
+from prime_core.sampling.row import Row
+from prime_core.sampling.stepper import StepResult
 from server.engine.feed import Feed
 
 

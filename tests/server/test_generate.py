@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from prime_core.checkpoint import load_checkpoint
-from prime_core.sample import sample
+from prime_core.sampling.sample import sample
 from tests.server.running import CONTEXT, Running, assert_error
 
 

@@ -16,9 +16,9 @@ from PIL import Image
 
 from prime_core.checkpoint import load_checkpoint
 from prime_core.pictures import to_grid
-from prime_core.presets import PRESETS
-from prime_core.request import fill_in_preset
-from prime_core.sample import sample
+from prime_core.sampling.presets import PRESETS
+from prime_core.sampling.request import fill_in_preset
+from prime_core.sampling.sample import sample
 from tests.server.image_model import LABELS, LENGTH, SIDE
 from tests.server.image_model import NAME as IMAGES
 from tests.server.running import Running

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from prime_core.canvas import CanvasError
 from prime_core.config import CodecConfig, Config, UNetConfig
+from prime_core.sampling.canvas import CanvasError
 from server.images.known import KnownShape, parse_known
 
 SHAPE = KnownShape(picture=(2, 3, 3), planes=2, digits=2, base=4, top_pixel=15)

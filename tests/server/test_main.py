@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from prime_core.checkpoint import load_checkpoint
-from prime_core.sample import sample
+from prime_core.sampling.sample import sample
 from server.engine.engine import Engine
 from server.http.keys import KeyRing
 from server.lifetime import Server, serve

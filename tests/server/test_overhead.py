@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from prime_core.canvas import digits_canvas
 from prime_core.codec import SubtokenCodec
-from prime_core.row import new_row
+from prime_core.sampling.canvas import digits_canvas
+from prime_core.sampling.row import new_row
+from prime_core.sampling.settings import SamplingSettings
 from prime_core.schedule import LinearSchedule
-from prime_core.settings import SamplingSettings
 from server.engine.batcher import Job
 from server.engine.engine import Engine
 from server.engine.model_queue import LoadedModel

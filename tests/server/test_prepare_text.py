@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import server.text.text_stream as text_stream
-from prime_core.canvas import Canvas
 from prime_core.checkpoint import load_checkpoint
-from prime_core.prepare import prepare_rows, text_canvas_of
-from prime_core.provisional import ProvisionalText
-from prime_core.request import TextRequest
+from prime_core.sampling.canvas import Canvas
+from prime_core.sampling.prepare import prepare_rows, text_canvas_of
+from prime_core.sampling.provisional import ProvisionalText
+from prime_core.sampling.request import TextRequest
 from prime_core.tokenizer import Tokenizer
 from server.engine.feed import Changes, RowChange
 from server.schemas.text import GenerateRequest

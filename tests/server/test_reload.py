@@ -18,7 +18,7 @@ import torch
 from prime_core.checkpoint import load_checkpoint, save_checkpoint
 from prime_core.config import CodecConfig
 from prime_core.models.build import build_denoiser
-from prime_core.sample import sample
+from prime_core.sampling.sample import sample
 from server.engine.model_queue import LoadedModel
 from server.reload import reload_model
 from tests.server.processes import Served

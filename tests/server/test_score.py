@@ -15,7 +15,7 @@ import torch
 
 from prime_core.checkpoint import load_checkpoint
 from prime_core.pictures import to_png
-from prime_core.score import score
+from prime_core.scoring.score import score
 from prime_core.tokenizer import Tokenizer
 from tests.server.image_model import NAME as IMAGES
 from tests.server.image_model import SIDE

@@ -12,12 +12,12 @@ from server.command_line import OTHER_PROGRAMS, load_settings
 from server.main import main
 from server.model_sources import DEMO_FOLDER, ModelSource
 from server.settings import Settings, SettingsError
-from training.classifier import ClassifierConfig
 from training.config import TrainConfig
 from training.evaluate import EvalConfig
-from training.image_eval_config import ImageEvalConfig
+from training.images.classifier import ClassifierConfig
+from training.images.eval_config import ImageEvalConfig
+from training.images.sample import ImageSampleConfig
 from training.sample import SampleConfig
-from training.sample_images import ImageSampleConfig
 
 
 @pytest.fixture(autouse=True)

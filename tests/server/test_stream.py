@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 import server.text.text_stream as text_stream
-from prime_core.provisional import UNKNOWN
+from prime_core.sampling.provisional import UNKNOWN
 from tests.server.running import (
     CONTEXT,
     Gate,

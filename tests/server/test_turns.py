@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from prime_core.prepare import prepare_rows
+from prime_core.sampling.prepare import prepare_rows
 from server.engine.batcher import Job
 from server.engine.call_cost import CallCost
 from server.engine.engine import Engine

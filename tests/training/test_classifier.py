@@ -11,9 +11,9 @@ import torch
 
 from prime_core.weights import CheckpointError
 from tests.training.picture_sets import NAMES, bars, write_fashion_files
-from training.classifier import check_classifier, classifier_for, main, train_classifier
-from training.classifier_net import NUM_FEATURES, Classifier, load_classifier
 from training.data.images import DataError, ImageSet
+from training.images.classifier import check_classifier, classifier_for, main, train_classifier
+from training.images.classifier_net import NUM_FEATURES, Classifier, load_classifier
 
 
 @pytest.fixture(autouse=True)

@@ -17,14 +17,14 @@ from prime_core.likelihood import estimate_likelihood
 from prime_core.pixels import PixelCodec
 from tests.training.picture_models import write_image_model
 from tests.training.picture_sets import write_fashion_files
-from training import evaluate_images as module
-from training.classifier import classifier_for
 from training.data.images import open_images
 from training.evaluate import main
-from training.evaluate_images import ImageEvalConfig, evaluate_images
-from training.image_report import BOUNDS, NOT_A_BOUND, image_table
-from training.inception import STANDARD_DIGEST, Inception
-from training.sample_images import ImageSampleConfig, Shard, write_images
+from training.images import evaluate as module
+from training.images.classifier import classifier_for
+from training.images.evaluate import ImageEvalConfig, evaluate_images
+from training.images.inception import STANDARD_DIGEST, Inception
+from training.images.report import BOUNDS, NOT_A_BOUND, image_table
+from training.images.sample import ImageSampleConfig, Shard, write_images
 
 
 @pytest.fixture(autouse=True)

@@ -7,14 +7,14 @@ import pytest
 import scipy.linalg
 import torch
 
-from training.feature_distance import (
+from training.images.feature_distance import (
     GaussianFit,
     compare_features,
     fit_gaussian,
     frechet_distance,
     label_agreement,
 )
-from training.image_report import image_table
+from training.images.report import image_table
 
 
 def _features(n: int, seed: int, dimension: int = 6) -> torch.Tensor:

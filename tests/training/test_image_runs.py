@@ -18,7 +18,7 @@ from tests.training.picture_sets import write_fashion_files
 from tests.training.small_run import assert_same_run, load_run, metrics_of
 from tests.training.test_resume import interrupt_run
 from training.data.images import DataError
-from training.evaluate_images import ImageEvalConfig, evaluate_images
+from training.images.evaluate import ImageEvalConfig, evaluate_images
 from training.train import train
 
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"

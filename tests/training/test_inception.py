@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from prime_core.weights import CheckpointError
-from training.inception import STANDARD_DIGEST, Inception, inception_metrics, load_inception
-from training.inception_net import InceptionNet, resize
+from training.images.inception import STANDARD_DIGEST, Inception, inception_metrics, load_inception
+from training.images.inception_net import InceptionNet, resize
 
 
 @pytest.fixture(autouse=True)

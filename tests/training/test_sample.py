@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from prime_core.checkpoint import load_checkpoint
-from prime_core.sample import sample
+from prime_core.sampling.sample import sample
 from tests.training.test_evaluate import write_checkpoint
 from training.evaluate import main as evaluate_main
 from training.sample import SampleConfig, main, write_samples

@@ -20,12 +20,12 @@ import torch
 
 from prime_core.checkpoint import load_checkpoint
 from prime_core.pictures import to_png
-from prime_core.sample import sample
+from prime_core.sampling.sample import sample
 from tests.training.picture_models import write_image_model
-from training import sample_images
-from training.picture_files import PictureError, read_picture
+from training.images import sample as sample_images
+from training.images.picture_files import PictureError, read_picture
+from training.images.sample import ImageSampleConfig, Shard, write_images
 from training.sample import main
-from training.sample_images import ImageSampleConfig, Shard, write_images
 
 FOUR = ("a", "b", "c", "d")
 
@@ -275,8 +275,8 @@ def test_what_does_not_fit_leaves_no_folder(
 
 
 def test_samplers_and_presets_reach_the_rows(checkpoint: Path, tmp_path: Path) -> None:
-    from prime_core.correctors import Corrector
-    from prime_core.curves import TemperatureCurve, TimeWarp
+    from prime_core.sampling.correctors import Corrector
+    from prime_core.sampling.curves import TemperatureCurve, TimeWarp
 
     settings = {"corrector": "corrected 4 1 0.5", "warp": "1 1.7 0", "temperature": "-0.2 2 1"}
     _write(checkpoint, tmp_path / "out", sampler="published", n=2, label="1", **settings)

@@ -1,0 +1,1 @@
+"""Imports published networks, and runs no code of theirs."""

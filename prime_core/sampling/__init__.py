@@ -1,0 +1,1 @@
+"""How a model speaks: what is known, when each digit is revealed, how its token is drawn, and what is made of it."""
