@@ -6,7 +6,7 @@ import gc
 
 
 def settle() -> None:
-    """Keep what is alive now out of the sight of the garbage collector, and free what settled before and is garbage.
+    """Collect garbage, then hide from the collector whatever is alive (`gc.freeze`).
 
     A parsed request is made of as many new lists as the client likes, and every so many of them the collector looks
     through all that is alive: with torch loaded 320,000 objects, a tenth of a second in which nothing else runs. That
@@ -18,5 +18,5 @@ def settle() -> None:
 
 
 def unsettle() -> None:
-    """Show it everything again: at the end of the process, libraries count as leaked what was never collected."""
+    """Show it everything again: at the end of a process, libraries count as leaked what was never collected."""
     gc.unfreeze()

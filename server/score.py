@@ -40,7 +40,7 @@ from server.schemas.score import (
 )
 from server.text.text_length import check_chars
 
-# Every sub-token of every state takes a random number before the first call: seconds of a thread, for so many.
+# Every digit of every state takes a random number before the first call: seconds of a thread, for so many.
 MAX_DRAWN_DIGITS = 2**22
 # Rows that the inputs of a request share. The more there are, the sooner it is done on an idle GPU, but the sooner the
 # queue, which counts rows, is full.

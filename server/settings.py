@@ -88,7 +88,7 @@ class Settings(BaseSettings):
         ge=1,
         le=2**20,
         description="most connections; beyond, those at rest are closed for new ones, and if all are at work, "
-        "requests get 429, but /health and /ready",
+        "requests other than /health and /ready get 429",
     )
     receive_timeout_s: float = Field(
         default=10.0,
@@ -114,7 +114,7 @@ class Settings(BaseSettings):
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         default_factory=tuple,
         description="names that the server may be asked under besides localhost and addresses, between commas, or * "
-        "for any; default: any, but none on a loopback address without API keys",
+        "for any; default: *, but no others on a loopback address without API keys",
     )
     drain_timeout_s: float = Field(
         default=600.0, ge=0, le=86400, description="seconds that SIGTERM waits for accepted requests"

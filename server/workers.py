@@ -31,5 +31,5 @@ class Workers:
         self.frames = ThreadPoolExecutor(1, "prime-frames")
 
     def prepare(self, model: str) -> Executor:
-        """Return those for tokenization, plans and given pictures; each model's are its own, as its turns are."""
+        """Return the threads that prepare a model's requests: each has its own, so that a slow one delays no other."""
         return self._prepare[model]

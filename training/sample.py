@@ -65,7 +65,7 @@ class SampleConfig(CheckpointSettings):
     n: int = Field(default=1, ge=1, description="samples in all (short: -n)")
     steps: GridSteps = Field(
         default=DEFAULT_STEPS,
-        description="steps of the sampling grid, 1 or more, or exact: one sub-token at a time",
+        description="steps of the sampling grid, 1 or more, or exact: one digit at a time",
     )
     seed: int | None = Field(
         default=None, ge=0, lt=2**64, description="of the request; default: drawn, or that of the file"
@@ -143,7 +143,7 @@ def _finished_rows(
     with progress_bar(
         total=config.n * num_free,
         initial=min(first, config.n) * num_free,
-        unit="sub-token",
+        unit="digit",
         shown=progress,
     ) as bar:
 

@@ -66,13 +66,11 @@ class Packing(NamedTuple):
     """How the rows of a call lie end to end. All of it is where the network is before its first block runs.
 
     Attributes:
-        lengths: tokens of each row; they sum to T.
         groups: of the rows, `group_rows`.
         rotation: the angles of every token.
         rows: (T,) int64, the row of every token; None where nobody asks for it.
     """
 
-    lengths: Sequence[int]
     groups: list[RowGroup] | int
     rotation: Rotation
     rows: Tensor | None
@@ -89,7 +87,7 @@ def pack(lengths: Sequence[int], cos: Tensor, sin: Tensor, *, with_rows: bool) -
     """
     rows = queued(torch.repeat_interleave(torch.tensor(lengths)), cos.device) if with_rows else None
     rotation = Rotation(torch.cat([cos[:n] for n in lengths]), torch.cat([sin[:n] for n in lengths]))
-    return Packing(lengths, group_rows(lengths, cos.device), rotation, rows)
+    return Packing(group_rows(lengths, cos.device), rotation, rows)
 
 
 class Queries(NamedTuple):

@@ -39,8 +39,7 @@ def recorded_size(tensors: Mapping[str, Readable]) -> tuple[int, int] | None:
 
 def read_recorded(tensors: Mapping[str, Readable], config: Config) -> Recorded | None:
     """Return the first recorded picture; None if there is none, it is large, or it is of another kind."""
-    model, codec = config.model, config.codec
-    assert isinstance(model, UNetConfig)
+    model, codec = config.image_model, config.codec
     channels, rate = model.channels, 2 ** (len(model.channel_mult) - 1)
     if not {"y", "logits"} <= tensors.keys():
         return None
@@ -77,8 +76,7 @@ def find_head_channels(
     Returns:
         The configuration with the width that agrees best, and a remark.
     """
-    model = config.model
-    assert isinstance(model, UNetConfig)
+    model = config.image_model
     widths = tuple(model.model_channels * mult for mult in model.channel_mult)
     common = attended_width(widths, model.attention_rates)
     others = [] if is_known else [n for n in (64, 32, *range(8, common + 1)) if common % n == 0]

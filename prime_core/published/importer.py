@@ -16,7 +16,7 @@ from torch import Tensor
 
 from prime_core.checkpoint import load_checkpoint, save_checkpoint
 from prime_core.checkpoint_format import check_finite, check_tensors
-from prime_core.config import Config, ScheduleConfig, UNetConfig
+from prime_core.config import Config, ScheduleConfig
 from prime_core.published.image_check import find_head_channels, read_recorded, recorded_size
 from prime_core.published.image_facts import ImageFacts
 from prime_core.published.image_layout import HEAD as IMAGE_HEAD
@@ -165,8 +165,7 @@ def _convert_image(source: Path, found: Source, facts: ImageFacts, options: Impo
     shapes = {name: tensor.shape for name, tensor in found.tensors.items()}
     layout = infer_image_config(str(source), shapes, facts)
     config = layout.config.model_copy(update={"provenance": found.provenance})
-    model, notes = config.model, list(layout.notes)
-    assert isinstance(model, UNetConfig)
+    model, notes = config.image_model, list(layout.notes)
     state = _read(source, config, found.tensors, IMAGE_HEAD, model.channels, layout.num_outputs, options)
     is_known = facts.head_channels is not None
     if (recorded := read_recorded(found.others, config)) is not None:

@@ -23,7 +23,7 @@ from prime_core.sampling.canvas import Canvas, CanvasError, Numbers, check_stop,
 from prime_core.sampling.correctors import Corrector
 from prime_core.sampling.curves import TimeWarp
 from prime_core.sampling.image_canvas import image_canvas
-from prime_core.sampling.render import render
+from prime_core.sampling.render import FinishReason, render
 from prime_core.sampling.request import ImageRequest, Request, TextRequest, make_request
 from prime_core.sampling.row import Row, new_row
 from prime_core.sampling.settings import DRAWS, SamplingSettings, check_draw
@@ -55,7 +55,7 @@ class Sample:
     text: str | None
     token_ids: list[int]
     gaps: list[str]
-    finish_reason: str
+    finish_reason: FinishReason
     seed: int
     nfe: int
     steps: Steps
@@ -127,7 +127,13 @@ def prepare_rows(
 
 
 def finish_row(checkpoint: Checkpoint, prepared: PreparedRows, row: Row) -> Sample | ImageSample:
-    """Turn a finished row into a sample.
+    """Turn a finished row into a sample of its kind: `finish_text` or `finish_image`."""
+    finish = finish_image if isinstance(prepared.request, ImageRequest) else finish_text
+    return finish(checkpoint, prepared, row)
+
+
+def finish_text(checkpoint: Checkpoint, prepared: PreparedRows, row: Row) -> Sample:
+    """Turn a finished row of a text request into a sample.
 
     Args:
         checkpoint: the model.
@@ -137,25 +143,43 @@ def finish_row(checkpoint: Checkpoint, prepared: PreparedRows, row: Row) -> Samp
     Raises:
         NonFiniteError: if the row failed.
     """
-    if row.failed:
-        raise NonFiniteError("the network gave NaN, infinity or no possible token; are its weights sound?")
-    assert row.done, "only a finished row can be rendered"
-    request, nfe, skipped = prepared.request, row.plan.nfe, row.plan.steps_skipped
-    x_0 = checkpoint.codec.decode(row.y.cpu())
-    if isinstance(request, ImageRequest):
-        pixels = PixelCodec(_image_model(checkpoint.config)).decode(x_0)
-        return ImageSample(pixels, row.label, row.seed, nfe, request.steps, skipped)
-    rendered = render(prepared.canvas, x_0, checkpoint.tokenizer, request.stop)
+    request = prepared.request
+    assert isinstance(request, TextRequest), "the rows of a text request"
+    rendered = render(prepared.canvas, _tokens_of(checkpoint, row), checkpoint.tokenizer, request.stop)
     return Sample(
         text=rendered.text,
         token_ids=rendered.token_ids,
         gaps=rendered.gaps,
         finish_reason=rendered.finish_reason,
         seed=row.seed,
-        nfe=nfe,
+        nfe=row.plan.nfe,
         steps=request.steps,
-        steps_skipped=skipped,
+        steps_skipped=row.plan.steps_skipped,
     )
+
+
+def finish_image(checkpoint: Checkpoint, prepared: PreparedRows, row: Row) -> ImageSample:
+    """Turn a finished row of an image request into a sample; see `finish_text`."""
+    return ImageSample(
+        pixels=PixelCodec(checkpoint.config.image_model).decode(_tokens_of(checkpoint, row)),
+        label=row.label,
+        seed=row.seed,
+        nfe=row.plan.nfe,
+        steps=prepared.request.steps,
+        steps_skipped=row.plan.steps_skipped,
+    )
+
+
+def _tokens_of(checkpoint: Checkpoint, row: Row) -> Tensor:
+    """Return the tokens (L,) of a row that is done.
+
+    Raises:
+        NonFiniteError: if the row failed.
+    """
+    if row.failed:
+        raise NonFiniteError("the network gave NaN, infinity or no possible token; are its weights sound?")
+    assert row.done, "only a finished row can be rendered"
+    return checkpoint.codec.decode(row.y.cpu())
 
 
 def text_canvas_of(checkpoint: Checkpoint, request: TextRequest) -> Canvas:
@@ -194,7 +218,9 @@ def _prepare_text(
 
 
 def _prepare_images(checkpoint: Checkpoint, request: ImageRequest, seeds: Sequence[int]) -> PreparedRows:
-    model = _image_model(checkpoint.config)
+    if not isinstance(checkpoint.config.model, UNetConfig):
+        raise ValueError("this is a text model: it takes a TextRequest")
+    model = checkpoint.config.model
     draw = DRAWS.get(request.sampler)
     if draw is None:
         raise CanvasError("sampler", f"sampler must be {' or '.join(map(repr, DRAWS))}")
@@ -223,12 +249,6 @@ def _prepare_images(checkpoint: Checkpoint, request: ImageRequest, seeds: Sequen
         for seed in seeds
     )
     return PreparedRows(rows, canvas, request)
-
-
-def _image_model(config: Config) -> UNetConfig:
-    if not isinstance(config.model, UNetConfig):
-        raise ValueError("this is a text model: it takes a TextRequest")
-    return config.model
 
 
 def label_index(config: Config, model: UNetConfig, label: int | str | None) -> int | None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
 from prime_core.sampling.canvas import Canvas, check_stop
 from prime_core.tokenizer import Tokenizer
+
+FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,7 @@ class Rendered:
     text: str | None
     gaps: list[str]
     token_ids: list[int]
-    finish_reason: str
+    finish_reason: FinishReason
 
 
 def render(canvas: Canvas, x_0: Tensor, tokenizer: Tokenizer | None, stop: Sequence[str] = ()) -> Rendered:
@@ -48,7 +51,8 @@ def render(canvas: Canvas, x_0: Tensor, tokenizer: Tokenizer | None, stop: Seque
     tokens = x_0.tolist()
     if tokenizer is None:
         return Rendered(None, [], tokens, "length")
-    pieces, gaps, token_ids, finish_reason = [], [], [], "length"
+    pieces, gaps, token_ids = [], [], []
+    finish_reason: FinishReason = "length"
     for segment in canvas.segments:
         ids = tokens[segment.start : segment.stop]
         text = segment.text
@@ -63,9 +67,9 @@ def render(canvas: Canvas, x_0: Tensor, tokenizer: Tokenizer | None, stop: Seque
     return Rendered("".join(pieces), gaps, token_ids, finish_reason)
 
 
-def _cut(ids: list[int], tokenizer: Tokenizer, stop: Sequence[str]) -> tuple[list[int], str, str]:
+def _cut(ids: list[int], tokenizer: Tokenizer, stop: Sequence[str]) -> tuple[list[int], str, FinishReason]:
     """Cut the gap of an open-ended canvas: (tokens that the text needs, text, finish reason)."""
-    finish_reason = "length"
+    finish_reason: FinishReason = "length"
     if tokenizer.eos_id is not None and tokenizer.eos_id in ids:
         ids, finish_reason = ids[: ids.index(tokenizer.eos_id)], "stop"
     raw = bytes_of(ids, tokenizer)

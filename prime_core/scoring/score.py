@@ -68,7 +68,7 @@ class Content:
 
     Attributes:
         x_0: (L,) int64, its tokens.
-        num_bytes: of its text; None for images, and for tokens without a text.
+        num_bytes: of its text, or of what its tokens decode to; None for images, and without a tokenizer.
         num_dimensions: pixels times channels of an image; None for text.
         label: that it is scored under; None for models without, and for labels that are drawn.
         num_labels: of which every state draws one; 0 for models that draw none.
@@ -109,7 +109,7 @@ class PreparedScores:
 
 
 def rows_per_input(num_inputs: int, num_samples: int, most_rows: int) -> int:
-    """Return how many rows share the states of an input: all of them, or so that all inputs have ``most_rows``."""
+    """Return how many rows share the states of an input: at most one a state, and ``most_rows`` over all inputs."""
     return max(1, min(num_samples, most_rows // num_inputs))
 
 

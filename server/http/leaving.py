@@ -1,4 +1,4 @@
-"""No job outlives the request that it is for, and none goes uncounted, whatever way that ends."""
+"""When a request ends, in whatever way, its unfinished jobs are cancelled and counted."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from prime_core.pictures import PNG_MODES, to_grid, to_npy, to_png
 from prime_core.sampling.canvas import CanvasError
-from prime_core.sampling.prepare import ImageSample, PreparedRows, finish_row
+from prime_core.sampling.prepare import ImageSample, PreparedRows, finish_image
 from server.engine.batcher import Job
 from server.engine.model_queue import ModelQueue
 from server.http.sampling_headers import sampling_headers
@@ -91,10 +91,7 @@ def images_response(request_id: str, queue: ModelQueue, prepared: PreparedRows, 
 
 
 def _finished(queue: ModelQueue, prepared: PreparedRows) -> list[ImageSample]:
-    finished = [finish_row(queue.checkpoint, prepared, row) for row in prepared.rows]
-    samples = [sample for sample in finished if isinstance(sample, ImageSample)]
-    assert len(samples) == len(finished), "an image model makes images"
-    return samples
+    return [finish_image(queue.checkpoint, prepared, row) for row in prepared.rows]
 
 
 def _response(request_id: str, queue: ModelQueue, samples: Sequence[ImageSample], job: Job) -> ImagesResponse:

@@ -43,22 +43,31 @@ def check_work(checkpoint: Checkpoint, request: ImageRequest, limits: Limits) ->
         checkpoint.schedule, request.steps, warp=request.warp, corrector=request.corrector
     )
     num_digits = limits.context * checkpoint.codec.target_length
-    if _work(request, limits.context, num_digits, changes) <= limits.max_work:
+    tokens = limits.context
+    if (
+        max(_call_work(request, tokens, num_digits), _plan_work(request, num_digits, changes))
+        <= limits.max_work
+    ):
         return  # whatever is known
     canvas = image_canvas(checkpoint.config.image_model, checkpoint.codec, request.known, request.y)
     num_free = int(canvas.free.sum())
-    if _work(request, limits.context, num_free, changes) > limits.max_work:
+    if _call_work(request, tokens, num_free) > limits.max_work:
+        counted = f"the {num_free} free digits" if request.corrector is None else "one more, with a corrector"
         raise CanvasError(
             "steps",
-            f"n * tokens * steps is at most {limits.max_work}, with {limits.context} tokens and steps counted up to "
-            f"the {num_free} free sub-tokens (with a corrector every step counts, and one more), and so is n * "
-            f"{num_free} * {changes * DRAWN_CHANGE_WORK:.4g}, for the times that each is revealed or masked again; "
-            "lower n, steps or corrector.scale",
+            f"n * tokens * steps is at most {limits.max_work}, with {tokens} tokens and steps counted up to {counted}; "
+            "lower n or steps",
+        )
+    if _plan_work(request, num_free, changes) > limits.max_work:
+        raise CanvasError(
+            "steps",
+            f"n * digits * {DRAWN_CHANGE_WORK} * changes is at most {limits.max_work}, with {num_free} free digits, "
+            f"each revealed or masked again {changes:.4g} times; lower n, steps or corrector.scale",
         )
 
 
-def _work(request: ImageRequest, num_tokens: int, num_free: int, changes: float) -> float:
-    """Return what n rows cost: tokens times calls, or the drawing of their plans if that is more."""
+def _call_work(request: ImageRequest, num_tokens: int, num_free: int) -> int:
+    """Return the tokens of all denoiser calls of n rows."""
     if request.steps == "exact":
         calls = num_free
     elif request.corrector is None:
@@ -66,4 +75,9 @@ def _work(request: ImageRequest, num_tokens: int, num_free: int, changes: float)
         calls = min(request.steps + (request.warp is not None), num_free)
     else:
         calls = request.steps + 1
-    return request.n * max(num_tokens * calls, num_free * changes * DRAWN_CHANGE_WORK)
+    return request.n * num_tokens * calls
+
+
+def _plan_work(request: ImageRequest, num_free: int, changes: float) -> float:
+    """Return what it takes to draw the plans of n rows, in tokens of denoiser calls."""
+    return request.n * num_free * changes * DRAWN_CHANGE_WORK

@@ -134,7 +134,7 @@ class CodedLoss(Strict):
     nats: float = Field(description="of the whole input")
     standard_error: float | None = Field(description="of nats; null for num_samples 1")
     nats_per_token: float
-    is_bound: bool = Field(description="true only for models of one sub-token a token, where it equals nelbo")
+    is_bound: bool = Field(description="true only for models of one digit a token, where it equals nelbo")
     note: str = Field(description="says so in words")
 
 

@@ -10,7 +10,7 @@ from fastapi import Request
 
 from prime_core.checkpoint import Checkpoint
 from prime_core.sampling.canvas import Canvas, CanvasError
-from prime_core.sampling.prepare import PreparedRows, Sample, finish_row, prepare_rows, text_canvas_of
+from prime_core.sampling.prepare import PreparedRows, Sample, finish_text, prepare_rows, text_canvas_of
 from prime_core.sampling.request import TextRequest
 from server.engine.batcher import Job
 from server.engine.model_queue import ModelQueue
@@ -120,10 +120,10 @@ def _check_work(requests: Sequence[TextRequest], canvases: Sequence[Canvas], lim
         for request, (num_tokens, num_free) in zip(requests, sizes, strict=True)
     )
     if work > limits.max_work:
-        counted = f"steps counted up to the free sub-tokens, summed over the {len(requests)} prompts"
+        counted = f"steps counted up to the free digits, summed over the {len(requests)} prompts"
         if len(requests) == 1:
             num_tokens, num_free = sizes[0]
-            counted = f"{num_tokens} tokens and steps counted up to the {num_free} free sub-tokens"
+            counted = f"{num_tokens} tokens and steps counted up to the {num_free} free digits"
         raise CanvasError(
             "steps",
             f"n * tokens * steps is at most {limits.max_work}, with {counted}; "
@@ -137,9 +137,7 @@ def text_response(request_id: str, queue: ModelQueue, prepared: PreparedRows, jo
     Raises:
         NonFiniteError: if a row failed.
     """
-    finished = [finish_row(queue.checkpoint, prepared, row) for row in prepared.rows]
-    samples = [sample for sample in finished if isinstance(sample, Sample)]
-    assert len(samples) == len(finished), "a text model makes text"
+    samples = [finish_text(queue.checkpoint, prepared, row) for row in prepared.rows]
     prompt_tokens = sum(
         segment.stop - segment.start for segment in prepared.canvas.segments if not segment.gap
     )
@@ -163,7 +161,7 @@ def _output(sample: Sample) -> Output:
         text=sample.text,
         gaps=sample.gaps,
         token_ids=sample.token_ids,
-        finish_reason="stop" if sample.finish_reason == "stop" else "length",
+        finish_reason=sample.finish_reason,
         seed=sample.seed,
         nfe=sample.nfe,
         steps=sample.steps,

@@ -244,8 +244,9 @@ def test_the_size_of_plans_is_capped_as_it_is_expected(images_path: Path) -> Non
         message = assert_error(
             post(running, n=16, steps=300, corrector=STRONG), 422, "invalid_value", "steps"
         )
-        assert message.startswith("n * tokens * steps is at most 1048576")
-        assert "n * 128 * 630.7" in message  # of 16 * 64 * 301 calls, which are not too many
+        assert message.startswith("n * digits * 8 * changes is at most 1048576")
+        # of 16 * 64 * 301 calls, which are not too many
+        assert "128 free digits, each revealed or masked again 78.84 times" in message
 
 
 def test_objects_of_many_keys_are_not_described() -> None:

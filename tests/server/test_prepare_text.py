@@ -55,7 +55,7 @@ def test_work_is_refused_before_plans_are_drawn(model_path: Path, monkeypatch: p
         message = assert_error(
             server.post(prompt="ab", max_tokens=40, steps=10), 422, "invalid_value", "steps"
         )
-        assert "42 tokens and steps counted up to the 80 free sub-tokens" in message
+        assert "42 tokens and steps counted up to the 80 free digits" in message
 
 
 def test_prompts_of_a_completion_are_checked_once(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:

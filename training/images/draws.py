@@ -11,7 +11,6 @@ from typing import Any
 
 from kernels.noise import row_seed
 from prime_core.checkpoint import Checkpoint
-from prime_core.config import UNetConfig
 from prime_core.sampling.prepare import ImageSample, PreparedRows, prepare_rows
 from prime_core.sampling.request import ImageRequest
 from prime_core.sampling.row import Row
@@ -42,8 +41,7 @@ class ImageDraws:
         Raises:
             ValueError: a setting does not fit the model, or is out of range.
         """
-        model = self.checkpoint.config.model
-        assert isinstance(model, UNetConfig), "the command looked at the checkpoint first"
+        model = self.checkpoint.config.image_model
         label = self.label
         if label is None and model.labels == "class":
             label = index % model.num_labels

@@ -92,8 +92,7 @@ def evaluate_images(
     device = choose_device(config.device)
     checkpoint = load_checkpoint(config.checkpoint, device=device, dtype=config.dtype)
     data = _open_data(config, checkpoint.config)
-    model = checkpoint.config.model
-    assert isinstance(model, UNetConfig), "the command looked at the checkpoint first"
+    model = checkpoint.config.image_model
     report: dict[str, Any] = {
         "checkpoint": str(config.checkpoint),
         "step": checkpoint.config.provenance.get("step"),
@@ -143,8 +142,7 @@ def _open_data(config: ImageEvalConfig, model: Config) -> _Data:
         verify=verify,
     )
     heldout = opened(split="heldout")
-    assert isinstance(model.model, UNetConfig)
-    shape = PixelCodec(model.model).picture_shape
+    shape = PixelCodec(model.image_model).picture_shape
     if heldout.picture_shape != shape:
         raise ValueError(
             f"pictures of {heldout.name} are {heldout.picture_shape}, and the model's are {shape}: name another "
@@ -157,8 +155,7 @@ def _bounds(
     config: ImageEvalConfig, checkpoint: Checkpoint, heldout: ImageSet, progress: bool
 ) -> dict[str, Any]:
     """Estimate bounds and the coded loss, block by block; each has noise of its own, so none changes another."""
-    model = checkpoint.config.model
-    assert isinstance(model, UNetConfig)
+    model = checkpoint.config.image_model
     codec = PixelCodec(model)
     noise, grid_noise, label_noise = (
         torch.Generator().manual_seed(seed) for seed in noise_seeds(config.seed, 3)
@@ -254,8 +251,7 @@ def _judge(
     config: ImageEvalConfig, judging: _Judging, data: _Data, device: torch.device, progress: bool
 ) -> dict[str, Any]:
     """Draw samples, or take the drawn ones, and judge them."""
-    model = judging.draws.checkpoint.config.model
-    assert isinstance(model, UNetConfig)
+    model = judging.draws.checkpoint.config.image_model
     report, classifier = dict(judging.report), None
     if judging.classifier_file is not None:
         classifier = classifier_for(judging.classifier_file, judging.train, data.heldout, progress=progress)

@@ -30,7 +30,6 @@ from pydantic_settings import SettingsConfigDict
 from torch import Tensor
 
 from prime_core.checkpoint import Checkpoint, load_checkpoint
-from prime_core.config import UNetConfig
 from prime_core.device import choose_device
 from prime_core.labels import parse_label
 from prime_core.pictures import PNG_MODES
@@ -127,9 +126,7 @@ def write_images(config: ImageSampleConfig, *, shard: Shard | None = None, progr
         torch.set_num_threads(config.num_threads)
     device = _device(config.device)
     checkpoint = load_checkpoint(config.checkpoint, device=device, dtype=config.dtype)
-    model = checkpoint.config.model
-    assert isinstance(model, UNetConfig), "the command looked at the checkpoint first"
-    shape = PixelCodec(model).picture_shape
+    shape = PixelCodec(checkpoint.config.image_model).picture_shape
     if shape[2] not in PNG_MODES:
         raise PictureError(f"a PNG has 1 or 3 channels, and the pictures of this model have {shape[2]}")
     known, digests = _known_parts(config, checkpoint, shape)
@@ -187,8 +184,7 @@ def _known_parts(
     if config.known_mask is not None:
         mask = read_picture(config.known_mask, (*shape[:2], 1))[0] >= 128
         return {"known": torch.where(torch.from_numpy(mask), pixels, -1)}, digests
-    model, codec = checkpoint.config.model, checkpoint.codec
-    assert isinstance(model, UNetConfig)
+    model, codec = checkpoint.config.image_model, checkpoint.codec
     if codec.target_length == 1:
         raise ValueError("--known-digits: the tokens of this model are single digits; use --known-mask")
     digits = codec.encode(PixelCodec(model).encode(pixels))

@@ -23,7 +23,7 @@ class ImageSamplerSettings(BaseSettings):
 
     steps: GridSteps = Field(
         default=DEFAULT_STEPS,
-        description="steps of the sampling grid, 1 or more, or exact: one sub-token at a time",
+        description="steps of the sampling grid, 1 or more, or exact: one digit at a time",
     )
     preset: str | None = Field(
         default=None,
