@@ -165,7 +165,7 @@ def _with_graphs(checkpoint: Checkpoint, workload: Workload, max_graphs: int) ->
 
 
 def _dense(checkpoint: Checkpoint, workload: Workload, dense_steps: int) -> Callable[[], Outcome]:
-    device = next(checkpoint.denoiser.parameters()).device
+    device = device_of(checkpoint.denoiser)
     # On a CPU fresh buffers cost page faults, so they are kept; on a GPU they would count as another sampler's memory.
     kept = build_dense(checkpoint, workload) if device.type == "cpu" else None
 

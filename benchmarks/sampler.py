@@ -30,6 +30,7 @@ from benchmarks.workloads import Workload
 from kernels.backend import choose_backend
 from prime_core.checkpoint import Checkpoint
 from prime_core.config import DiTConfig
+from prime_core.models.denoiser import device_of
 
 WARM_UP_STEPS = 4
 
@@ -199,7 +200,7 @@ def _run_entry(
 
 def _full_call(checkpoint: Checkpoint, workload: Workload) -> Any:
     """Run the trunk on all rows, every position masked and asked for."""
-    device = next(checkpoint.denoiser.parameters()).device
+    device = device_of(checkpoint.denoiser)
     y_t = torch.full(
         (workload.num_tokens, workload.target_length), checkpoint.codec.mask_index, device=device
     )

@@ -80,6 +80,11 @@ class Checkpoint:
     denoiser: DiT | UNet
     dtype: torch.dtype
 
+    @property
+    def dtype_name(self) -> str:
+        """The number type of the parameters as people write it: "float32" or "bfloat16"."""
+        return str(self.dtype).removeprefix("torch.")
+
 
 def load_checkpoint(
     path: str | Path,

@@ -24,6 +24,8 @@ from pydantic_settings import SettingsConfigDict
 from prime_core.checkpoint import Checkpoint, load_checkpoint
 from prime_core.device import choose_device
 from prime_core.likelihood import estimate_grid_nelbo, estimate_likelihood
+from prime_core.models.denoiser import device_of
+from prime_core.scoring.scored import MAX_EXPONENT
 from training.baselines import unigram_nats, xz_bits_per_byte
 from training.command_line import load_settings
 from training.data.corpus import CorpusOptions
@@ -111,7 +113,7 @@ def evaluate(config: EvalConfig, *, progress: bool = True) -> dict[str, Any]:
         "checkpoint": str(config.checkpoint),
         "step": checkpoint.config.provenance.get("step"),
         "target_length": checkpoint.config.codec.target_length,
-        "dtype": str(checkpoint.dtype).removeprefix("torch."),
+        "dtype": checkpoint.dtype_name,
         "data": [str(path) for path in config.data],
         "num_documents": text.num_documents,
         "num_rows": len(text.rows),
@@ -143,7 +145,7 @@ def _estimates(
     noise, grid_noise = (torch.Generator().manual_seed(seed) for seed in noise_seeds(config.seed, 2))
     nats: dict[str, list[npt.NDArray[np.float64]]] = {"nelbo": [], "coded_loss": []}
     model = (checkpoint.denoiser, checkpoint.codec, checkpoint.schedule)
-    device = next(checkpoint.denoiser.parameters()).device
+    device = device_of(checkpoint.denoiser)
     options: dict[str, Any] = {
         "num_draws": config.num_draws,
         "batch_rows": config.batch_rows,
@@ -182,7 +184,7 @@ def _figures(text: HeldoutText, nats: npt.NDArray[np.float64], label: str) -> di
         "bits_per_byte_standard_error": None if error is None else error / math.log(2),
     }
     if label != NOT_A_BOUND:
-        figures["ppl"] = math.exp(min(per_token.value, 700.0))
+        figures["ppl"] = math.exp(min(per_token.value, MAX_EXPONENT))
     return figures
 
 

@@ -104,7 +104,7 @@ def what_made_it(checkpoint: Checkpoint) -> dict[str, str]:
     """
     return {
         "checkpoint": weights_digest(checkpoint.path),
-        "dtype": str(checkpoint.dtype).removeprefix("torch."),
+        "dtype": checkpoint.dtype_name,
     }
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kernels.noise import Purpose, row_seed, uniform
+from prime_core.checkpoint import Checkpoint
 from prime_core.config import Config, UNetConfig
 from prime_core.integers import check_count, is_integer
 from prime_core.labels import find_label
@@ -28,9 +29,6 @@ from prime_core.sampling.request import ImageRequest, Request, TextRequest, make
 from prime_core.sampling.row import Row, new_row
 from prime_core.sampling.settings import DRAWS, SamplingSettings, check_draw
 from prime_core.sampling.time_grid import Steps
-
-if TYPE_CHECKING:
-    from prime_core.checkpoint import Checkpoint
 
 
 class NonFiniteError(RuntimeError):

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from prime_core.checkpoint import Checkpoint
 from prime_core.sampling.prepare import finish_row, prepare_rows
 from prime_core.sampling.request import Request
 from prime_core.sampling.stepper import AnyRow, Stepper
-
-if TYPE_CHECKING:
-    from prime_core.checkpoint import Checkpoint
 
 
 def run_rows(

@@ -13,12 +13,13 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kernels.noise import row_seed
+from prime_core.checkpoint import Checkpoint
 from prime_core.config import UNetConfig
 from prime_core.integers import check_count, holds_integers
 from prime_core.pixels import PixelCodec, top_pixel
@@ -29,9 +30,6 @@ from prime_core.sampling.sample import run_rows
 from prime_core.sampling.stepper import Stepper
 from prime_core.scoring.score_row import ScoreRow, draw_states, new_score_rows
 from prime_core.scoring.scored import PerToken, Score, estimate
-
-if TYPE_CHECKING:
-    from prime_core.checkpoint import Checkpoint
 
 DEFAULT_SAMPLES = 16
 TEXT_FIELDS = ("text", "token_ids", "inputs")

@@ -291,7 +291,7 @@ class ModelQueue:
     @property
     def dtype(self) -> str:
         """Number type of the weights: "float32" or "bfloat16"."""
-        return str(self.checkpoint.dtype).removeprefix("torch.")
+        return self.checkpoint.dtype_name
 
     def _jobs(self) -> list[Job]:
         held = [job for generation in self._generations for job in generation.batcher.jobs()]

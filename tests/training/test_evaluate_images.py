@@ -23,7 +23,7 @@ from training.images import evaluate as module
 from training.images.classifier import classifier_for
 from training.images.evaluate import ImageEvalConfig, evaluate_images
 from training.images.inception import STANDARD_DIGEST, Inception
-from training.images.report import BOUNDS, NOT_A_BOUND, image_table
+from training.images.report import BOUNDS, NOT_A_BOUND, bounds_table, samples_table
 from training.images.sample import ImageSampleConfig, Shard, write_images
 
 
@@ -307,7 +307,8 @@ def test_the_table_comes_in_two_parts_and_bounds_do_not_wait_for_a_classifier(
     assert "nelbo" in shown and "samples" not in shown
     assert main([*arguments, "--json"]) == 0
     assert shown == "", "JSON comes whole"
-    assert table == image_table(json.loads(capsys.readouterr().out)) + "\n"
+    report = json.loads(capsys.readouterr().out)
+    assert table == f"{bounds_table(report)}\n{samples_table(report)}\n"
 
 
 def test_a_text_command_line_is_none_of_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

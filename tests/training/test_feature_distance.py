@@ -14,7 +14,7 @@ from training.images.feature_distance import (
     frechet_distance,
     label_agreement,
 )
-from training.images.report import image_table
+from training.images.report import samples_table
 
 
 def _features(n: int, seed: int, dimension: int = 6) -> torch.Tensor:
@@ -71,15 +71,7 @@ def test_a_distance_below_its_floor_is_called_noise() -> None:
     report = compare_features(reference[:20], reference, _features(70, 1) + 1)
     assert report["value"] < report["floor"]
     assert report["remark"] == "below its own floor: n = 20 is too small to tell"
-    shown = {
-        "checkpoint": "c",
-        "step": 1,
-        "dtype": "float32",
-        "target_length": 2,
-        "labels": "none",
-        "data": "d",
-    }
-    table = image_table({**shown, "samples": {}, "notes": [], "classifier_feature_distance": report})
+    table = samples_table({"samples": {}, "notes": [], "classifier_feature_distance": report})
     assert f"({report['remark']})" in table
 
 

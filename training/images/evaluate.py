@@ -29,6 +29,7 @@ from prime_core.checkpoint import Checkpoint, load_checkpoint
 from prime_core.config import Config, UNetConfig
 from prime_core.device import choose_device
 from prime_core.likelihood import estimate_grid_nelbo, estimate_likelihood
+from prime_core.models.denoiser import device_of
 from prime_core.pixels import PixelCodec
 from prime_core.sampling.prepare import NonFiniteError
 from training.command_line import load_settings
@@ -98,7 +99,7 @@ def evaluate_images(
         "step": checkpoint.config.provenance.get("step"),
         "target_length": checkpoint.config.codec.target_length,
         "labels": model.labels,
-        "dtype": str(checkpoint.dtype).removeprefix("torch."),
+        "dtype": checkpoint.dtype_name,
         "data": data.heldout.name,
         "num_dimensions": math.prod(data.heldout.picture_shape),
         "seed": config.seed,
@@ -163,7 +164,7 @@ def _bounds(
     rows = evenly_spread(config.rows, len(heldout))
     nats: dict[str, list[npt.NDArray[np.float64]]] = {"nelbo": [], "coded_loss": []}
     parts = checkpoint.denoiser, checkpoint.codec, checkpoint.schedule
-    device = next(checkpoint.denoiser.parameters()).device
+    device = device_of(checkpoint.denoiser)
     options: dict[str, Any] = {
         "batch_rows": config.batch_rows * config.num_draws,
         "chunk_rows": config.chunk_rows,

@@ -26,16 +26,8 @@ _FIGURES = ("classifier_feature_distance", "label_agreement", "fid", "inception_
 _ERRORS = ("standard_error", "standard_deviation")
 
 
-def image_table(report: Mapping[str, Any]) -> str:
-    """Return a report as text, one line a figure; every figure of samples says how many there were."""
-    parts = [bounds_table(report)]
-    if "samples" in report:
-        parts.append(samples_table(report))
-    return "\n".join(parts)
-
-
 def bounds_table(report: Mapping[str, Any]) -> str:
-    """Return the first part of `image_table`: what was measured and its bounds, if there are any."""
+    """Return the first part of a report as text, a line a figure: what was measured, and its bounds if there are any."""
     lines = [
         f"{report['checkpoint']} (step {report['step']}, {report['dtype']}, {report['target_length']} digits a token, "
         f"labels: {report['labels']}) on {report['data']}"
@@ -53,7 +45,7 @@ def bounds_table(report: Mapping[str, Any]) -> str:
 
 
 def samples_table(report: Mapping[str, Any]) -> str:
-    """Return the second part of `image_table`: an empty line, and how good the samples are."""
+    """Return its second part: an empty line, and how good the samples are; every figure says how many there were."""
     facts = ", ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in report["samples"].items()
