@@ -27,7 +27,7 @@ _ERRORS = ("standard_error", "standard_deviation")
 
 
 def bounds_table(report: Mapping[str, Any]) -> str:
-    """Return the first part of a report as text, a line a figure: what was measured, and its bounds if there are any."""
+    """Return the first part of a report as text, a line a figure: what was measured, and bounds if any."""
     lines = [
         f"{report['checkpoint']} (step {report['step']}, {report['dtype']}, {report['target_length']} digits a token, "
         f"labels: {report['labels']}) on {report['data']}"
