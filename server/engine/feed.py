@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from prime_core.sampling.row import Row
-from prime_core.sampling.stepper import StepResult
+from prime_core.sampling.step_parts import StepResult
 
 
 class RowChange(NamedTuple):

@@ -14,7 +14,8 @@ from typing import Literal, NamedTuple
 
 from prime_core.checkpoint import Checkpoint
 from prime_core.sampling.prepare import NonFiniteError
-from prime_core.sampling.stepper import AnyRow, StepResult
+from prime_core.sampling.step_parts import StepResult
+from prime_core.sampling.stepper import AnyRow
 from server.engine.batcher import Batcher, Entry, Job
 from server.engine.departures import Departures
 from server.engine.failures import DeadlineError, EngineError, MemoryFullError

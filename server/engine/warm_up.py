@@ -17,7 +17,8 @@ from prime_core.checkpoint import Checkpoint
 from prime_core.config import UNetConfig
 from prime_core.pixels import PixelCodec
 from prime_core.sampling.prepare import NonFiniteError, prepare_rows
-from prime_core.sampling.stepper import AnyRow, Stepper, StepResult
+from prime_core.sampling.step_parts import StepResult
+from prime_core.sampling.stepper import AnyRow, Stepper
 from prime_core.scoring.score import ScoreRequest, prepare_scores
 
 WARM_UP_TOKENS = 32

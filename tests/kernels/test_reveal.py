@@ -16,7 +16,7 @@ from kernels.token_digits import TokenDigits
 from kernels.truncate import NUM_CANDIDATES
 from prime_core.codec import SubtokenCodec
 from prime_core.exact.tokens import token_law
-from prime_core.sampling.stepper import SamplingSettings
+from prime_core.sampling.settings import SamplingSettings
 from tests.chi_square import p_value
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

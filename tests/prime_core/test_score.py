@@ -15,6 +15,7 @@ from prime_core.codec import SubtokenCodec
 from prime_core.config import CodecConfig, UNetConfig
 from prime_core.exact.bounds import exact_objectives
 from prime_core.models.unet import UNet
+from prime_core.sampling import step_parts
 from prime_core.sampling import stepper as stepper_module
 from prime_core.sampling.canvas import CanvasError, digits_canvas
 from prime_core.sampling.prepare import NonFiniteError
@@ -230,7 +231,7 @@ def test_a_call_that_raises_for_one_kind_of_rows_has_moved_none(monkeypatch: pyt
         raise torch.OutOfMemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(stepper_module, "subtoken_nll", raises)
+        patch.setattr(step_parts, "subtoken_nll", raises)
         with pytest.raises(torch.OutOfMemoryError):
             stepper.step([drawn, scored])
     assert (drawn.next_event, scored.next_event) == (0, 0)

@@ -15,6 +15,7 @@ from prime_core.codec import SubtokenCodec
 from prime_core.config import CodecConfig, DiTConfig
 from prime_core.models.denoiser import filled_size
 from prime_core.models.dit import DiT
+from prime_core.sampling import step_parts
 from prime_core.sampling import stepper as stepper_module
 from prime_core.sampling.canvas import Canvas, digits_canvas
 from prime_core.sampling.row import Row, new_row
@@ -73,13 +74,13 @@ def test_logits_are_bitwise_the_same_alone_and_among_others(
 ) -> None:
     model, codec = random_dit(dtype, time_conditioned=time_conditioned)
     seen: list[Tensor] = []
-    real = stepper_module.reveal_tokens_
+    real = step_parts.reveal_tokens_
 
     def spy(logits: Tensor, *arguments: Any, **options: Any) -> Any:
         seen.append(logits.clone())
         return real(logits, *arguments, **options)
 
-    monkeypatch.setattr(stepper_module, "reveal_tokens_", spy)
+    monkeypatch.setattr(step_parts, "reveal_tokens_", spy)
     Stepper(model, codec).step(mixed_rows(codec))
     together = torch.cat(seen)
     seen.clear()
@@ -137,7 +138,7 @@ def test_a_step_writes_only_what_is_due_and_reports_it() -> None:
 def test_noise_is_keyed_by_seed_position_and_lowest_due_digit(monkeypatch: pytest.MonkeyPatch) -> None:
     codec = SubtokenCodec(50, 3)
     seen: list[Tensor] = []
-    real = stepper_module.reveal_tokens_
+    real = step_parts.reveal_tokens_
 
     def spy(
         logits: Tensor,
@@ -152,7 +153,7 @@ def test_noise_is_keyed_by_seed_position_and_lowest_due_digit(monkeypatch: pytes
         seen.append(u)
         return real(logits, state, positions, due, digits, u, *rest, **options)
 
-    monkeypatch.setattr(stepper_module, "reveal_tokens_", spy)
+    monkeypatch.setattr(step_parts, "reveal_tokens_", spy)
     rows = [new_row(free_canvas(codec, 5), SCHEDULE, SamplingSettings(), 3, seed) for seed in (2**63, 8)]
     expected = torch.cat(
         [

@@ -15,6 +15,7 @@ from kernels.noise import Purpose, uniform
 from prime_core.codec import SubtokenCodec
 from prime_core.config import CodecConfig, UNetConfig
 from prime_core.models.unet import MIN_DENSE_POSITIONS, UNet
+from prime_core.sampling import step_parts
 from prime_core.sampling import stepper as stepper_module
 from prime_core.sampling.canvas import Canvas, digits_canvas
 from prime_core.sampling.correctors import Corrector
@@ -110,7 +111,7 @@ def test_digits_that_are_drawn_again_have_numbers_of_their_own(
 ) -> None:
     name = "reveal_digits_" if draw == "marginal" else "reveal_tokens_"
     seen: list[Tensor] = []
-    real = getattr(stepper_module, name)
+    real = getattr(step_parts, name)
 
     def spy(
         logits: Tensor,
@@ -125,7 +126,7 @@ def test_digits_that_are_drawn_again_have_numbers_of_their_own(
         seen.append(u)
         return real(logits, state, positions, due, digits, u, *rest, **options)
 
-    monkeypatch.setattr(stepper_module, name, spy)
+    monkeypatch.setattr(step_parts, name, spy)
     row = corrected_row(2**63, settings=SamplingSettings(draw=draw))
     used: list[Tensor] = []
     while not row.done:

@@ -12,7 +12,7 @@ import pytest
 from prime_core.checkpoint import load_checkpoint
 from prime_core.sampling.prepare import prepare_rows
 from prime_core.sampling.row import Row
-from prime_core.sampling.stepper import StepResult
+from prime_core.sampling.step_parts import StepResult
 from server.engine.feed import Feed
 
 

@@ -12,7 +12,8 @@ import torch
 from prime_core.checkpoint import load_checkpoint
 from prime_core.config import CodecConfig, Config, UNetConfig
 from prime_core.sampling.draw_settings import join_draw_settings
-from prime_core.sampling.stepper import AnyRow, Row, Stepper
+from prime_core.sampling.row import Row
+from prime_core.sampling.stepper import AnyRow, Stepper
 from server.engine.warm_up import trial_calls
 from tests.server.image_model import write_image_checkpoint
 

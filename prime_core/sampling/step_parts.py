@@ -1,0 +1,226 @@
+"""The rows of one kind in a denoiser call: where they lie, what they need beside logits, and what becomes of them.
+
+A call has at most three parts: rows whose tokens are drawn, rows whose digits are drawn alone, and rows that are
+scored. A part first reads its logits, and only moves its rows when all parts have (`Part.take`, `Part.commit`): if
+anything raises before, no row has moved.
+
+Shapes: L tokens of a row, T packed tokens, S digits a token, V tokens of the vocabulary, P positions of one row's
+event, R positions of the events of a part, Q digits that one event masks again.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kernels.marginal import reveal_digits_
+from kernels.nll import SubtokenNLL, subtoken_nll
+from kernels.reveal import reveal_tokens_
+from kernels.token_digits import TokenDigits
+from prime_core.models.denoiser import queued
+from prime_core.sampling.draw_settings import join_draw_settings
+from prime_core.sampling.plan import Event
+from prime_core.sampling.row import Row
+from prime_core.scoring.score_row import ScoreRow
+
+_Row = TypeVar("_Row", Row, ScoreRow)
+_Numbers = TypeVar("_Numbers", Tensor, NDArray[np.int64])
+
+
+class StepResult(NamedTuple):
+    """What one step did to one row.
+
+    Attributes:
+        positions: (P,) int64, the tokens of the event; none of a row that is scored.
+        digits: (P, S) int64, all their digits after the step. If ``ok`` is False nothing was written,
+            and this is no state of the row: some positions may hold draws that were given up. Do not pass it on.
+        ok: False if the row failed in this step and was left as it was.
+        remasked: (Q,) int64, flat indices position S + digit of what was masked again before the call. To follow a
+            row, mask these first, then write ``digits``.
+    """
+
+    positions: NDArray[np.int64]
+    digits: NDArray[np.int64]
+    ok: bool
+    remasked: NDArray[np.int64]
+
+
+class Part(ABC, Generic[_Row]):
+    """Rows of one kind, laid end to end. Their positions share chunks of logits.
+
+    Attributes:
+        rows: the rows.
+        events: the next event of each.
+        starts: the first packed token of each.
+        stop: the packed token behind the last.
+        counts: how many positions each has.
+        positions: (R,) int64, packed tokens of all events.
+        chunks: numbers of positions whose logits exist at a time; they sum to R.
+    """
+
+    def __init__(self, rows: Sequence[_Row], start: int, max_logit_rows: int) -> None:
+        """Lay out rows that are not done.
+
+        Args:
+            rows: of one kind.
+            start: the first packed token of the first.
+            max_logit_rows: most positions of a chunk.
+        """
+        self.rows: Sequence[_Row] = rows
+        self.events: list[Event] = [row.event for row in rows]
+        *self.starts, self.stop = accumulate((row.length for row in rows), initial=start)
+        self.counts = [len(event.positions) for event in self.events]
+        self.positions = np.concatenate(
+            [event.positions + first for event, first in zip(self.events, self.starts, strict=True)]
+        )
+        whole, rest = divmod(len(self.positions), max_logit_rows)
+        self.chunks = [max_logit_rows] * whole + [rest] * (rest > 0)
+
+    def in_chunks(self, numbers: _Numbers) -> Sequence[_Numbers]:
+        """Cut what is there for R positions into chunks."""
+        if len(self.chunks) == 1:
+            return [numbers]
+        stops = accumulate(self.chunks)
+        return [numbers[stop - size : stop] for stop, size in zip(stops, self.chunks, strict=True)]
+
+    def _in_chunks_or_none(self, numbers: Tensor | None) -> Sequence[Tensor | None]:
+        return [None] * len(self.chunks) if numbers is None else self.in_chunks(numbers)
+
+    @abstractmethod
+    def queue(self, device: torch.device) -> None:
+        """Queue on the device what the part needs beside its logits."""
+
+    @abstractmethod
+    def take(self, logits: Iterator[Tensor], y_t: Tensor, digits: TokenDigits) -> None:
+        """Read the logits of all positions; no row moves.
+
+        Args:
+            logits: yields (chunk, V) for every chunk.
+            y_t: (T, S) packed digits that the call saw. What is drawn is written there.
+            digits: the digits of every token.
+        """
+
+    @abstractmethod
+    def commit(self, y_t: Tensor) -> Iterator[StepResult]:
+        """Move the rows on, in order, each with its result.
+
+        Args:
+            y_t: (T, S), after `take`.
+        """
+
+
+class DrawnPart(Part[Row]):
+    """Rows of which tokens, or single digits, are drawn."""
+
+    def queue(self, device: torch.device) -> None:
+        """Queue positions, what is due there, and how it is drawn."""
+        settings = join_draw_settings([row.draws for row in self.rows], [row.span for row in self.rows])
+        self._at = _on(device, self.positions)
+        self._due = _on(device, np.concatenate([event.due for event in self.events]))
+        self._u = _on(device, settings.u)
+        self._how = [None if each is None else _on(device, each) for each in settings[1:]]
+
+    def take(self, logits: Iterator[Tensor], y_t: Tensor, digits: TokenDigits) -> None:
+        """Draw the digits that are due, into the packed state."""
+        draw = reveal_digits_ if self.rows[0].settings.draw == "marginal" else reveal_tokens_
+        inputs = [self.in_chunks(each) for each in (self._at, self._due, self._u)]
+        how = [self._in_chunks_or_none(each) for each in self._how]
+        finite = _joined(
+            [
+                draw(next(logits), y_t, at, due, digits, u, *each, mask_index=digits.mask_index).finite
+                for at, due, u, *each in zip(*inputs, *how, strict=True)
+            ]
+        )
+        if y_t.is_cpu:
+            self._digits, self._finite = y_t.numpy()[self.positions], finite.numpy()
+        else:
+            both = torch.cat([y_t[self._at], finite[:, None]], 1).cpu().numpy()  # in one copy
+            self._digits, self._finite = both[:, :-1], both[:, -1] != 0
+
+    def commit(self, y_t: Tensor) -> Iterator[StepResult]:
+        """Move rows on; one without finite logits is marked, and left as it was."""
+        all_ok, stop = bool(self._finite.all()), 0
+        after = y_t.numpy() if y_t.is_cpu else None  # for numpy, see `Event`
+        for row, event, start in zip(self.rows, self.events, self.starts, strict=True):
+            first, stop = stop, stop + len(event.positions)
+            ok = all_ok or bool(self._finite[first:stop].all())
+            if ok:
+                if after is None:
+                    row.y.copy_(y_t[start : start + row.length])
+                else:
+                    row.y.numpy()[:] = after[start : start + row.length]
+                row.next_event += 1
+            else:
+                row.failed = True
+            yield StepResult(event.positions, self._digits[first:stop], ok, event.remasked)
+
+
+class ScoredPart(Part[ScoreRow]):
+    """Rows of which masked states are scored.
+
+    The head is the one that sampling uses, over chunks of the same sizes, so that a row's numbers do not depend on its
+    neighbours (the grouping of `kernels.linear_nll` would make them).
+    """
+
+    def queue(self, device: torch.device) -> None:
+        """Queue positions and the tokens there."""
+        self._at = _on(device, self.positions)
+        tokens = [row.x_0[event.positions] for row, event in zip(self.rows, self.events, strict=True)]
+        self._x_0 = queued(torch.cat(tokens), device)
+
+    def take(self, logits: Iterator[Tensor], y_t: Tensor, digits: TokenDigits) -> None:
+        """Compute what all positions cost."""
+        costs = [
+            subtoken_nll(next(logits), seen, tokens, digits.table, digits.mask_index)
+            for seen, tokens in zip(self.in_chunks(y_t[self._at]), self.in_chunks(self._x_0), strict=True)
+        ]
+        self._nll = SubtokenNLL(*(_joined(each).cpu() for each in zip(*costs, strict=True)))
+
+    def commit(self, y_t: Tensor) -> Iterator[StepResult]:
+        """Let the rows count what their positions cost."""
+        nothing = np.zeros(0, dtype=np.int64)
+        of_rows = zip(*(each.split(self.counts) for each in self._nll), strict=True)
+        for row, event, own in zip(self.rows, self.events, of_rows, strict=True):
+            ok = row.record(event.positions, SubtokenNLL(*own))
+            yield StepResult(nothing, np.zeros((0, row.y.shape[1]), dtype=np.int64), ok, nothing)
+
+
+def parts_of(rows: Sequence[Row | ScoreRow], max_logit_rows: int) -> list[Part[Row] | Part[ScoreRow]]:
+    """Sort the rows of a call by kind, and lay the parts end to end.
+
+    Args:
+        rows: rows that are not done, at least one.
+        max_logit_rows: most positions whose logits exist at a time.
+    """
+    drawn: dict[str, list[Row]] = {}
+    scored: list[ScoreRow] = []
+    for row in rows:
+        if isinstance(row, ScoreRow):
+            scored.append(row)
+        else:
+            drawn.setdefault(row.settings.draw, []).append(row)
+    parts: list[Part[Row] | Part[ScoreRow]] = []
+    stop = 0
+    for own in drawn.values():
+        parts.append(DrawnPart(own, stop, max_logit_rows))
+        stop = parts[-1].stop
+    if scored:
+        parts.append(ScoredPart(scored, stop, max_logit_rows))
+    return parts
+
+
+def _on(device: torch.device, numbers: NDArray[np.generic]) -> Tensor:
+    """Return numpy's numbers as a tensor that is, or will be, on the device."""
+    tensor = torch.from_numpy(numbers)
+    return tensor if device.type == "cpu" else queued(tensor, device)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
