@@ -220,7 +220,7 @@ class Engine:
     @property
     def state(self) -> EngineState:
         """What the engine is doing; only "ready" takes traffic."""
-        if self._stopping or (self._warm and not self.alive):
+        if self._stopping:  # as the thread does when it ends, however it ends
             return "stopped"
         if self._draining:
             return "draining"

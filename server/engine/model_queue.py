@@ -213,9 +213,6 @@ class ModelQueue:
             self._forecast = None
             for generation in self._generations:
                 generation.batcher.drop(finished)
-            for job in finished:
-                if job in self.inbox:
-                    self.inbox.remove(job)
             self._room.give_back(
                 sum(len(job.rows) for job in finished), sum(job.num_bytes for job in finished)
             )

@@ -98,7 +98,7 @@ class AccessMiddleware:
         except Exception as error:  # noqa: BLE001  # it is logged by `internal_error`, without its text
             answer = internal_error(request_id, error)
             if status:
-                status, left = 500, False
+                status = 500
                 raise HalfAnswerError(request_id) from None  # its own text is not for the log
             await answer.response()(scope, receive, send_with_id)
         finally:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 from pathlib import Path
 from typing import BinaryIO
 
@@ -56,10 +57,33 @@ def test_litter_of_a_crash_is_replaced(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_content_is_flushed_before_it_gets_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
-    fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append("fsync"), fsync(fd))[1])
-    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("replace"), replace(a, b))[1])
-    atomic.atomic_write(tmp_path / "a", b"x")
-    assert calls == ["fsync", "replace", "fsync"]
+def test_content_is_on_disk_before_it_gets_the_name_and_then_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[object] = []
+    replace = os.replace
+
+    def synced(descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        happened.append("folder" if stat.S_ISDIR(status.st_mode) else status.st_size)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", lambda a, b: (happened.append("replace"), replace(a, b))[1])
+    for content in (b"abc", lambda file: file.write(b"abc")):
+        happened.clear()
+        atomic.atomic_write(tmp_path / "a", content)
+        assert happened == [3, "replace", "folder"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts what Linux tells in /proc")
+def test_no_file_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def num_open() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = num_open()
+    atomic.atomic_write(tmp_path / "a", b"abc")
+    assert num_open() == before
+    monkeypatch.setattr(os, "fsync", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        atomic.sync_folder(tmp_path)
+    assert num_open() == before

@@ -72,16 +72,22 @@ def test_a_failure_after_half_an_answer_is_not_answered_again() -> None:
     assert [message["type"] for message in _run(fail_late)] == ["http.response.start", "raised"]
 
 
-@pytest.mark.parametrize(("ending", "status"), [("whole", 200), ("cut", 499), ("left", 499), ("failed", 500)])
+@pytest.mark.parametrize(
+    ("ending", "status"),
+    [("whole", 200), ("cut", 499), ("left", 499), ("failed", 500), ("refused", 404), ("silent", 0)],
+)
 def test_the_status_of_an_answer_tells_whether_its_end_was_sent(
     ending: str, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "prime.access")
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
+        if ending == "silent":
+            return
+        status_sent = 404 if ending == "refused" else 200
+        await send({"type": "http.response.start", "status": status_sent, "headers": []})
         await send({"type": "http.response.body", "body": b"a", "more_body": True})
-        if ending == "left":
+        if ending in ("left", "refused"):
             await receive()
         if ending == "failed":
             raise ZeroDivisionError
@@ -99,6 +105,8 @@ def test_the_status_of_an_answer_tells_whether_its_end_was_sent(
         {"query_string": b"a" * (MAX_HEADER_BYTES + 1)},
         {"raw_path": b"/" * (MAX_HEADER_BYTES + 1)},
         {"headers": [(b"a", b"b" * (MAX_HEADER_BYTES + 1))]},
+        {"headers": [(b"a" * (MAX_HEADER_BYTES + 1), b"b")]},
+        {"headers": [(b"", b"")] * (MAX_HEADER_BYTES // 4)},
     ],
 )
 def test_no_part_of_the_head_escapes_its_bound(head: dict[str, Any]) -> None:

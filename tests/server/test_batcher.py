@@ -102,3 +102,14 @@ def test_impossible_sizes_are_refused() -> None:
         Batcher(max_rows=0, max_tokens=4)
     with pytest.raises(ValueError, match="17 tokens"):
         Batcher(max_rows=1, max_tokens=16).add(make_job((17, 1)))
+
+
+def test_a_batcher_for_new_weights_knows_what_the_old_one_learned_of_memory() -> None:
+    batcher = Batcher(max_rows=8, max_tokens=64)
+    batcher.add(make_job((3, 1)))
+    batcher.cap.halve(8)
+    other = batcher.emptied()
+    assert (len(other), other.max_rows, other.max_tokens) == (0, 4, 64)
+    other.cap.halve(4)
+    assert batcher.max_rows == 2
+    assert len(batcher) == 1

@@ -55,3 +55,65 @@ def test_a_reader_is_woken_once_for_all_that_happens_until_it_looks(
             assert feed.take(None).rows == []
 
     asyncio.run(follow())
+
+
+def step(positions: list[int], digits: list[list[int]], remasked: list[int] | None = None) -> StepResult:
+    masked = np.array([] if remasked is None else remasked, dtype=np.int64)
+    revealed_digits = np.array(digits, dtype=np.int64).reshape(-1, 2)
+    return StepResult(np.array(positions, dtype=np.int64), revealed_digits, True, masked)
+
+
+def rows_of(model_path: Path, **fields: Any) -> tuple[list[Row], int]:
+    checkpoint = load_checkpoint(model_path)
+    rows = prepare_rows(checkpoint, seed=0, **fields).rows
+    return [row for row in rows if isinstance(row, Row)], checkpoint.codec.mask_index
+
+
+def test_a_token_has_changed_when_any_of_its_digits_is_not_what_it_was(model_path: Path) -> None:
+    async def follow() -> None:
+        rows, mask = rows_of(model_path, max_tokens=3, steps="exact")
+        feed = Feed(rows, mask)
+        feed.advanced(0, step([1], [[3, mask]]))
+        (first,) = feed.take(None).rows
+        assert (first.positions.tolist(), first.nfe, first.step) == ([1], 1, rows[0].plan.steps[0])
+        feed.advanced(0, step([1, 2], [[3, mask], [1, 2]]))  # that of token 1 is as it was
+        feed.advanced(0, step([], [], remasked=[2]))  # the high digit of token 1
+        (second,) = feed.take(None).rows
+        assert second.positions.tolist() == [1, 2]
+        assert second.y.tolist() == [[mask, mask], [mask, mask], [1, 2]]
+        assert (second.nfe, second.step) == (3, rows[0].plan.steps[2])
+        assert first.y.tolist() == [[mask, mask], [3, mask], [mask, mask]]  # what was told stays as it was
+        assert rows[0].y.eq(mask).all()  # and the engine's row is the engine's
+
+    asyncio.run(follow())
+
+
+def test_a_row_that_failed_is_told_by_its_error_alone(model_path: Path) -> None:
+    async def follow() -> None:
+        feed = Feed(*rows_of(model_path, max_tokens=3, steps="exact"))
+        feed.advanced(0, step([1], [[3, 3]])._replace(ok=False))
+        changes = feed.take(None)
+        assert (changes.rows, changes.progress) == ([], 0.0)
+
+    asyncio.run(follow())
+
+
+def test_progress_is_that_of_all_rows_and_the_time_left_that_of_the_slowest(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def follow() -> None:
+        rows, mask = rows_of(model_path, n=2, max_tokens=3, steps="exact")
+        feed = Feed(rows, mask)
+        monkeypatch.setattr("server.engine.feed.time.monotonic", lambda: 108.0)
+        assert feed.take(None) == ([], 0.0, None)
+        assert feed.take(100.0).eta_s is None
+        for position in range(2):
+            feed.advanced(0, step([position], [[1, 1]]))
+        changes = feed.take(100.0)
+        assert changes.progress == 2 / 12
+        assert changes.eta_s == 8.0 / 2 * 6  # two calls in 8 s, and the other row has had none of its six
+        feed.advanced(1, step([0], [[1, 1]]))
+        changes = feed.take(100.0)
+        assert (changes.progress, changes.eta_s) == (3 / 12, 8.0 / 2 * 5)
+
+    asyncio.run(follow())

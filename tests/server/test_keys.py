@@ -15,7 +15,9 @@ from server.app import create_app
 from server.command_line import load_settings
 from server.http.keys import (
     KEY_VARIABLES,
+    MAX_FILE_BYTES,
     MAX_KEY_CHARS,
+    SHORT_KEY_CHARS,
     KeyRing,
     KeysError,
     read_keys,
@@ -103,6 +105,8 @@ def test_a_remembered_password_does_not_count_for_pages_of_other_sites(
     assert locked.client.get("/info", headers=bearer).status_code == 200
 
 
+WITH_JUNK = base64.b64encode(f"a:{KEY}".encode()).decode()
+WITH_JUNK = f"{WITH_JUNK[:8]}!{WITH_JUNK[8:]}"
 BAD_HEADERS = [
     b"",
     b"Bearer",
@@ -117,6 +121,7 @@ BAD_HEADERS = [
     b"Bearer " + b"a" * (MAX_KEY_CHARS + 1),
     b"Bearer " + b"a" * 60_000,
     b"Basic !!!",
+    f"Basic {WITH_JUNK}".encode(),
     b"Basic " + base64.b64encode(KEY.encode()),
     b"Basic " + base64.b64encode("a:schlüssel".encode()),
     basic(KEY, "").encode(),
@@ -179,12 +184,55 @@ def test_a_file_is_read_again_when_it_changes(tmp_path: Path, caplog: pytest.Log
     file.write_text(KEY)
     mark = file.stat()
     ring.refresh()
+    file.write_text(f"{OTHER}\n{KEY}")  # of another length, and with the same time
+    os.utime(file, ns=(mark.st_atime_ns, mark.st_mtime_ns))
+    ring.refresh()
+    assert len(ring) == 2
+    file.write_text(KEY)
+    mark = file.stat()
+    ring.refresh()
     file.write_text(KEY.swapcase())  # of the same length, and with the same time
     os.utime(file, ns=(mark.st_atime_ns, mark.st_mtime_ns))
     ring.refresh()
     assert ring.name_of(KEY.encode())
     ring.refresh(force=True)
     assert ring.name_of(KEY.encode()) is None
+
+
+def test_keys_of_the_environment_count_beside_those_of_a_file_also_when_it_is_read_again(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"team:{KEY}")
+    ring = KeyRing(file, take_environment_keys({"PRIME_API_KEY": OTHER}))
+    for _ in range(2):
+        assert [ring.name_of(key.encode()) for key in (KEY, OTHER)] == ["team", "environment-1"]
+        ring.refresh(force=True)
+
+
+def test_a_file_of_keys_may_have_a_mebibyte(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_bytes(f"\n{KEY}".encode().rjust(MAX_FILE_BYTES, b"#"))
+    assert len(read_keys(file)) == 1
+    with file.open("ab") as more:
+        more.write(b"\n")
+    with pytest.raises(KeysError, match="is over 1048576 bytes"):
+        read_keys(file)
+
+
+def test_a_key_that_can_be_guessed_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "keys"
+    file.write_text("a" * SHORT_KEY_CHARS)
+    read_keys(file)
+    assert not caplog.records
+    file.write_text("a" * (SHORT_KEY_CHARS - 1))
+    read_keys(file)
+    (record,) = caplog.records
+    assert (record.levelname, "line 1: a key of under 16 characters" in record.getMessage()) == (
+        "WARNING",
+        True,
+    )
+    assert "aaa" not in caplog.text
 
 
 @pytest.mark.parametrize(

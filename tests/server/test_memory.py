@@ -99,6 +99,40 @@ def test_a_cap_that_fails_again_waits_longer(monkeypatch: pytest.MonkeyPatch) ->
     assert cap.now == 1
 
 
+def test_a_cap_is_half_of_the_call_that_failed_and_grows_no_further_than_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "PATIENCE_CALLS", 1)
+    cap = RowCap(7)
+    cap.halve(5)
+    assert cap.now == 2
+    for now in (4, 7, 7):
+        cap.succeeded(cap.now)
+        assert cap.now == now
+
+
+def test_a_cap_waits_no_longer_than_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "PATIENCE_CALLS", 2)
+    monkeypatch.setattr(memory, "MAX_PATIENCE_CALLS", 3)
+    cap = RowCap(16)
+    for _ in range(4):
+        cap.halve(4)
+    for now in (2, 2, 4, 4, 4, 8):
+        cap.succeeded(cap.now)
+        assert cap.now == now
+
+
+def test_a_failure_begins_the_wait_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "PATIENCE_CALLS", 2)
+    cap = RowCap(4)
+    cap.halve(4)
+    cap.succeeded(2)
+    cap.halve(2)  # and twice as long, for it was the second
+    for now in (1, 1, 1, 2):
+        cap.succeeded(cap.now)
+        assert cap.now == now
+
+
 def test_other_errors_are_no_lack_of_memory() -> None:
     assert not is_out_of_memory(RuntimeError("shapes do not fit"))
     assert not is_out_of_memory(ValueError("out of memory"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import torch
 
 from prime_core.checkpoint import load_checkpoint
 from prime_core.sampling.sample import sample
+from prime_core.sampling.step_parts import StepResult
+from prime_core.sampling.stepper import AnyRow, Stepper
 from tests.training.test_evaluate import write_checkpoint
 from training.evaluate import main as evaluate_main
 from training.sample import SampleConfig, main, write_samples
@@ -58,6 +60,22 @@ def test_the_number_of_rows_at_a_time_changes_nothing(checkpoint: Path, tmp_path
         _write(checkpoint, tmp_path / f"{max_rows}.jsonl", max_rows=max_rows)
     first = (tmp_path / "1.jsonl").read_bytes()
     assert (tmp_path / "2.jsonl").read_bytes() == (tmp_path / "64.jsonl").read_bytes() == first
+
+
+@pytest.mark.parametrize(("max_rows", "most"), [(1, 1), (2, 2), (64, 5)])
+def test_calls_hold_as_many_rows_as_are_allowed_and_no_more(
+    max_rows: int, most: int, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    step = Stepper.step
+
+    def noted(self: Stepper, rows: Sequence[AnyRow]) -> list[StepResult]:
+        sizes.append(len(rows))
+        return step(self, rows)
+
+    monkeypatch.setattr(Stepper, "step", noted)
+    _write(checkpoint, tmp_path / "out.jsonl", max_rows=max_rows)
+    assert max(sizes) == most
 
 
 @pytest.mark.parametrize("cut", [0, 1, 40, -1, -30])

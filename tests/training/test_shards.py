@@ -94,6 +94,18 @@ def test_fitting_shards_are_reused(tmp_path: Path, corpus: Path, monkeypatch: py
     assert _build(moved, tmp_path / "shards").manifest == first.manifest
 
 
+@pytest.mark.parametrize("text", ["hello\nyou\n\nthrée\nmore", "hullo\nyou\n\nthrée\n"])
+def test_an_old_time_of_change_does_not_hide_other_contents(text: str, tmp_path: Path, corpus: Path) -> None:
+    """As a copy that keeps times has: of another length in its place, or of the same one elsewhere."""
+    _build(corpus, tmp_path / "shards")
+    status = (corpus / "a.txt").stat()
+    moved = corpus.rename(tmp_path / "moved") if text.startswith("hu") else corpus
+    (moved / "a.txt").write_text(text, encoding="utf-8")
+    os.utime(moved / "a.txt", ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(ShardError, match="different sources"):
+        _build(moved, tmp_path / "shards")
+
+
 @pytest.mark.parametrize(
     ("arguments", "difference"),
     [
@@ -153,6 +165,10 @@ def test_damaged_shards_are_noticed(tmp_path: Path, corpus: Path) -> None:
     shard.write_bytes(b"\xff" * 14)
     with pytest.raises(ShardError, match="hold id 65535, the vocabulary ends at 256"):
         TokenDataset(tmp_path / "shards").block(1, 7)
+    shard.write_bytes(b"\x00\x01" * 6 + b"\x01\x01")
+    assert TokenDataset(tmp_path / "shards").block(7, 1).tolist() == [256]
+    with pytest.raises(ShardError, match="hold id 257, the vocabulary ends at 256"):
+        TokenDataset(tmp_path / "shards").block(13, 1)
 
 
 @pytest.mark.parametrize(
@@ -230,6 +246,29 @@ def test_failed_rename_leaves_nothing_behind(
     with pytest.raises(ShardError, match="Input/output error"):
         _build(corpus, tmp_path / "shards")
     assert _entries(tmp_path) == set()
+
+
+def test_shards_are_on_disk_before_the_folder_gets_its_name(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[object] = []
+    rename = Path.rename
+
+    def synced(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        happened.append((path.name, path.stat().st_size if path.is_file() else "folder"))
+
+    def renamed(path: Path, target: Path) -> Path:
+        happened.append((path.name, target.name))
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    _build(corpus, tmp_path / "shards")
+    move = (".shards.partial", "shards")
+    assert happened[:3] == [("shard-00000.bin", 14), ("shard-00001.bin", 14), ("shard-00002.bin", 10)]
+    assert happened[-3:] == [(".shards.partial", "folder"), move, (tmp_path.name, "folder")]
+    assert ".manifest.json.partial" in {name for name, _ in happened[3:-3]}  # type: ignore[misc]
 
 
 def test_leftovers_of_a_killed_builder_are_cleared(tmp_path: Path, corpus: Path) -> None:

@@ -153,6 +153,30 @@ def test_metrics_are_due_at_their_steps(config: Path, tmp_path: Path) -> None:
     assert first["tokens_per_s"] > 0
 
 
+def test_a_save_is_due_after_so_many_steps_and_after_so_much_time(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s, saved = [1000.0], []
+    take_step = Trainer.train_step
+
+    def slow_step(self: Trainer) -> dict[str, float]:
+        now_s[0] += 10
+        return take_step(self)
+
+    monkeypatch.setattr(Trainer, "train_step", slow_step)
+    monkeypatch.setattr(Trainer, "save", lambda self: saved.append(self.step))
+    monkeypatch.setattr("training.train.time.monotonic", lambda: now_s[0])
+    for name, (flags, expected) in {
+        "time": (["--save-every", "100", "--save-every-s", "25"], [3, 6, 7]),
+        "both": (["--save-every", "5", "--save-every-s", "25"], [3, 5, 7]),
+        "end": (["--save-every", "100", "--save-every-s", "70"], [7]),
+    }.items():
+        saved.clear()
+        run = load_run(config, tmp_path / name, "--steps", "7", *flags)
+        trainer = train(run, progress=False)
+        assert (trainer.step, sorted(set(saved))) == (7, expected)
+
+
 def test_a_permuted_codec_is_saved_with_the_model(config: Path, tmp_path: Path) -> None:
     from prime_core.checkpoint import load_checkpoint
 
