@@ -151,7 +151,7 @@ def estimate_grid_nelbo(
     end = masked_share[steps + 1].to(x_0.device)[:, None, None]
     y_t = torch.where(levels < start, torch.full_like(y_0, codec.mask_index), y_0)
     y_next = torch.where(levels < end, torch.full_like(y_0, codec.mask_index), y_0)
-    t = times[steps.clamp_max(num_steps)].to(x_0.device)
+    t = times[steps].to(x_0.device)
     parts = [
         _revealed_nll(denoiser, codec, y_t[rows], y_next[rows], t[rows], chunk_rows, _labels_of(labels, rows))
         for rows in _slices(len(y_t), size)

@@ -124,8 +124,9 @@ def test_row_seeds_reproduce_alone_and_differ() -> None:
                 torch.tensor([row, 0, 0, int(Purpose.ROW)]), torch.tensor(seed_words(seed))
             ).tolist()
             assert row_seed(seed, row) == high << 32 | low
-    with pytest.raises(ValueError, match="row must be"):
-        row_seed(0, -1)
+    for row in (-1, 2**32):
+        with pytest.raises(ValueError, match="row must be"):
+            row_seed(0, row)
 
 
 def words(generator: torch.Generator, *shape: int) -> Tensor:

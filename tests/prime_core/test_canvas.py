@@ -144,6 +144,38 @@ def test_a_layout_that_does_not_fit_names_its_field(
     assert caught.value.param == param
 
 
+@pytest.mark.parametrize(
+    ("request_", "num_free"),
+    [
+        ({"prompt": "x" * 11}, 1),
+        ({"prompt": "x" * 11, "max_tokens": 1}, 1),
+        ({"suffix": "x" * 11}, 1),
+        ({"prompt": "x" * 5, "suffix": "y" * 6}, 1),
+        ({"prompt": "abc", "suffix": "y", "max_tokens": 8}, 8),
+        ({"template": ["abc", 8, "x"]}, 8),
+    ],
+)
+def test_a_layout_may_fill_the_context_to_its_last_token(request_: dict[str, Any], num_free: int) -> None:
+    canvas = layout(**request_)
+    assert canvas.length == CONTEXT
+    assert int(canvas.free.all(-1).sum()) == num_free
+
+
+def test_token_ids_are_those_of_the_tokenizer_where_the_network_has_more() -> None:
+    codec = SubtokenCodec(300, 2)
+    assert text_canvas(TOKENIZER, codec, CONTEXT, prompt=[256], max_tokens=1).length == 2
+    assert text_canvas(None, codec, CONTEXT, prompt=[0, 299], max_tokens=1).length == 3
+    with pytest.raises(CanvasError, match=r"token ids in 0\.\.256"):
+        text_canvas(TOKENIZER, codec, CONTEXT, prompt=[257], max_tokens=1)
+    with pytest.raises(CanvasError, match=r"token ids in 0\.\.299"):
+        text_canvas(None, codec, CONTEXT, prompt=[300], max_tokens=1)
+
+
+def test_an_empty_text_needs_no_tokenizer() -> None:
+    canvas = text_canvas(None, CODEC, CONTEXT, prompt="", suffix="", max_tokens=2)
+    assert bool(canvas.free.all()) and canvas.length == 2
+
+
 @pytest.mark.parametrize("field", ["prompt", "suffix"])
 def test_text_without_a_tokenizer_is_refused(field: str) -> None:
     with pytest.raises(CanvasError, match="no tokenizer") as caught:
@@ -200,13 +232,23 @@ def test_stop_at_the_very_start_leaves_nothing() -> None:
         (layout(template=[3]), ["a"]),
         (layout(), [""]),
         (layout(), "abc"),
-        (layout(), ["\ud800"]),
+        (layout(), b"abc"),
+        (layout(), {"a"}),
+        (layout(), [b"a"]),
+        (layout(), ["a", "\ud800"]),
     ],
 )
 def test_stop_that_does_not_fit_is_refused(canvas: Canvas, stop: Any) -> None:
     with pytest.raises(CanvasError) as caught:
         check_stop(canvas, stop, TOKENIZER)
     assert caught.value.param == "stop"
+
+
+def test_stop_needs_a_tokenizer_and_no_stop_needs_nothing() -> None:
+    check_stop(layout(suffix="x"), [], None)
+    check_stop(layout(), ["a", "b"], TOKENIZER)
+    with pytest.raises(CanvasError, match="stop needs a tokenizer"):
+        check_stop(layout(), ["a"], None)
 
 
 def test_known_digits_give_runs_and_are_copied() -> None:
@@ -247,9 +289,14 @@ def test_known_digits_are_accepted_exactly_when_some_token_agrees(permuted: bool
         (torch.zeros(3, 2), "integers"),
         (torch.full((1, 2), 18), r"digits must be in 0\.\.16, or 17 where free"),
         (torch.full((1, 2), -1), "digits must be in"),
+        (torch.tensor([[3, 4], [18, 0], [17, 17]]), "digits must be in"),
+        (torch.tensor([[3, 4], [-1, 0], [17, 17]]), "digits must be in"),
+        (torch.zeros(3, 2, dtype=torch.bool), "y must hold integers, got torch.bool"),
+        (torch.zeros(3, 2, dtype=torch.complex64), "y must hold integers, got torch.complex64"),
+        ([[0, 0]], "y must be a tensor of digits, got list"),
     ],
 )
-def test_known_digits_out_of_range_are_refused(y: torch.Tensor, message: str) -> None:
+def test_known_digits_out_of_range_are_refused(y: Any, message: str) -> None:
     with pytest.raises(CanvasError, match=message) as caught:
         digits_canvas(CODEC, y)
     assert caught.value.param == "y"

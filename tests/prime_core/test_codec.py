@@ -73,10 +73,10 @@ def test_bad_permutations(permutation: list[float]) -> None:
 @pytest.mark.parametrize("token", [-1, 4])
 def test_tokens_out_of_range(token: int) -> None:
     with pytest.raises(ValueError, match=r"0\.\.3"):
-        SubtokenCodec(4, 2).encode(torch.tensor([token]))
+        SubtokenCodec(4, 2).encode(torch.tensor([1, token, 2]))
 
 
-@pytest.mark.parametrize("y", [[[2, 0]], [[-1, 0]], [[1]], [[1, 1]]])
+@pytest.mark.parametrize("y", [[[2, 0]], [[-1, 1]], [[1]], [[1, 1]], [[0, 1], [1, 1]], [[0, 2], [0, 1]]])
 def test_digits_that_are_no_token(y: list[list[int]]) -> None:
     with pytest.raises(ValueError, match="digits"):
         SubtokenCodec(3, 2).decode(torch.tensor(y))

@@ -139,6 +139,14 @@ def test_digits_are_masked_again_at_most_scale_times_on_average() -> None:
             assert 50 < expected < 101
 
 
+def test_the_ends_of_the_ranges_are_accepted() -> None:
+    t = torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)
+    assert Corrector("corrected", 100, 0, 100).strength(t).tolist() == pytest.approx(
+        [100, 100 * 2.0**-100, 0]
+    )
+    assert Corrector("published", 0, 100).strength(t).tolist() == [0, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -147,7 +155,9 @@ def test_digits_are_masked_again_at_most_scale_times_on_average() -> None:
         (("corrected", -1, 1), r"corrector.scale must be in \[0, 100\], got -1"),
         (("corrected", 101, 1), "corrector.scale"),
         (("published", 1, -1), "corrector.power"),
+        (("published", 1, 101), r"corrector.power must be in \[0, 100\], got 101"),
         (("corrected", 1, 1, -0.5), "corrector.final_power must be in"),
+        (("corrected", 1, 1, 101), r"corrector.final_power must be in \[0, 100\], got 101"),
         (("corrected", math.nan, 1), "corrector.scale must be a finite number"),
         (("published", 1, True), "corrector.power must be a finite number"),
         (("corrected", 1, 1, "1"), "corrector.final_power must be a finite number"),

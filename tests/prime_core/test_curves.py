@@ -100,13 +100,20 @@ def test_an_accepted_warp_gives_a_grid_that_never_goes_back(
     assert bool(times.isfinite().all())
 
 
+def test_the_ends_of_the_ranges_are_accepted() -> None:
+    assert TemperatureCurve(0, 100, 100).at(0.5) == 100
+    assert TimeWarp(100, 100, 99).apply(grid(2)).tolist() == [1.0, 0.0, 0.0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((0.5, 0.0, 0.0), "warp.power must be in .*every time the same"),
         ((0.0, 1.0, -0.5), r"warp.scale must be in \(0, 100\], got 0"),
         ((-1.0, 1.0, 0.0), "warp.scale"),
+        ((101, 1.0, 0.0), r"warp.scale must be in \(0, 100\], got 101"),
         ((1.0, -1.0, 0.0), "warp.power"),
+        ((1.0, 101, 0.0), r"warp.power must be in \(0, 100\], got 101"),
         ((1.0, 1.0, 1.0), r"warp.offset must lie between -1 and warp.scale \(1\), got 1"),
         ((1.0, 1.0, -1.0), "never leave t = 1"),
         ((math.inf, 1.0, 0.0), "warp.scale must be a finite number"),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from kernels.noise import Purpose, uniform
 from prime_core.codec import SubtokenCodec
 from prime_core.exact.laws import TokenLaw, dense_ancestral_law
 from prime_core.sampling.canvas import digits_canvas
@@ -121,6 +125,58 @@ def test_a_row_does_not_depend_on_its_batch() -> None:
     assert torch.equal(run([4, 1, 2]), together[[4, 1, 2]])
     assert not torch.equal(together[0], together[1])
     assert torch.equal(y, torch.full_like(y, codec.mask_index))  # the input is left alone
+
+
+def test_noise_is_keyed_by_seed_position_step_and_digit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Digit d of step k has number S k + d for being revealed, and S (1 + k) + d for what it becomes."""
+    states: list[Tensor] = []
+    begin = StepCache.begin
+
+    def watch(cache: StepCache, y: Tensor, wanted: Tensor | None = None) -> Tensor:
+        states.append(y.clone())
+        return begin(cache, y, wanted)
+
+    monkeypatch.setattr(StepCache, "begin", watch)
+    codec, seeds = SubtokenCodec(16, 2), [5, 2**63]
+    model, length = TableDenoiser(codec), 10
+    y = torch.full((2, length, 2), codec.mask_index)
+    samples = sample_dense(model, codec, LinearSchedule(), y, seeds, 3, SamplingSettings())
+    position, digit = torch.arange(length)[:, None], torch.arange(2)
+    for step, (before, after) in enumerate(itertools.pairwise([*states, samples.y])):
+        for row, seed in enumerate(seeds):
+            u = uniform(seed, position, 2 * step + digit, Purpose.PLAN)
+            due = (before[row] == codec.mask_index) & (u < [1 / 3, 1 / 2, 1, 1][step])
+            assert torch.equal(before[row] != after[row], due)
+            if step == 0:
+                mass = model(before[row : row + 1])[0].double().softmax(-1).cumsum(-1)
+                u = uniform(seed, position[:, 0], 2 + due.int().argmax(-1), Purpose.DRAW)
+                drawn = codec.encode(torch.searchsorted(mass, u[:, None], right=True)[:, 0])
+                assert torch.equal(after[row][due], drawn[due])
+
+
+class Certain(TableDenoiser):
+    """Makes the token whose number is the row's label certain."""
+
+    def features(
+        self,
+        y_t: Tensor,
+        lengths: Sequence[int],
+        t: Tensor | None = None,
+        positions: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        assert labels is not None and positions is None
+        certain = F.one_hot(labels.repeat_interleave(torch.tensor(lengths)), self.table.shape[1])
+        return super().features(y_t, lengths, t) + 100.0 * certain
+
+
+def test_every_row_has_its_own_label() -> None:
+    codec, labels = SubtokenCodec(7, 2), torch.tensor([3, 0, 6, 3, 1])
+    y = torch.full((5, 4, 2), codec.mask_index)
+    samples = sample_dense(
+        Certain(codec), codec, LinearSchedule(), y, range(5), 6, SamplingSettings(), labels=labels
+    )
+    assert torch.equal(codec.decode(samples.y), labels[:, None].expand(5, 4))
 
 
 def test_a_row_that_is_not_finite_fails_alone() -> None:

@@ -95,7 +95,9 @@ def test_the_expected_changes_are_those_of_all_histories(
     plan = draw_plan(torch.ones(4000, 2, dtype=torch.bool), SCHEDULE, 7, 5, warp=warp, corrector=corrector)
     drawn = int(plan.due.sum()) + len(plan.remasked)
     assert drawn / 8000 == pytest.approx(expected, rel=0.03)
-    assert expected_changes(SCHEDULE, "exact") == 1
+    assert (
+        expected_changes(SCHEDULE, "exact") == expected_changes(SCHEDULE, "exact", corrector=corrector) == 1
+    )
 
 
 def test_tables_with_certain_and_impossible_moves_are_followed_exactly() -> None:

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -7,11 +8,13 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from kernels.nll import subtoken_nll
+from prime_core import likelihood
 from prime_core.codec import SubtokenCodec
 from prime_core.exact.bounds import exact_grid_nelbo, exact_objectives
-from prime_core.likelihood import estimate_grid_nelbo, estimate_likelihood
+from prime_core.likelihood import estimate_grid_nelbo, estimate_likelihood, masked_counts
 from prime_core.models.denoiser import Denoiser
 from prime_core.schedule import CosineSchedule, LinearSchedule, Schedule
+from tests.chi_square import p_value
 from tests.prime_core.enumeration import all_masks
 from tests.prime_core.random_dit import random_dit
 from tests.stubs import TableDenoiser
@@ -104,6 +107,19 @@ def test_one_step_bound_is_the_product_of_the_tokens() -> None:
     assert exact_grid_nelbo(model, codec, LinearSchedule(), x_0, 1) == pytest.approx(want.item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("schedule", [LinearSchedule(), LinearSchedule(0.4), CosineSchedule()], ids=repr)
+def test_every_estimate_of_one_step_is_that_product(schedule: Schedule, generator: torch.Generator) -> None:
+    """Also where the forward process leaves a share visible: the sampler starts all masked."""
+    codec = SubtokenCodec(5, 2)
+    model = TableDenoiser(codec, seed=4)
+    x_0 = torch.tensor([[2, 4]])
+    want = torch.nn.functional.cross_entropy(
+        model(torch.full((1, 2, 2), codec.mask_index))[0], x_0[0], reduction="sum"
+    )
+    estimate = estimate_grid_nelbo(model, codec, schedule, x_0, 1, generator=generator)
+    assert estimate.item() == pytest.approx(want.item(), rel=1e-6)
+
+
 def test_fine_grid_approaches_the_continuous_bound() -> None:
     codec = SubtokenCodec(4, 2)
     model = TableDenoiser(codec, seed=5)
@@ -139,6 +155,46 @@ def test_time_conditioned_models_see_the_time_of_their_masks(
     assert abs(mean - exact) < 4 * error
 
 
+def test_numbers_of_masked_digits_are_one_to_all_of_them() -> None:
+    levels = torch.tensor([0.0, 0.199, 0.2, 0.999, 1 - 2.0**-53, 1.0], dtype=torch.float64)
+    assert masked_counts(levels, 5).tolist() == [1, 1, 2, 5, 5, 5]  # a stratum may round up to 1
+
+
+class Counting(TableDenoiser):
+    """Counts the masked digits of its calls."""
+
+    def features(
+        self,
+        y_t: Tensor,
+        lengths: Sequence[int],
+        t: Tensor | None = None,
+        positions: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        self.counts = [*getattr(self, "counts", ()), int((y_t == self.base).sum())]
+        return super().features(y_t, lengths, t, positions, labels)
+
+
+def test_a_single_draw_masks_every_number_of_digits_as_often(generator: torch.Generator) -> None:
+    codec = SubtokenCodec(4, 2)
+    model = Counting(codec)
+    for _ in range(400):
+        estimate_likelihood(model, codec, LinearSchedule(), torch.tensor([[1, 3]]), generator=generator)
+    assert p_value(model.counts, dict.fromkeys(range(1, 5), 0.25)) > 1e-4
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.25])
+def test_a_level_that_rounds_up_to_one_is_of_the_last_step_that_reveals(
+    eps: float, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec = SubtokenCodec(4, 2)
+    highest = torch.ones(50, dtype=torch.float64)
+    monkeypatch.setattr(likelihood, "_stratified", lambda num_rows, generator: highest)
+    arguments = TableDenoiser(codec), codec, LinearSchedule(1e-3), torch.tensor([[1, 3]]), 4
+    value = estimate_grid_nelbo(*arguments, eps=eps, generator=generator, num_draws=50)
+    assert 0 < float(value) < 100
+
+
 def test_bad_arguments(generator: torch.Generator) -> None:
     codec = SubtokenCodec(4, 2)
     model = TableDenoiser(codec)
@@ -146,6 +202,16 @@ def test_bad_arguments(generator: torch.Generator) -> None:
         estimate_likelihood(
             model, codec, LinearSchedule(), torch.tensor([[1]]), generator=generator, num_draws=0
         )
+    for batch_rows in (0, -1):
+        with pytest.raises(ValueError, match="batch_rows must be at least 1"):
+            estimate_likelihood(
+                model,
+                codec,
+                LinearSchedule(),
+                torch.tensor([[1]]),
+                generator=generator,
+                batch_rows=batch_rows,
+            )
     with pytest.raises(ValueError, match="no tokens"):
         estimate_likelihood(
             model, codec, LinearSchedule(), torch.zeros(0, 4, dtype=torch.long), generator=generator

@@ -93,6 +93,13 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"integers in 0\.\.255"):
             codec().encode(pixels)
 
+    @pytest.mark.parametrize("value", [256, -1])
+    def test_one_value_among_good_ones(self, value: int) -> None:
+        pixels = random_pixels(4, 2, 3).long()
+        pixels[2, 1, 0] = value
+        with pytest.raises(ValueError, match=r"integers in 0\.\.255"):
+            codec().encode(pixels)
+
     def test_number_of_tokens(self) -> None:
         with pytest.raises(ValueError, match=r"24 tokens, got shape \(2, 23\)"):
             codec().decode(torch.zeros(2, 23, dtype=torch.int64))

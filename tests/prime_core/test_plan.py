@@ -12,6 +12,7 @@ from scipy.stats import kstest
 from torch import Tensor
 
 from kernels.noise import Purpose, uniform
+from prime_core.sampling import plan as plan_module
 from prime_core.sampling.correctors import Corrector
 from prime_core.sampling.curves import TimeWarp
 from prime_core.sampling.plan import RevealPlan, draw_plan
@@ -97,6 +98,19 @@ def test_step_k_covers_alpha_from_its_start_to_its_end(schedule: Schedule, eps: 
     assert bool((steps == 8).any()) == (eps > 0)
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+@pytest.mark.parametrize(("u", "step"), [(2.0**-53, 0), (1 - 2.0**-53, 6)])
+def test_the_extreme_uniform_numbers_are_revealed_in_the_first_and_the_last_step(
+    schedule: Schedule, u: float, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever rounding makes of the ends of the grid."""
+    numbers = torch.full((4,), u, dtype=torch.float64)
+    monkeypatch.setattr(plan_module, "uniform", lambda *arguments: numbers)
+    plan = draw_plan(torch.ones(4, 1, dtype=torch.bool), schedule, 7, seed=0)
+    assert plan.steps.tolist() == [step]
+    assert len(plan.positions) == 4
+
+
 def test_events_carry_the_time_at_the_start_of_their_step() -> None:
     free = torch.ones(50, 1, dtype=torch.bool)
     plan = draw_plan(free, LinearSchedule(), 4, seed=0, eps=0.1)
@@ -166,6 +180,13 @@ def test_a_plan_is_flat_and_makes_its_events_on_demand() -> None:
     for index in (-1, plan.nfe):
         with pytest.raises(IndexError, match="index must be in"):
             plan.event(index)
+
+
+@pytest.mark.parametrize("warp", [None, TimeWarp(), TimeWarp(1, 0, 0)])
+def test_exact_steps_take_a_warp_that_is_none(warp: TimeWarp | None) -> None:
+    free = torch.ones(5, 2, dtype=torch.bool)
+    plan = draw_plan(free, LinearSchedule(), "exact", 0, warp=warp)
+    assert torch.equal(plan.times, draw_plan(free, LinearSchedule(), "exact", 0).times)
 
 
 def test_nothing_free_gives_no_event() -> None:

@@ -29,6 +29,13 @@ def test_text_of_an_end_token_is_empty() -> None:
     assert provisional_text(codec, byte_tokenizer(), y, torch.tensor([1])) == (f"A{UNKNOWN}", [""], [1.0])
 
 
+def test_outputs_without_a_token_stand_for_no_text() -> None:
+    codec = SubtokenCodec(300, 2)
+    y = codec.encode(torch.tensor([65, 299, 66]))
+    text, pieces, _ = provisional_text(codec, byte_tokenizer(), y, torch.tensor([1, 2]))
+    assert (text, pieces) == ("AB", ["", "B"])
+
+
 def test_without_a_tokenizer_tokens_are_told_by_their_digits_alone() -> None:
     codec = SubtokenCodec(257, 2)
     y = codec.encode(torch.tensor([65, 66, 67]))
@@ -44,6 +51,16 @@ def test_masked_digits_of_pixels_take_the_middle_of_their_range() -> None:
     m = codec.mask_index
     y = torch.tensor([[15, 15], [m, m], [10, m], [m, 0]])
     assert provisional_pixels(codec, pixels, y).flatten().tolist() == [255, 127, 167, 120]
+
+
+def test_pixels_stay_in_the_range_of_the_model() -> None:
+    codec = SubtokenCodec(243, 2)  # codes 243..255 are no pixel values
+    pixels = PixelCodec(
+        UNetConfig(channels=1, height=2, width=2, head_channels=32, model_channels=32, channel_mult=(1, 1))
+    )
+    m = codec.mask_index
+    y = torch.tensor([[15, m], [14, m], [15, 2], [m, m]])
+    assert provisional_pixels(codec, pixels, y).flatten().tolist() == [242, 231, 242, 127]
 
 
 def test_permuted_codes_show_known_pixels_only() -> None:

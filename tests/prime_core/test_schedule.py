@@ -48,6 +48,13 @@ def test_published_text_schedule() -> None:
     assert LinearSchedule(1e-3).weight(torch.tensor(0.25, dtype=torch.float64)).item() == pytest.approx(4.0)
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_inverse_beyond_the_ends_is_an_end(schedule: Schedule) -> None:
+    """Rounding may leave a share an ulp outside."""
+    t = schedule.inverse(torch.tensor([-1e-9, 1 + 1e-9], dtype=torch.float64))
+    assert t.tolist() == pytest.approx([1, 0], abs=1e-12)
+
+
 def test_inverse_below_the_final_alpha_is_one() -> None:
     assert LinearSchedule(1e-3).inverse(torch.tensor(5e-4)) == 1
 
@@ -66,6 +73,7 @@ def test_bad_power(power: float) -> None:
         PolynomialSchedule(power)
 
 
-def test_bad_eps() -> None:
+@pytest.mark.parametrize("eps", [1.0, -1e-3, float("nan")])
+def test_bad_eps(eps: float) -> None:
     with pytest.raises(ValueError, match="eps"):
-        LinearSchedule(1.0)
+        LinearSchedule(eps)

@@ -340,6 +340,9 @@ def test_tensors_and_numpy_numbers_are_taken() -> None:
         (torch.zeros(4, 4, 1), "must be integers"),
         (torch.full((4, 4, 1), 16), r"in 0\.\.15"),
         (torch.full((4, 4, 1), -1), r"in 0\.\.15"),
+        (torch.tensor([0, 3, 9, 16])[:, None].expand(4, 4, 1), r"in 0\.\.15"),
+        (torch.tensor([0, -1, 9, 15])[:, None].expand(4, 4, 1), r"in 0\.\.15"),
+        (torch.zeros(4, 4, 1, dtype=torch.bool), "must be integers"),
     ],
 )
 def test_pixels_that_do_not_fit(pixels: Any, words: str) -> None:

@@ -60,7 +60,7 @@ def busy_engine(num_rows: int) -> Engine:
         codec=codec,
         schedule=LinearSchedule(),
         denoiser=Sleeper(257),
-        dtype=torch.float32,
+        dtype_name="float32",
     )
     engine = Engine(
         [LoadedModel(NAME, checkpoint)],
@@ -101,7 +101,7 @@ def test_a_step_takes_few_tensor_operations() -> None:
     engine = busy_engine(4)
     for _ in range(5):
         engine.step()
-    with torch.profiler.profile() as profile:
+    with torch.profiler.profile(acc_events=True) as profile:  # without it torch 2.11 warns
         engine.step()
     operations = [event for event in profile.events() if event.cpu_parent is None]
     assert 30 < len(operations) < 100
