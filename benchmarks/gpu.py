@@ -166,6 +166,8 @@ _SAMPLING_TESTS = (
     "tests/prime_core/test_dit.py",
     "tests/prime_core/test_unet.py",
     "tests/prime_core/test_graphs.py",
+    "tests/prime_core/test_graph_places.py",
+    "tests/prime_core/test_graph_recording.py",
     "tests/benchmarks/test_dense_published.py",
 )
 
