@@ -6,6 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from prime_core.models.unet import UNet
+from tests.prime_core.small_unet import make_network
+
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
@@ -15,3 +18,9 @@ def one_thread() -> Iterator[None]:
 
     with computing_threads(1):
         yield
+
+
+@pytest.fixture(scope="module")
+def network() -> UNet:
+    """A small image network without labels or times."""
+    return make_network().requires_grad_(False)
