@@ -84,9 +84,9 @@ FAULTS = """
 18. many paths and models
     test_operations.py::test_fault_18_nothing_that_a_client_sends_becomes_a_series
 19. NaN in one row
-    test_engine.py::test_a_row_that_is_not_finite_fails_alone
+    test_engine_faults.py::test_a_row_that_is_not_finite_fails_alone
 20. a call that raises
-    test_engine.py::test_a_denoiser_that_raises_fails_the_callers_of_that_call_only
+    test_engine_faults.py::test_a_denoiser_that_raises_fails_the_callers_of_that_call_only
     test_process.py::test_faults_one_after_the_other_leave_the_same_bytes_until_the_thread_dies
 21. an engine that hangs or dies
     test_process.py::test_fault_21_a_hang_shows_within_five_seconds_and_ends_the_process_if_it_lasts
@@ -96,7 +96,7 @@ FAULTS = """
     test_memory.py::test_fault_22_a_call_without_memory_is_made_again_with_half_the_rows
     test_memory.py::test_one_row_without_memory_fails_its_request_alone
 23. clients that leave
-    test_engine.py::test_clients_that_leave_free_their_rows
+    test_engine_faults.py::test_clients_that_leave_free_their_rows
     test_stream.py::test_a_reader_that_goes_frees_the_rows_within_a_step
     test_faults.py::test_fault_23_many_disconnects_leave_nothing_behind
 24. a flood
