@@ -34,25 +34,25 @@ AT_ONCE = 400
 # What happens, and the tests that try it.
 FAULTS = """
 1. body over the limit
-    test_hostile.py::test_body_over_the_limit_with_content_length
-    test_hostile.py::test_body_over_the_limit_in_chunks
+    test_bad_bodies.py::test_body_over_the_limit_with_content_length
+    test_bad_bodies.py::test_body_over_the_limit_in_chunks
 2. huge head
-    test_hostile.py::test_broken_http_is_closed
+    test_broken_http.py::test_broken_http_is_closed
     test_access.py::test_no_part_of_the_head_escapes_its_bound
     test_faults.py::test_fault_02_huge_heads_take_no_memory
 3. slow client
-    test_hostile.py::test_slow_clients_are_cut_off
+    test_slow_clients.py::test_slow_clients_are_cut_off
 4. slow reader
     test_stream.py::test_a_reader_that_does_not_read_is_cut_off_and_nobody_waits_for_it
-    test_hostile.py::test_a_client_that_reads_nothing_is_cut_off
+    test_slow_clients.py::test_a_client_that_reads_nothing_is_cut_off
 5. ambiguous framing
-    test_hostile.py::test_broken_http_is_closed
+    test_broken_http.py::test_broken_http_is_closed
 6. bad JSON
-    test_hostile.py::test_bad_bodies
-    test_hostile.py::test_compressed_bodies
+    test_bad_bodies.py::test_bad_bodies
+    test_bad_bodies.py::test_compressed_bodies
 7. wrong method, path or type
-    test_hostile.py::test_wrong_methods_and_paths
-    test_hostile.py::test_wrong_types
+    test_request_line.py::test_wrong_methods_and_paths
+    test_bad_bodies.py::test_wrong_types
 8. numbers that are none
     test_values.py::test_numbers_that_json_cannot_mean
     test_image_values.py::test_numbers_that_json_cannot_mean
@@ -70,7 +70,7 @@ FAULTS = """
     test_faults.py::test_fault_12_odd_text_comes_back_as_it_was
 13. unknown and repeated keys
     test_values.py::test_unknown_keys_are_refused_without_naming_them
-    test_hostile.py::test_bad_bodies
+    test_bad_bodies.py::test_bad_bodies
 14. names of models that are paths
     test_faults.py::test_fault_14_names_of_models_open_no_file
 15. no key
