@@ -239,7 +239,8 @@ def test_every_test_of_a_kernel_runs_on_a_gpu() -> None:
     """But those that a GPU changes nothing about."""
     there = {f"tests/kernels/{path.name}" for path in (gpu.ROOT / "tests" / "kernels").glob("test_*.py")}
     elsewhere = {
-        f"tests/kernels/test_{name}.py" for name in ("backend", "compile_report", "linear", "short_rows")
+        f"tests/kernels/test_{name}.py"
+        for name in ("backend", "compile_report", "linear", "short_rows", "token_digits")
     }
     assert set(gpu._GPU_TESTS) == there - elsewhere | {"tests/prime_core/test_gpu_paths.py"}
 
