@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prime_core.config import CodecConfig, DiTConfig
 from prime_core.models.dit import DiT
+from prime_core.published.archive import open_archive
 from prime_core.schedule import LinearSchedule
 
 DATA = Path(__file__).parent / "data"
@@ -113,3 +114,14 @@ def write_archive(path: Path, program: bytes, entries: dict[str, bytes] | None =
 def assemble(*opcodes: bytes, protocol: int = 2) -> bytes:
     """A pickle program that returns {"x": what the opcodes leave}."""
     return pickle.PROTO + bytes([protocol]) + b"}X\x01\0\0\0x" + b"".join(opcodes) + b"s."
+
+
+def read(path: Path) -> dict[Any, Any]:
+    """What the program of an archive leaves; its tensors cannot be read any more."""
+    with open_archive(path) as content:
+        return content
+
+
+def text(value: str) -> bytes:
+    """The opcode of a string."""
+    return b"X" + len(value.encode()).to_bytes(4, "little") + value.encode()

@@ -226,20 +226,21 @@ def test_pytest_does_without_a_plugin_that_is_not_there() -> None:
     assert "-c" in arguments and "-c" not in gpu._tests("tests/kernels", missing={})
 
 
-@pytest.mark.parametrize(("cores", "processes"), [(1, "1"), (8, "4"), (16, "8"), (64, "12")])
+@pytest.mark.parametrize(("cores", "processes"), [(1, "1"), (8, "4"), (16, "8"), (64, "14")])
 def test_tests_use_the_cores_that_are_there(
     cores: int, processes: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu.os, "cpu_count", lambda: cores)
     arguments = gpu._tests(*gpu._GPU_TESTS, missing={})
-    assert len(gpu._GPU_TESTS) == 12 and arguments[arguments.index("--processes") + 1] == processes
+    assert len(gpu._GPU_TESTS) == 14 and arguments[arguments.index("--processes") + 1] == processes
 
 
 def test_every_test_of_a_kernel_runs_on_a_gpu() -> None:
     """But those that a GPU changes nothing about."""
     there = {f"tests/kernels/{path.name}" for path in (gpu.ROOT / "tests" / "kernels").glob("test_*.py")}
     elsewhere = {
-        f"tests/kernels/test_{name}.py" for name in ("backend", "compile_report", "linear", "short_rows")
+        f"tests/kernels/test_{name}.py"
+        for name in ("backend", "compile_report", "linear", "short_rows", "token_digits")
     }
     assert set(gpu._GPU_TESTS) == there - elsewhere | {"tests/prime_core/test_gpu_paths.py"}
 

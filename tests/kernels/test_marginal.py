@@ -33,15 +33,6 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS: tuple[Backend, ...] = ("reference", "triton")
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> Backend:
-    """Every implementation; on a CPU Triton's interpreter, which takes a good part of a second for a few rows."""
-    if request.param == "triton":
-        pytest.importorskip("triton")
-    chosen: Backend = request.param
-    return chosen
-
-
 def is_slow(backend: Backend) -> bool:
     return backend == "triton" and DEVICE == "cpu"
 

@@ -5,25 +5,22 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from kernels.nll import subtoken_nll
 from prime_core.codec import SubtokenCodec
-from prime_core.config import CodecConfig, UNetConfig
 from prime_core.exact.bounds import exact_objectives
-from prime_core.models.unet import UNet
 from prime_core.sampling import step_parts
 from prime_core.sampling import stepper as stepper_module
-from prime_core.sampling.canvas import CanvasError, digits_canvas
+from prime_core.sampling.canvas import digits_canvas
 from prime_core.sampling.prepare import NonFiniteError
 from prime_core.sampling.row import Row, new_row
 from prime_core.sampling.sample import run_rows
 from prime_core.sampling.settings import SamplingSettings
 from prime_core.sampling.stepper import Stepper
-from prime_core.schedule import CosineSchedule, LinearSchedule, PolynomialSchedule
+from prime_core.schedule import CosineSchedule, LinearSchedule
 from prime_core.scoring.score import ScoreRequest, finish_scores, prepare_scores, score
 from prime_core.scoring.score_row import draw_states
 from prime_core.scoring.scored import Score, estimate
@@ -238,120 +235,3 @@ def test_a_call_that_raises_for_one_kind_of_rows_has_moved_none(monkeypatch: pyt
     assert torch.equal(drawn.y, canvas.y)
     assert all(result.ok for result in stepper.step([drawn, scored]))
     assert torch.equal(drawn.y, alone.y)
-
-
-def image_checkpoint(labels: str) -> Any:
-    config = UNetConfig(
-        channels=1,
-        height=4,
-        width=4,
-        model_channels=32,
-        channel_mult=(1,),
-        num_res_blocks=1,
-        attention_rates=(),
-        head_channels=32,
-        dropout=0.0,
-        labels=labels,
-        num_labels=1 if labels == "none" else 3,
-    )
-    codec = SubtokenCodec(16, 2)
-    model = UNet(config, CodecConfig(vocab_size=16, target_length=2), PolynomialSchedule()).eval()
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2, generator=generator)
-    checkpoint = stub_checkpoint(codec, model, schedule=PolynomialSchedule())
-    checkpoint.config.model, checkpoint.config.label_names = config, ()
-    return checkpoint
-
-
-def test_images_are_scored_in_bits_per_dimension_under_their_label() -> None:
-    checkpoint, pixels = image_checkpoint("class"), torch.arange(16).view(4, 4, 1)
-    results = [score(checkpoint, pixels=pixels, label=label, seed=1)[0] for label in (0, 2)]
-    assert [result.label for result in results] == [0, 2]
-    assert results[0].nelbo != results[1].nelbo
-    assert results[0].bits_per_dimension == results[0].nelbo.nats / math.log(2) / 16
-    assert (results[0].num_bytes, results[0].bits_per_byte) == (None, None)
-    with pytest.raises(CanvasError, match="label must be given"):
-        score(checkpoint, pixels=pixels)
-
-
-def test_every_state_of_a_mixture_has_a_label_of_its_own() -> None:
-    checkpoint, pixels = image_checkpoint("uniform"), torch.zeros(4, 4, 1, dtype=torch.int64)
-    prepared = prepare_scores(checkpoint, ScoreRequest(pixels=pixels, num_samples=600, seed=1))
-    drawn = torch.cat([row.states.labels for row in prepared.rows if row.states.labels is not None])
-    assert drawn.bincount().tolist() == pytest.approx([200] * 3, abs=60)
-    assert score(checkpoint, pixels=pixels, num_samples=4)[0].label is None
-    with pytest.raises(CanvasError, match="no labels to choose"):
-        score(checkpoint, pixels=pixels, label=1)
-
-
-@pytest.mark.parametrize(
-    ("fields", "param", "words"),
-    [
-        ({}, "text", "none is given"),
-        ({"text": "a", "token_ids": [1]}, "token_ids", "text and token_ids are given"),
-        ({"text": ""}, "text", "nothing to score"),
-        ({"token_ids": []}, "token_ids", "nothing to score"),
-        ({"inputs": []}, "inputs", "not empty"),
-        ({"inputs": "abc"}, "inputs", "list"),
-        (
-            {"inputs": ["a", "b" * 17]},
-            "inputs[1]",
-            r"inputs \(number 2\) has 17 tokens, but the context holds 16",
-        ),
-        ({"text": "a" * 17}, "text", "has 17 tokens, but the context holds 16"),
-        ({"text": [1]}, "text", "must be text"),
-        ({"token_ids": "ab"}, "token_ids", "list of token ids"),
-        ({"token_ids": [257]}, "token_ids", r"0\.\.256"),
-        ({"token_ids": [-1]}, "token_ids", r"0\.\.256"),
-        ({"token_ids": [True]}, "token_ids", r"0\.\.256"),
-        ({"text": "\ud800"}, "text", "surrogate"),
-        ({"inputs": torch.ones(2, 3, dtype=torch.long)}, "inputs", "list"),
-        ({"token_ids": torch.ones(2, 3, dtype=torch.long)}, "token_ids", r"got Tensor of shape \(2, 3\)"),
-        ({"txt": "a"}, "txt", "txt is no argument of score; did you mean text?"),
-        ({"text": "a", "label": 1}, "label", "image models"),
-        ({"pixels": torch.zeros(4, 4, 1)}, "pixels", "image models"),
-    ],
-)
-def test_what_does_not_fit_a_text_model(fields: dict[str, Any], param: str, words: str) -> None:
-    codec = SubtokenCodec(257, 2)
-    checkpoint = stub_checkpoint(codec, TableDenoiser(codec), tokenizer=byte_tokenizer())
-    with pytest.raises(CanvasError, match=words) as caught:
-        score(checkpoint, **fields)
-    assert caught.value.param == param
-
-
-def test_tensors_and_numpy_numbers_are_taken() -> None:
-    codec = SubtokenCodec(257, 2)
-    checkpoint = stub_checkpoint(codec, TableDenoiser(codec), tokenizer=byte_tokenizer())
-    (want,) = score(checkpoint, token_ids=[7, 256], num_samples=3, seed=2**63)
-    numbers = {"num_samples": np.int64(3), "seed": np.uint64(2**63)}
-    for given in ({"token_ids": torch.tensor([7, 256])}, {"inputs": [np.array([7, 256], dtype=np.uint16)]}):
-        assert score(checkpoint, **given, **numbers) == [want]
-
-
-@pytest.mark.parametrize(
-    ("pixels", "words"),
-    [
-        (None, "must be a tensor"),
-        (np.zeros((4, 4, 1)), "got torch.float64 of shape"),
-        (np.full((4, 4, 1), 200, dtype=np.uint8), r"in 0\.\.15"),
-        (torch.zeros(4, 4, dtype=torch.int64), "of shape"),
-        (torch.zeros(4, 4, 1), "must be integers"),
-        (torch.full((4, 4, 1), 16), r"in 0\.\.15"),
-        (torch.full((4, 4, 1), -1), r"in 0\.\.15"),
-        (torch.tensor([0, 3, 9, 16])[:, None].expand(4, 4, 1), r"in 0\.\.15"),
-        (torch.tensor([0, -1, 9, 15])[:, None].expand(4, 4, 1), r"in 0\.\.15"),
-        (torch.zeros(4, 4, 1, dtype=torch.bool), "must be integers"),
-    ],
-)
-def test_pixels_that_do_not_fit(pixels: Any, words: str) -> None:
-    with pytest.raises(CanvasError, match=words):
-        score(image_checkpoint("none"), pixels=pixels)
-
-
-@pytest.mark.parametrize("num_samples", [0, -1, True, 1.0])
-def test_bad_numbers_of_samples(num_samples: Any) -> None:
-    codec = SubtokenCodec(50, 2)
-    with pytest.raises(ValueError, match="num_samples must be"):
-        score(stub_checkpoint(codec, None), token_ids=[1], num_samples=num_samples)

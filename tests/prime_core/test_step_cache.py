@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 
 from kernels.rows import PendingCounts
 from prime_core.codec import SubtokenCodec
-from prime_core.config import CodecConfig, UNetConfig
 from prime_core.models.denoiser import Denoiser
-from prime_core.models.unet import UNet
 from prime_core.sampling import step_cache
 from prime_core.sampling.step_cache import StepCache, bucket_size
-from prime_core.schedule import LinearSchedule
 from tests.prime_core.random_dit import random_dit
+from tests.prime_core.random_unet import random_unet
 from tests.stubs import TableDenoiser
 
 CODEC = SubtokenCodec(16, 2)
@@ -29,25 +25,6 @@ def advance(cache: StepCache, y: Tensor, wanted: Tensor | None = None) -> int:
     (number,) = PendingCounts(num_changed).wait()
     cache.finish(number)
     return number
-
-
-def random_unet(**others: Any) -> UNet:
-    config = UNetConfig(
-        height=2,
-        width=2,
-        model_channels=32,
-        channel_mult=(3, 2),
-        num_res_blocks=1,
-        head_channels=32,
-        **others,
-    )
-    codec = CodecConfig(vocab_size=16, target_length=2)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        network = UNet(config, codec, LinearSchedule()).eval().requires_grad_(False)
-        for parameter in network.parameters():
-            parameter.data += 0.05 * torch.randn_like(parameter)
-    return network
 
 
 def changes(length: int) -> list[tuple[Tensor, list[int]]]:

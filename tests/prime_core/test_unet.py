@@ -1,69 +1,21 @@
-"""The image network: gathered logits equal dense ones, a row does not feel its neighbours, and labels and t count."""
+"""The image network: gathered logits equal dense ones, a row does not feel its neighbours, and every weight learns."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kernels.group_norm import is_channels_last
-from prime_core.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from prime_core.config import CodecConfig, Config, PolynomialConfig, UNetConfig
+from prime_core.config import CodecConfig, UNetConfig
 from prime_core.models import unet, unet_layers
 from prime_core.models.unet import MIN_DENSE_POSITIONS, UNet
 from prime_core.models.unet_layers import trunk_memory_format
 from prime_core.schedule import PolynomialSchedule
+from tests.prime_core.small_unet import CODEC, LENGTH, digits, make_config, make_network, packed
 from tests.published import DATA
 from tests.reference_unet import Net
-
-CODEC = CodecConfig(vocab_size=16, target_length=2)  # base 4
-LENGTH = 3 * 8 * 4
-
-
-def make_config(**others: Any) -> UNetConfig:
-    sizes: dict[str, Any] = {
-        "height": 8,
-        "width": 4,
-        "model_channels": 32,
-        "channel_mult": (3, 2),
-        "num_res_blocks": 1,
-        "head_channels": 32,
-        "dropout": 0.0,
-    }
-    return UNetConfig(**{**sizes, **others})
-
-
-def make_network(seed: int = 0, **others: Any) -> UNet:
-    with torch.random.fork_rng(devices=[]):
-        network = UNet(make_config(**others), CODEC, PolynomialSchedule(3.0))
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in network.named_parameters():
-        fan = parameter[0].numel() if parameter.ndim > 2 else 25
-        centre = 1.0 if parameter.ndim == 1 and name.endswith("weight") else 0.0
-        parameter.data = centre + torch.randn(parameter.shape, generator=generator) / fan**0.5
-    return network.eval()
-
-
-def digits(batch: int = 3, seed: int = 0) -> Tensor:
-    size = (batch, 3, 8, 4, 2)
-    return torch.randint(0, CODEC.base + 1, size, generator=torch.Generator().manual_seed(seed))
-
-
-def packed(y_t: Tensor) -> tuple[Tensor, list[int]]:
-    """Return the images laid end to end, and their lengths."""
-    return y_t.flatten(0, 3), [LENGTH] * len(y_t)
-
-
-@pytest.fixture(scope="module")
-def network() -> UNet:
-    return make_network().requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
-def labelled() -> UNet:
-    return make_network(labels="class", num_labels=4).requires_grad_(False)
 
 
 class TestOutputs:
@@ -251,63 +203,6 @@ class TestBatches:
         assert set(network.fill([LENGTH] * 5)) == {LENGTH}
 
 
-class TestConditions:
-    def test_labels_are_of_each_row(self, labelled: UNet) -> None:
-        y_t = digits(1).expand(2, -1, -1, -1, -1)
-        logits = labelled(y_t, labels=torch.tensor([0, 3]))
-        assert not torch.allclose(logits[0], logits[1])
-        torch.testing.assert_close(logits[1:], labelled(y_t[1:], labels=torch.tensor([3])))
-        features = labelled.features(*packed(y_t), labels=torch.tensor([0, 3]))
-        torch.testing.assert_close(labelled.head(features), logits.flatten(0, 3), rtol=0, atol=1e-5)
-
-    @pytest.mark.parametrize(
-        "labels",
-        [None, torch.tensor([0, 1]), torch.tensor([[0, 1, 2]]), torch.tensor([0.0, 1.0, 2.0])],
-    )
-    def test_labels_are_wanted(self, labelled: UNet, labels: Tensor | None) -> None:
-        with pytest.raises(ValueError, match="labels"):
-            labelled(digits(), labels=labels)
-
-    @pytest.mark.parametrize("wrong", [-1, 4])
-    def test_labels_have_a_range(self, labelled: UNet, wrong: int) -> None:
-        labels = torch.tensor([0, wrong, 1])
-        with pytest.raises(ValueError, match=r"labels must be in 0\.\.3"):
-            labelled(digits(), labels=labels)
-        with pytest.raises(ValueError, match=r"labels must be in 0\.\.3"):
-            labelled.features(*packed(digits()), labels=labels)
-
-    def test_labels_are_refused_without_need(self, network: UNet) -> None:
-        with pytest.raises(ValueError, match="has no labels"):
-            network(digits(), labels=torch.zeros(3, dtype=torch.int64))
-
-    def test_uniform_labels_are_labels(self) -> None:
-        mixture = make_network(labels="uniform", num_labels=2)
-        y_t = digits(1).expand(2, -1, -1, -1, -1)
-        logits = mixture(y_t, labels=torch.tensor([0, 1]))
-        assert not torch.allclose(logits[0], logits[1])
-
-    def test_time_and_labels(self) -> None:
-        network = make_network(time_conditioned=True, labels="class", num_labels=2).requires_grad_(False)
-        y_t, t, labels = digits(1).expand(4, -1, -1, -1, -1), torch.tensor([0.2, 0.7] * 2), [0, 0, 1, 1]
-        logits = network(y_t, t, torch.tensor(labels))
-        for first in range(4):
-            for second in range(first):
-                assert not torch.allclose(logits[first], logits[second])
-        alone = network(y_t[:1], torch.tensor([0.7]), torch.tensor([1]))
-        torch.testing.assert_close(alone[0], logits[3])
-        for end in (0.0, 1.0):
-            assert network(y_t, torch.full((4,), end), torch.tensor(labels)).isfinite().all()
-        with pytest.raises(ValueError, match="t is required"):
-            network(y_t, labels=torch.tensor(labels))
-        with pytest.raises(ValueError, match="needs labels"):
-            network(y_t, t)
-        with pytest.raises(ValueError, match=r"t must be \(4,\), one an image, got \(1,\)"):
-            network(y_t, t[:1], torch.tensor(labels))
-
-    def test_time_free_networks_ignore_time(self, network: UNet) -> None:
-        assert torch.equal(network(digits()), network(digits(), torch.tensor([0.3, 0.4, 0.5])))
-
-
 class TestGradients:
     @pytest.mark.parametrize(
         "others", [{}, {"time_conditioned": True, "labels": "class", "num_labels": 3}], ids=["plain", "all"]
@@ -337,118 +232,3 @@ class TestGradients:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             assert not torch.equal(network.train()(digits()), network(digits()))
-
-
-class TestSizes:
-    @pytest.mark.parametrize("rates", [(), (1,), (2,), (1, 2)])
-    def test_attention_is_at_the_listed_rates(self, rates: tuple[int, ...]) -> None:
-        with torch.device("meta"):
-            network = UNet(make_config(attention_rates=rates), CODEC, PolynomialSchedule(3.0))
-        found = {
-            n.removesuffix(".qkv.weight") for n, _ in network.named_parameters() if n.endswith("qkv.weight")
-        }
-        # One block a level: input stages 1 and 3, output stages 0 and 1 (rate 2), 2 and 3 (rate 1).
-        places = {
-            1: {"input_blocks.1.1", "output_blocks.2.1", "output_blocks.3.1"},
-            2: {"input_blocks.3.1", "output_blocks.0.1", "output_blocks.1.1"},
-        }
-        assert found == {"middle_block.1"}.union(*(places[rate] for rate in rates))
-
-    def test_names_and_order_are_the_published_ones(self) -> None:
-        net = Net(3, 2, 4, 16, (96, 64), blocks=1, rates=(2,))
-        with torch.device("meta"):
-            network = UNet(make_config(), CODEC, PolynomialSchedule(3.0))
-        ours = [(name, tuple(p.shape)) for name, p in network.named_parameters()]
-        names = {
-            n.removeprefix("model.").removeprefix("unet."): tuple(t.shape) for n, t in net.tensors().items()
-        }
-        assert ours == list(names.items())
-        assert [name for name, _ in ours] == list(network.state_dict())
-
-    def test_the_full_size(self) -> None:
-        codec = CodecConfig(vocab_size=256, target_length=2)
-        with torch.device("meta"):
-            network = UNet(UNetConfig(), codec, PolynomialSchedule(3.0))
-        assert network.pixel_embedding.embedding_table.weight.shape == (17, 48)  # 96 * 3 / 3 / 2
-        assert sum(parameter.numel() for parameter in network.parameters()) > 100_000_000
-
-    @pytest.mark.parametrize(
-        ("y_t", "message"),
-        [
-            (torch.zeros(2, 96, 2, dtype=torch.long), r"must be \(images, 3, height, width, 2\)"),
-            (torch.zeros(2, 2, 8, 4, 2, dtype=torch.long), r"images, 3"),
-            (torch.zeros(2, 3, 8, 4, 1, dtype=torch.long), r"width, 2"),
-            (torch.zeros(2, 3, 8, 5, 2, dtype=torch.long), "multiples of 2"),
-            (torch.zeros(0, 3, 8, 4, 2, dtype=torch.long), "must be"),
-            (torch.zeros(2, 3, 0, 4, 2, dtype=torch.long), "must be"),
-            (torch.zeros(2, 3, 8, 4, 2), "integers"),
-            (torch.zeros(2, 3, 8, 4, 2, dtype=torch.bool), "integers"),
-            (torch.full((1, 3, 8, 4, 2), 5), "or 4 where masked"),
-            (torch.full((1, 3, 8, 4, 2), -1), "where masked"),
-        ],
-    )
-    def test_digits_that_are_none_are_refused(self, network: UNet, y_t: Tensor, message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            network(y_t)
-
-    def test_packed_rows_have_the_size_of_the_configuration(self, network: UNet) -> None:
-        with pytest.raises(ValueError, match="has 96 tokens"):
-            network.features(torch.zeros(192, 2, dtype=torch.long), [100, 92])
-
-
-class TestCheckpoints:
-    CONFIG = Config(
-        model=make_config(labels="class", num_labels=2),
-        codec=CODEC,
-        schedule=PolynomialConfig(),
-        label_names=("cat", "dog"),
-    )
-
-    def state(self) -> dict[str, Tensor]:
-        return make_network(labels="class", num_labels=2).state_dict()
-
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_bit_exact(self, tmp_path: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("prime_core.checkpoint.has_bfloat16", lambda device: True)
-        state = {name: tensor.to(dtype) for name, tensor in self.state().items()}
-        save_checkpoint(tmp_path / "a", self.CONFIG, state)
-        loaded = load_checkpoint(tmp_path / "a")
-        assert (loaded.config, loaded.dtype, loaded.tokenizer) == (self.CONFIG, dtype, None)
-        parameters = dict(loaded.denoiser.named_parameters())
-        assert parameters.keys() == state.keys()
-        for name, parameter in parameters.items():
-            assert parameter.dtype == dtype
-            assert torch.equal(parameter, state[name]), name
-        network = make_network(labels="class", num_labels=2).to(dtype)
-        labels = torch.tensor([1, 0, 1])
-        assert torch.equal(loaded.denoiser(digits(), labels=labels), network(digits(), labels=labels))
-        assert not loaded.denoiser.training
-
-    def test_a_file_is_a_model_too(self, tmp_path: Path) -> None:
-        save_checkpoint(tmp_path / "a", self.CONFIG, self.state())
-        (tmp_path / "a" / "model.safetensors").rename(tmp_path / "b.safetensors")
-        assert load_checkpoint(tmp_path / "b.safetensors").config == self.CONFIG
-
-    @pytest.mark.parametrize(
-        ("name", "tensor", "message"),
-        [
-            ("out.2.bias", None, r"1 tensors missing, first 'out\.2\.bias'"),
-            ("out.2.bias", torch.zeros(47), r"'out\.2\.bias' must have shape \(48,\)"),
-            ("out.3.bias", torch.zeros(4), r"unknown tensors, first 'out\.3\.bias'"),
-            ("middle_block.1.qkv.weight", torch.zeros(192, 64), "must have shape"),
-            ("out.0.bias", torch.full((96,), torch.nan), "NaN"),
-            ("out.0.bias", torch.zeros(96, dtype=torch.float16), "must be float32 or bfloat16"),
-        ],
-    )
-    def test_faults(self, tmp_path: Path, name: str, tensor: Tensor | None, message: str) -> None:
-        save_checkpoint(tmp_path / "a", self.CONFIG, self.state())
-        path = tmp_path / "a" / "model.safetensors"
-        tensors = {**load_file(path), name: tensor}
-        save_file({n: t for n, t in tensors.items() if t is not None}, path)
-        with pytest.raises(CheckpointError, match=message) as caught:
-            load_checkpoint(tmp_path / "a")
-        assert "model.safetensors" in str(caught.value)
-        given = {n: t for n, t in {**self.state(), name: tensor}.items() if t is not None}
-        with pytest.raises(CheckpointError, match=message):
-            save_checkpoint(tmp_path / "b", self.CONFIG, given)
-        assert not (tmp_path / "b").exists()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.server.background import Background
 from tests.server.browser import INSTALLED, MISSING, Browser, browsing
 from tests.server.image_model import write_image_checkpoint
 from tests.server.playground_page import opened
@@ -32,6 +33,14 @@ def both(model_path: Path, images_path: Path) -> Iterator[Running]:
     """A server of a text model and an image model."""
     with serving(model_path, images_path) as running:
         yield running
+
+
+@pytest.fixture
+def background(server: Running) -> Iterator[Background]:
+    """Requests to the server of the test, in threads of their own."""
+    made = Background(server)
+    yield made
+    made.pool.shutdown()
 
 
 @pytest.fixture(scope="session")

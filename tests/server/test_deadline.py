@@ -13,8 +13,8 @@ import server.engine.stopwatch as stopwatch
 from server.engine.failures import DeadlineError
 from server.http.deadline import HEADER
 from server.settings import Settings
+from tests.server.background import Background
 from tests.server.running import NAME, Gate, Running, assert_error, make_engine, serving, submit, wait_until
-from tests.server.test_engine import Background
 
 CANARY = {"prompt": "canary", "max_tokens": 5, "steps": 4, "seed": 9}
 
@@ -34,13 +34,6 @@ def server(model_path: Path) -> Iterator[Running]:
 def no_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     """Refuse nothing at once: requests are to be late on their way."""
     monkeypatch.setattr(stopwatch, "MIN_CALLS", 10**9)
-
-
-@pytest.fixture
-def background(server: Running) -> Iterator[Background]:
-    made = Background(server)
-    yield made
-    made.pool.shutdown()
 
 
 def post(server: Running, timeout_s: str, **body: object) -> httpx.Response:

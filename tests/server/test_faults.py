@@ -34,25 +34,25 @@ AT_ONCE = 400
 # What happens, and the tests that try it.
 FAULTS = """
 1. body over the limit
-    test_hostile.py::test_body_over_the_limit_with_content_length
-    test_hostile.py::test_body_over_the_limit_in_chunks
+    test_bad_bodies.py::test_body_over_the_limit_with_content_length
+    test_bad_bodies.py::test_body_over_the_limit_in_chunks
 2. huge head
-    test_hostile.py::test_broken_http_is_closed
+    test_broken_http.py::test_broken_http_is_closed
     test_access.py::test_no_part_of_the_head_escapes_its_bound
     test_faults.py::test_fault_02_huge_heads_take_no_memory
 3. slow client
-    test_hostile.py::test_slow_clients_are_cut_off
+    test_slow_clients.py::test_slow_clients_are_cut_off
 4. slow reader
     test_stream.py::test_a_reader_that_does_not_read_is_cut_off_and_nobody_waits_for_it
-    test_hostile.py::test_a_client_that_reads_nothing_is_cut_off
+    test_slow_clients.py::test_a_client_that_reads_nothing_is_cut_off
 5. ambiguous framing
-    test_hostile.py::test_broken_http_is_closed
+    test_broken_http.py::test_broken_http_is_closed
 6. bad JSON
-    test_hostile.py::test_bad_bodies
-    test_hostile.py::test_compressed_bodies
+    test_bad_bodies.py::test_bad_bodies
+    test_bad_bodies.py::test_compressed_bodies
 7. wrong method, path or type
-    test_hostile.py::test_wrong_methods_and_paths
-    test_hostile.py::test_wrong_types
+    test_request_line.py::test_wrong_methods_and_paths
+    test_bad_bodies.py::test_wrong_types
 8. numbers that are none
     test_values.py::test_numbers_that_json_cannot_mean
     test_image_values.py::test_numbers_that_json_cannot_mean
@@ -70,7 +70,7 @@ FAULTS = """
     test_faults.py::test_fault_12_odd_text_comes_back_as_it_was
 13. unknown and repeated keys
     test_values.py::test_unknown_keys_are_refused_without_naming_them
-    test_hostile.py::test_bad_bodies
+    test_bad_bodies.py::test_bad_bodies
 14. names of models that are paths
     test_faults.py::test_fault_14_names_of_models_open_no_file
 15. no key
@@ -84,9 +84,9 @@ FAULTS = """
 18. many paths and models
     test_operations.py::test_fault_18_nothing_that_a_client_sends_becomes_a_series
 19. NaN in one row
-    test_engine.py::test_a_row_that_is_not_finite_fails_alone
+    test_engine_faults.py::test_a_row_that_is_not_finite_fails_alone
 20. a call that raises
-    test_engine.py::test_a_denoiser_that_raises_fails_the_callers_of_that_call_only
+    test_engine_faults.py::test_a_denoiser_that_raises_fails_the_callers_of_that_call_only
     test_process.py::test_faults_one_after_the_other_leave_the_same_bytes_until_the_thread_dies
 21. an engine that hangs or dies
     test_process.py::test_fault_21_a_hang_shows_within_five_seconds_and_ends_the_process_if_it_lasts
@@ -96,7 +96,7 @@ FAULTS = """
     test_memory.py::test_fault_22_a_call_without_memory_is_made_again_with_half_the_rows
     test_memory.py::test_one_row_without_memory_fails_its_request_alone
 23. clients that leave
-    test_engine.py::test_clients_that_leave_free_their_rows
+    test_engine_faults.py::test_clients_that_leave_free_their_rows
     test_stream.py::test_a_reader_that_goes_frees_the_rows_within_a_step
     test_faults.py::test_fault_23_many_disconnects_leave_nothing_behind
 24. a flood

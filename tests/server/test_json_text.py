@@ -72,3 +72,16 @@ def test_plain_numbers_are_parsed_without_a_call_for_each(monkeypatch: pytest.Mo
         "e": "1.5 E 7",
         "n": 9999999999999999999,
     }
+
+
+def test_integers_of_more_than_64_bits_are_no_numbers() -> None:
+    assert parse_json(b"[18446744073709551615, -18446744073709551615]") == [2**64 - 1, 1 - 2**64]
+    for text in [
+        b"18446744073709551616",
+        b"-18446744073709551616",
+        b"99999999999999999999",
+        b"1" + b"0" * 30,
+    ]:
+        value = parse_json(text)
+        assert isinstance(value, float)
+        assert math.isnan(value)

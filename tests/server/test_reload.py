@@ -21,9 +21,9 @@ from prime_core.models.build import build_denoiser
 from prime_core.sampling.sample import sample
 from server.engine.model_queue import LoadedModel
 from server.reload import reload_model
+from tests.server.background import Background
 from tests.server.processes import Served
 from tests.server.running import NAME, Gate, Running, hooked, serving, wait_until
-from tests.server.test_engine import Background
 
 CANARY: dict[str, Any] = {"prompt": "canary", "max_tokens": 9, "seed": 3, "n": 2}
 
