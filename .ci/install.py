@@ -122,7 +122,10 @@ def main() -> None:
     constraints = arguments.venv / "constraints.txt"
     distributed = output_of(python, DISTRIBUTION_OF_TORCH) or version
     constraints.write_text(f"torch=={distributed}\n", encoding="utf-8")
-    pip(python, "--constraint", str(constraints.absolute()), *others)
+    pinned = ("--constraint", str(constraints.absolute()))
+    # A constraint that pip is configured with may forbid this torch: better one error now than a search without end.
+    pip(python, "--quiet", "--dry-run", "--no-deps", *pinned, f"torch=={distributed}")
+    pip(python, *pinned, *others)
     pip(python, "--no-deps", "--editable", ".")
     after = output_of(python, IMPORT_TORCH)
     if after != version:

@@ -258,6 +258,8 @@ def _read_config(folder: Path, weights: WeightsFile) -> Config:
             path,
         )
         return _embedded_config(weights)
+    if path.exists() and not path.is_file():  # a pipe, say, would be waited for without end
+        raise CheckpointError(f"{path}: not a file; put the {CONFIG_NAME} of the checkpoint there")
     try:
         with path.open("rb") as file:
             text = file.read(MAX_CONFIG_BYTES + 1)

@@ -82,18 +82,20 @@ def check_tensors(where: Path, found: Mapping[str, TensorEntry], config: Config)
         raise CheckpointError(
             f"{where}: {len(extra)} unknown tensors, first {extra[0][:200]!r}; does config.json fit?"
         )
-    kinds = {entry.dtype for name, entry in found.items() if name != PERMUTATION_NAME}
+    of_all: torch.dtype | None = None  # the number type of the first
     for name, shape in expected.items():
         if found[name].shape != shape:
             raise CheckpointError(
                 f"{where}: tensor {name!r} must have shape {shape} by the configuration, "
                 f"found {found[name].shape}; correct the configuration or fetch the weights that belong to it"
             )
-        is_permutation = name == PERMUTATION_NAME
-        if found[name].dtype not in ({torch.int64} if is_permutation else STORED_DTYPES) or (
-            len(kinds) > 1 and not is_permutation
-        ):
-            want = "int64" if is_permutation else "float32 or bfloat16, the same for all"
+        if name == PERMUTATION_NAME:
+            fits, want = found[name].dtype == torch.int64, "int64"
+        else:
+            fits = found[name].dtype in STORED_DTYPES and found[name].dtype == (of_all or found[name].dtype)
+            want = "float32 or bfloat16" if of_all is None else f"{of_all}, as those before it"
+            of_all = found[name].dtype
+        if not fits:
             raise CheckpointError(
                 f"{where}: tensor {name!r} must be {want}, found {found[name].dtype}; convert it"
             )

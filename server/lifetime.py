@@ -94,7 +94,7 @@ class Server(uvicorn.Server):
         now_s = time.monotonic()
         if not self.engine.stalled:
             if self._stalled_since_s is not None:
-                logger.info("the engine goes on after %.1f s", now_s - self._stalled_since_s)
+                logger.info("the engine goes on, %.1f s after this was seen", now_s - self._stalled_since_s)
             self._stalled_since_s = None
             return False
         if self._stalled_since_s is None:

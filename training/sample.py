@@ -208,10 +208,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = ["--n" if argument == "-n" else argument for argument in given]
     if makes_images(arguments, "PRIME_SAMPLE_"):
         return sample_images.main(arguments)
+    where = ""
     try:
         config = load_settings(SampleConfig, "prime-sample", arguments)
+        where = f"{config.output}: "
         written = write_samples(config)
-    except (ValueError, OSError, NonFiniteError) as error:
+    except OSError as error:
+        print(f"prime-sample: {where}{error.strerror or error}", file=sys.stderr)
+        return 2
+    except (ValueError, NonFiniteError) as error:
         print(f"prime-sample: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         imported = import_published(given.file, given.output, options)
     except (OSError, ValueError) as error:
-        print(f"prime-import: {' '.join(str(error).split())}", file=sys.stderr)
+        where = f"{given.output}: " if isinstance(error, OSError) and error.filename is None else ""
+        print(f"prime-import: {where}{' '.join(str(error).split())}", file=sys.stderr)
         return 2
     print(summary(imported, given.output))
     return 0

@@ -245,6 +245,11 @@ class ModelQueue:
             release = release_of(forecast, num_rows)
         return self.stopwatch.cost.seconds(release.num_calls, release.num_tokens)
 
+    def seconds_left(self) -> list[tuple[float, int]]:
+        """Return how long each job has until its deadline, and the number of its rows."""
+        with self._room.lock:
+            return [(job.seconds_left, len(job.rows)) for job in self._jobs()]
+
     @property
     def seconds_per_row(self) -> float:
         """About how long a row takes when its calls are full, by those that came before."""

@@ -13,8 +13,18 @@ MAX_RETRY_AFTER_S = 3600
 
 def queue_full(queues: Collection[ModelQueue], num_rows: int) -> QueueFullError:
     """Return the refusal of a request; see `seconds_until_free`."""
-    seconds = seconds_until_free(queues, num_rows)
+    seconds = min(seconds_until_free(queues, num_rows), _seconds_until_late(queues, num_rows))
     return QueueFullError(min(max(math.ceil(seconds), 1), MAX_RETRY_AFTER_S))
+
+
+def _seconds_until_late(queues: Collection[ModelQueue], num_rows: int) -> float:
+    """Return when so many rows have gone at the latest: none outlives the deadline of its request."""
+    gone = 0
+    for seconds_left, num_own in sorted(each for queue in queues for each in queue.seconds_left()):
+        gone += num_own
+        if gone >= num_rows:
+            return seconds_left
+    return math.inf
 
 
 def seconds_until_free(queues: Collection[ModelQueue], num_rows: int) -> float:

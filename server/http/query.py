@@ -42,7 +42,7 @@ def read_query(
             max_num_fields=MAX_FIELDS,
         )
     except ValueError:
-        message = f"the query must be at most {MAX_FIELDS} fields name=value in UTF-8, joined by &"
+        message = f"the query must be fields written name=value in UTF-8 and joined by &, at most {MAX_FIELDS} of them"
         raise ApiError(422, "invalid_query", message) from None
     message_of_unknown = find_unknown_key(names, [name for name, _ in pairs], "the query", body_only)
     if message_of_unknown is not None:

@@ -1,6 +1,7 @@
 """Checkpoints come back bit for bit, survive a crash at any point, and every fault has its message."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -248,3 +249,10 @@ class TestTokenizer:
         with pytest.raises(CheckpointError, match="another tokenizer"):
             save_checkpoint(tmp_path / "a", self.FITTING, make_state(self.FITTING), tokenizer_file=ranks)
         assert_same(tmp_path / "a", make_state(self.FITTING), self.FITTING)
+
+
+def test_a_pipe_in_place_of_the_configuration_is_not_waited_for(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+    with pytest.raises(CheckpointError, match=r"config\.json: not a file"):
+        load_checkpoint(folder)

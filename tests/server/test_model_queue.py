@@ -295,6 +295,18 @@ def test_retry_after_has_an_end(engine: Engine) -> None:
     assert caught.value.retry_after_s == MAX_RETRY_AFTER_S
 
 
+def test_retry_after_is_no_later_than_the_deadlines_of_those_in_front(engine: Engine) -> None:
+    engine.queues[NAME].stopwatch.cost = CallCost(1e6, 0.0)
+    for num_rows, allowed_s in ((3, 40.0), (5, 20.0)):
+        job = job_of(engine, num_rows)
+        job.deadline_s = job.arrived_s + allowed_s
+        engine.submit(job)
+    for num_rows, soonest_s in ((5, 20), (6, 40)):
+        with pytest.raises(QueueFullError) as caught:
+            engine.reserve(NAME, num_rows)
+        assert soonest_s - 2 <= caught.value.retry_after_s <= soonest_s
+
+
 def test_a_model_with_slow_calls_neither_hides_a_hang_of_another_nor_is_one(
     model_path: Path, images_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
