@@ -59,11 +59,11 @@ def output_of(python: Path, code: str) -> str | None:
     return lines[-1] if done.returncode == 0 and lines else None
 
 
-def pip(python: Path, *arguments: str) -> None:
-    """Run pip of the environment; a failure ends this program with pip's own message on the screen."""
+def pip(python: Path, *arguments: str, hint: str = "") -> None:
+    """Run pip of the environment; a failure ends this program with pip's own message on the screen, and a hint."""
     done = subprocess.run([python, "-m", "pip", "install", *arguments], cwd=ROOT, check=False)
     if done.returncode != 0:
-        sys.exit(f"pip install {' '.join(arguments)} failed (exit status {done.returncode})")
+        sys.exit(f"pip install {' '.join(arguments)} failed (exit status {done.returncode}){hint}")
 
 
 def create(venv: Path, torch_requirement: str) -> Path:
@@ -124,7 +124,8 @@ def main() -> None:
     constraints.write_text(f"torch=={distributed}\n", encoding="utf-8")
     pinned = ("--constraint", str(constraints.absolute()))
     # A constraint that pip is configured with may forbid this torch: better one error now than a search without end.
-    pip(python, "--quiet", "--dry-run", "--no-deps", *pinned, f"torch=={distributed}")
+    hint = ": does a constraint of this machine forbid it (pip config list, PIP_CONSTRAINT)?"
+    pip(python, "--quiet", "--dry-run", "--no-deps", *pinned, f"torch=={distributed}", hint=hint)
     pip(python, *pinned, *others)
     pip(python, "--no-deps", "--editable", ".")
     after = output_of(python, IMPORT_TORCH)

@@ -121,7 +121,7 @@ def build_dense(checkpoint: Checkpoint, workload: Workload) -> DensePublished:
 
 
 def _planned(checkpoint: Checkpoint, workload: Workload) -> Callable[[], Outcome]:
-    """The sampler of this project, through the door that the server's rows take: `prime_core.sampling.sample`."""
+    """The sampler of this project, through the door that the server's rows take: `prime_core.sample`."""
     is_images = isinstance(checkpoint.config.model, UNetConfig)
     # Images: the law of the published sampler, every digit drawn alone.
     fields = {"sampler": "published"} if is_images else {"max_tokens": workload.length}

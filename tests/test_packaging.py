@@ -149,7 +149,7 @@ def test_torch_is_held_at_the_version_that_pip_knows_it_by(
     versions = {install.IMPORT_TORCH: "2.13.0+cu130", install.DISTRIBUTION_OF_TORCH: "2.13.0"}
     monkeypatch.setattr(install, "output_of", lambda python, code: versions[code])
     monkeypatch.setattr(install, "create", lambda venv, requirement: venv / "bin" / "python")
-    monkeypatch.setattr(install, "pip", lambda python, *arguments: None)
+    monkeypatch.setattr(install, "pip", lambda python, *arguments, **options: None)
     monkeypatch.setattr(sys, "argv", ["install.py", "--venv", str(tmp_path)])
     install.main()
     assert (tmp_path / "constraints.txt").read_text("utf-8") == "torch==2.13.0\n"

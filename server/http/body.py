@@ -98,7 +98,7 @@ class Bodies:
         if not fits:
             self._metrics.reject("", "busy")
             raise busy(
-                f"the large bodies on their way have the {self._max_held_bytes} bytes that there are for them"
+                f"bodies on their way already take the {self._max_held_bytes} bytes that there are for them"
             )
 
     def _take_room(self, old_bytes: int, new_bytes: int) -> bool:
