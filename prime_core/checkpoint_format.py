@@ -89,16 +89,16 @@ def check_tensors(where: Path, found: Mapping[str, TensorEntry], config: Config)
                 f"{where}: tensor {name!r} must have shape {shape} by the configuration, "
                 f"found {found[name].shape}; correct the configuration or fetch the weights that belong to it"
             )
+        dtype = found[name].dtype
         if name == PERMUTATION_NAME:
-            fits, want = found[name].dtype == torch.int64, "int64"
+            fits, want = dtype == torch.int64, "int64"
+        elif dtype not in STORED_DTYPES:
+            fits, want = False, "float32 or bfloat16"
         else:
-            fits = found[name].dtype in STORED_DTYPES and found[name].dtype == (of_all or found[name].dtype)
-            want = "float32 or bfloat16" if of_all is None else f"{of_all}, as those before it"
-            of_all = found[name].dtype
+            fits, want = of_all in (None, dtype), f"{of_all}, as those before it"
+            of_all = dtype
         if not fits:
-            raise CheckpointError(
-                f"{where}: tensor {name!r} must be {want}, found {found[name].dtype}; convert it"
-            )
+            raise CheckpointError(f"{where}: tensor {name!r} must be {want}, found {dtype}; convert it")
 
 
 def check_finite(where: Path, name: str, tensor: Tensor) -> None:
