@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -33,11 +35,12 @@ def reveal(
     settings: SamplingSettings | None = None,
     due: Tensor | None = None,
     backend: Backend = "reference",
+    draw: Callable[..., Revealed] = reveal_tokens,
 ) -> Revealed:
     """All rows with the same settings; everything masked is due unless given. The result is on the CPU."""
     settings = SamplingSettings() if settings is None else settings
     ones = torch.ones(len(y), device=DEVICE)
-    revealed = reveal_tokens(
+    revealed = draw(
         logits.to(DEVICE),
         y.to(DEVICE),
         (y == codec.mask_index if due is None else due).to(DEVICE),

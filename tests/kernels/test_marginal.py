@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from prime_core.codec import SubtokenCodec
 from prime_core.exact.tokens import digit_laws, independent
 from prime_core.sampling.settings import SamplingSettings
 from tests.chi_square import p_value
+from tests.kernels.drawing import BACKENDS, DEVICE, is_slow
+from tests.kernels.drawing import reveal as reveal_by
 
 SETTINGS = [
     SamplingSettings(),
@@ -29,44 +32,12 @@ SETTINGS = [
 ]
 
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-BACKENDS: tuple[Backend, ...] = ("reference", "triton")
-
-
-def is_slow(backend: Backend) -> bool:
-    return backend == "triton" and DEVICE == "cpu"
+reveal = partial(reveal_by, draw=reveal_digits)
 
 
 def draws_u(num_draws: int, num_digits: int) -> Tensor:
     index = torch.arange(num_draws)[:, None].expand(-1, num_digits)
     return uniform(3, index, torch.arange(num_digits).expand_as(index), Purpose.DRAW)
-
-
-def reveal(
-    codec: SubtokenCodec,
-    logits: Tensor,
-    y: Tensor,
-    u: Tensor,
-    settings: SamplingSettings | None = None,
-    due: Tensor | None = None,
-    backend: Backend = "reference",
-) -> Revealed:
-    """All rows with the same settings; everything masked is due unless given. The result is on the CPU."""
-    settings = SamplingSettings() if settings is None else settings
-    ones = torch.ones(len(y), device=DEVICE)
-    revealed = reveal_digits(
-        logits.to(DEVICE),
-        y.to(DEVICE),
-        (y == codec.mask_index if due is None else due).to(DEVICE),
-        codec.digits.to(DEVICE),
-        u.to(DEVICE),
-        ones * settings.temperature_at(1.0),
-        None if settings.top_k == 0 else torch.full((len(y),), settings.top_k, device=DEVICE),
-        None if settings.top_p == 1 else ones * settings.top_p,
-        mask_index=codec.mask_index,
-        backend=backend,
-    )
-    return Revealed(*(part.cpu() for part in revealed))
 
 
 def permuted_codec(vocab_size: int, target_length: int) -> SubtokenCodec:
