@@ -157,7 +157,7 @@ _GPU_TESTS = tuple(
         "kernels/test_group_norm", "kernels/test_reveal", "prime_core/test_gpu_paths", "kernels/test_modulate",
         "kernels/test_reveal_kernel", "kernels/test_marginal", "kernels/test_embed", "kernels/test_nll",
         "kernels/test_embed_gradient", "kernels/test_reveal_rows", "kernels/test_noise", "kernels/test_linear_nll",
-        "kernels/test_rows", "kernels/test_launch",
+        "kernels/test_rows", "kernels/test_launch", "kernels/test_transfers",
     )
 )  # fmt: skip
 # What does not, under the versions of packages that are there.

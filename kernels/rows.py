@@ -3,7 +3,8 @@
 Shapes: B rows, N places of a smaller batch.
 
 Nothing here waits for the device. A caller that has to know how many rows there are (to choose the size of a batch)
-starts a copy of the number with `PendingCounts`, goes on queueing work that does not depend on it, and then waits.
+starts a copy of the number (`kernels.transfers.HostCopy`), goes on queueing work that does not depend on it, and then
+waits.
 """
 
 from __future__ import annotations
@@ -111,33 +112,6 @@ def scatter_rows(
     places = indices[: len(rows)]
     inside = torch.arange(len(rows), device=rows.device) < count
     return target.index_copy_(0, places, torch.where(_as_rows(inside, rows), rows, target[places]))
-
-
-class PendingCounts:
-    """Numbers on their way from the device to the host."""
-
-    def __init__(self, *counts: Tensor) -> None:
-        """Start one asynchronous copy.
-
-        Args:
-            counts: (1,) int64 each, on one device.
-        """
-        joined = torch.cat(counts)
-        self._event: torch.cuda.Event | None = None
-        if joined.is_cuda:
-            self._host = torch.empty(joined.shape, dtype=joined.dtype, pin_memory=True)
-            self._host.copy_(joined, non_blocking=True)
-            self._event = torch.cuda.Event()
-            # Of its device, which need not be the current one: the copy is in that stream.
-            self._event.record(torch.cuda.current_stream(joined.device))
-        else:
-            self._host = joined
-
-    def wait(self) -> list[int]:
-        """Return the numbers; on CUDA wait for what was queued before the copy, and for nothing behind it."""
-        if self._event is not None:
-            self._event.synchronize()
-        return self._host.tolist()
 
 
 def _as_rows(inside: Tensor, rows: Tensor) -> Tensor:

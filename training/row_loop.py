@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prime_core.checkpoint import Checkpoint
+from prime_core.sampling.lookahead import Lookahead
 from prime_core.sampling.prepare import ImageSample, PreparedRows, Sample, finish_row
 from prime_core.sampling.row import Row
 from prime_core.sampling.stepper import Stepper
@@ -34,17 +35,21 @@ def finished_rows(
     Raises:
         NonFiniteError: the network gave no finite logits for a row.
     """
-    stepper = Stepper(checkpoint.denoiser, checkpoint.codec)
+    calls = Lookahead(Stepper(checkpoint.denoiser, checkpoint.codec))
     waiting = iter(indices)
-    running: dict[int, tuple[PreparedRows, Row]] = {}
+    running: dict[Row, tuple[int, PreparedRows]] = {}
     while True:
         while len(running) < max_rows and (index := next(waiting, None)) is not None:
             prepared = prepare(index)
-            running[index] = (prepared, prepared.rows[0])
+            running[prepared.rows[0]] = index, prepared
         if not running:
             return
-        stepping = [row for _, row in running.values() if not row.done]
+        stepping = [row for row in running if not row.done]
         on_step(stepping)
-        stepper.step(stepping)
-        for index in [index for index, (_, row) in running.items() if row.done]:
-            yield index, finish_row(checkpoint, *running.pop(index))
+        if stepping:
+            calls.step(stepping)
+        else:
+            calls.finish()
+        for row in [row for row in running if row.done and row not in calls]:
+            index, prepared = running.pop(row)
+            yield index, finish_row(checkpoint, prepared, row)

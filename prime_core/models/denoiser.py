@@ -89,11 +89,3 @@ def device_of(denoiser: Denoiser) -> torch.device:
         for parameter in denoiser.parameters():
             return parameter.device
     return torch.device("cpu")
-
-
-def queued(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor on a device; a copy from the CPU to a GPU is queued there and not waited for.
-
-    It is safe for memory of any kind: what is not pinned is read before the call returns.
-    """
-    return tensor.to(device, non_blocking=tensor.device.type == "cpu")

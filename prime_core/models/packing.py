@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from prime_core.models.denoiser import MIN_GEMM_ROWS, queued
+from kernels.transfers import queued
+from prime_core.models.denoiser import MIN_GEMM_ROWS
 
 
 class Rotation(NamedTuple):

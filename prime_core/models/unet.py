@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kernels.transfers import queued
 from prime_core.config import CodecConfig, UNetConfig
 from prime_core.integers import holds_integers
-from prime_core.models.denoiser import filled_size, queued
+from prime_core.models.denoiser import filled_size
 from prime_core.models.graphs import GraphedNetwork
 from prime_core.models.unet_layers import (
     NUM_GROUPS,

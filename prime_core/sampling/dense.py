@@ -28,8 +28,9 @@ from torch.nn import functional as F
 from kernels.marginal import reveal_digits
 from kernels.noise import Purpose, seed_words, uniform
 from kernels.reveal import Revealed, reveal_tokens
-from kernels.rows import PendingCounts, compact_rows
+from kernels.rows import compact_rows
 from kernels.token_digits import TokenDigits
+from kernels.transfers import HostCopy
 from prime_core.codec import SubtokenCodec
 from prime_core.models.denoiser import Denoiser, device_of, filled_size
 from prime_core.sampling.correctors import step_tables
@@ -101,7 +102,8 @@ def sample_dense(
         due = _due_digits(y, words, chance, step, codec.mask_index) & wanted[:, None, None]
         places, num_due = compact_rows(due.any(-1).flatten())
         # The only wait of a step: three numbers, behind which no work is queued yet.
-        changed, places_due, left = PendingCounts(num_changed, num_due, wanted.sum(0, keepdim=True)).wait()
+        counts = HostCopy(torch.cat([num_changed, num_due, wanted.sum(0, keepdim=True)]))
+        changed, places_due, left = counts.wait().tolist()
         if left == 0:
             break
         cache.finish(changed)

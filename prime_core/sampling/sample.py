@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from prime_core.checkpoint import Checkpoint
+from prime_core.sampling.lookahead import Lookahead
 from prime_core.sampling.prepare import finish_row, prepare_rows
 from prime_core.sampling.request import Request
 from prime_core.sampling.stepper import AnyRow, Stepper
@@ -27,7 +28,8 @@ def run_rows(
         stepper: the network.
         rows: any rows.
         max_rows: most rows in one denoiser call, at least 1.
-        progress: called after every denoiser call with (events done, events in all), summed over the rows.
+        progress: called after every denoiser call with (events done, events in all), summed over the rows; on a GPU
+            those of the calls that are queued count as done.
 
     Raises:
         ValueError: if ``max_rows`` is out of range.
@@ -37,13 +39,15 @@ def run_rows(
     waiting = deque(row for row in rows if not row.done)
     total = sum(row.remaining for row in waiting)
     running: list[AnyRow] = []
+    calls = Lookahead(stepper)
     while waiting or running:
         while waiting and len(running) < max_rows:
             running.append(waiting.popleft())
-        stepper.step(running)
+        calls.step(running)
         running = [row for row in running if not row.done]
         if progress is not None:
             progress(total - sum(row.remaining for row in (*running, *waiting)), total)
+    calls.finish()
 
 
 def sample(

@@ -35,7 +35,7 @@ class StepCache:
 
         num_changed = cache.begin(y)
         ...  # queue what does not depend on it
-        cache.finish(*PendingCounts(num_changed).wait())
+        cache.finish(*HostCopy(num_changed).wait().tolist())
         logits = denoiser.head(cache.features(positions))
 
     Attributes:

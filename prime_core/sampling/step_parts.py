@@ -1,8 +1,9 @@
 """The rows of one kind in a denoiser call: where they lie, what they need beside logits, and what becomes of them.
 
 A call has at most three parts: rows whose tokens are drawn, rows whose digits are drawn alone, and rows that are
-scored. A part first reads its logits, and only moves its rows when all parts have (`Part.take`, `Part.commit`): if
-anything raises before, no row has moved.
+scored. A part first reads its logits, and only moves its rows on when all parts have (`Part.take`, `Part.move`): if
+anything raises before, no row has moved. Until then a GPU has only been given work; what came of it, and which rows
+failed, is waited for last (`Part.results`).
 
 Shapes: L tokens of a row, T packed tokens, S digits a token, V tokens of the vocabulary, P positions of one row's
 event, R positions of the events of a part, Q digits that one event masks again.
@@ -24,7 +25,7 @@ from kernels.marginal import reveal_digits_
 from kernels.nll import SubtokenNLL, subtoken_nll
 from kernels.reveal import reveal_tokens_
 from kernels.token_digits import TokenDigits
-from prime_core.models.denoiser import queued
+from kernels.transfers import HostCopy, queued
 from prime_core.sampling.draw_settings import join_draw_settings
 from prime_core.sampling.plan import Event
 from prime_core.sampling.row import Row
@@ -39,9 +40,9 @@ class StepResult(NamedTuple):
 
     Attributes:
         positions: (P,) int64, the tokens of the event; none of a row that is scored.
-        digits: (P, S) int64, all their digits after the step. If ``ok`` is False nothing was written,
-            and this is no state of the row: some positions may hold draws that were given up. Do not pass it on.
-        ok: False if the row failed in this step and was left as it was.
+        digits: (P, S) int64, all their digits after the step. If ``ok`` is False this is no state of the row: some
+            positions may hold draws that were given up. Do not pass it on.
+        ok: False if the row has failed, in this step or before; it is left as it was before that.
         remasked: (Q,) int64, flat indices position S + digit of what was masked again before the call. To follow a
             row, mask these first, then write ``digits``.
     """
@@ -108,12 +109,17 @@ class Part(ABC, Generic[_Row]):
         """
 
     @abstractmethod
-    def commit(self, y_t: Tensor) -> Iterator[StepResult]:
-        """Move the rows on, in order, each with its result.
+    @abstractmethod
+    def move(self, y_t: Tensor) -> None:
+        """Move the rows on, as if none had failed.
 
         Args:
             y_t: (T, S), after `take`.
         """
+
+    @abstractmethod
+    def results(self) -> Iterator[StepResult]:
+        """Wait for the call; yield the result of each row, in order, and take back those that failed."""
 
 
 class DrawnPart(Part[Row]):
@@ -138,28 +144,26 @@ class DrawnPart(Part[Row]):
                 for at, due, u, *each in zip(*inputs, *how, strict=True)
             ]
         )
-        if y_t.is_cpu:
-            self._digits, self._finite = y_t.numpy()[self.positions], finite.numpy()
-        else:
-            both = torch.cat([y_t[self._at], finite[:, None]], 1).cpu().numpy()  # in one copy
-            self._digits, self._finite = both[:, :-1], both[:, -1] != 0
+        self._drawn = HostCopy(torch.cat([y_t[self._at], finite[:, None]], 1))  # in one copy
 
-    def commit(self, y_t: Tensor) -> Iterator[StepResult]:
-        """Move rows on; one without finite logits is marked, and left as it was."""
-        all_ok, stop = bool(self._finite.all()), 0
-        after = y_t.numpy() if y_t.is_cpu else None  # for numpy, see `Event`
-        for row, event, start in zip(self.rows, self.events, self.starts, strict=True):
+    def move(self, y_t: Tensor) -> None:
+        """Give every row its digits after the call: new ones, for a row that fails gets the old ones back."""
+        self._before = [(row.y, row.next_event) for row in self.rows]
+        for row, start in zip(self.rows, self.starts, strict=True):
+            row.y = y_t[start : start + row.length].clone()
+            row.next_event += 1
+
+    def results(self) -> Iterator[StepResult]:
+        """Take back rows without finite logits."""
+        drawn, stop = self._drawn.wait().numpy(), 0
+        digits, finite = drawn[:, :-1], drawn[:, -1] != 0
+        all_ok = bool(finite.all())
+        for row, event, before in zip(self.rows, self.events, self._before, strict=True):
             first, stop = stop, stop + len(event.positions)
-            ok = all_ok or bool(self._finite[first:stop].all())
-            if ok:
-                if after is None:
-                    row.y.copy_(y_t[start : start + row.length])
-                else:
-                    row.y.numpy()[:] = after[start : start + row.length]
-                row.next_event += 1
-            else:
+            if not (row.failed or all_ok or finite[first:stop].all()):
+                row.y, row.next_event = before
                 row.failed = True
-            yield StepResult(event.positions, self._digits[first:stop], ok, event.remasked)
+            yield StepResult(event.positions, digits[first:stop], not row.failed, event.remasked)
 
 
 class ScoredPart(Part[ScoreRow]):
@@ -181,15 +185,21 @@ class ScoredPart(Part[ScoreRow]):
             subtoken_nll(next(logits), seen, tokens, digits.table, digits.mask_index)
             for seen, tokens in zip(self.in_chunks(y_t[self._at]), self.in_chunks(self._x_0), strict=True)
         ]
-        self._nll = SubtokenNLL(*(_joined(each).cpu() for each in zip(*costs, strict=True)))
+        self._nll = HostCopy(torch.stack([_joined(each) for each in zip(*costs, strict=True)]))
 
-    def commit(self, y_t: Tensor) -> Iterator[StepResult]:
+    def move(self, y_t: Tensor) -> None:
+        """Let the next call of each row be another."""
+        for row in self.rows:
+            row.next_event += 1
+
+    def results(self) -> Iterator[StepResult]:
         """Let the rows count what their positions cost."""
         nothing = np.zeros(0, dtype=np.int64)
-        of_rows = zip(*(each.split(self.counts) for each in self._nll), strict=True)
+        of_rows = self._nll.wait().split(self.counts, 1)
         for row, event, own in zip(self.rows, self.events, of_rows, strict=True):
-            ok = row.record(event.positions, SubtokenNLL(*own))
-            yield StepResult(nothing, np.zeros((0, row.y.shape[1]), dtype=np.int64), ok, nothing)
+            if not row.failed:
+                row.record(event, SubtokenNLL(*own))
+            yield StepResult(nothing, np.zeros((0, row.y.shape[1]), dtype=np.int64), not row.failed, nothing)
 
 
 def parts_of(rows: Sequence[Row | ScoreRow], max_logit_rows: int) -> list[Part[Row] | Part[ScoreRow]]:

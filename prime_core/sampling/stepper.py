@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.token_digits import TokenDigits
+from kernels.transfers import queued
 from prime_core.codec import SubtokenCodec
-from prime_core.models.denoiser import Denoiser, device_of, filled_size, queued
+from prime_core.models.denoiser import Denoiser, device_of, filled_size
 from prime_core.sampling.row import Row
 from prime_core.sampling.step_parts import Part, StepResult, parts_of
 from prime_core.scoring.score_row import ScoreRow
@@ -33,6 +34,32 @@ AnyRow = Row | ScoreRow
 # from 1,024 positions on the head of images computes whole pictures.
 MAX_LOGIT_ROWS = 256
 MAX_LOGIT_ROWS_ON_GPU = 960
+
+
+class QueuedCall:
+    """A denoiser call whose results may not be there yet.
+
+    Attributes:
+        rows: that take part.
+    """
+
+    def __init__(self, rows: Sequence[AnyRow], parts: Sequence[Part[Any]]) -> None:
+        """Keep what results are made of.
+
+        Args:
+            rows: in the order of the results.
+            parts: that have moved.
+        """
+        self.rows = rows
+        self._parts = parts
+
+    @torch.inference_mode()
+    def results(self) -> list[StepResult]:
+        """Wait for the call, and return one result per row, in order; to be asked for once."""
+        results = {
+            row: result for part in self._parts for row, result in zip(part.rows, part.results(), strict=True)
+        }
+        return [results[row] for row in self.rows]
 
 
 class Stepper:
@@ -53,7 +80,6 @@ class Stepper:
         self.device = device_of(denoiser) if device is None else torch.device(device)
         self._digits = TokenDigits(codec.digits.to(self.device), codec.mask_index)
 
-    @torch.inference_mode()
     def step(self, rows: Sequence[AnyRow]) -> list[StepResult]:
         """Advance every row by its next event. If anything raises, no row has moved.
 
@@ -65,8 +91,20 @@ class Stepper:
         Returns:
             One result per row, in order.
         """
+        return self.queue(rows).results()
+
+    @torch.inference_mode()
+    def queue(self, rows: Sequence[AnyRow]) -> QueuedCall:
+        """Begin a step: on a GPU its work is queued, and nothing is waited for.
+
+        The rows have moved on when this returns, and may take part in further calls at once. Results must be asked for
+        call by call in the order of these calls: only then is it known which rows failed.
+
+        Args:
+            rows: as those of `step`.
+        """
         if not rows:
-            return []
+            return QueuedCall(rows, [])
         parts = parts_of(rows, MAX_LOGIT_ROWS if self.device.type == "cpu" else MAX_LOGIT_ROWS_ON_GPU)
         laid_out = [row for part in parts for row in part.rows]
         fill = self.denoiser.fill([row.length for row in laid_out])
@@ -77,10 +115,9 @@ class Stepper:
         logits = self._logits(parts, self._features(parts, laid_out, fill, y_t))
         for part in parts:
             part.take(logits, y_t, self._digits)
-        results = {
-            row: result for part in parts for row, result in zip(part.rows, part.commit(y_t), strict=True)
-        }
-        return [results[row] for row in rows]
+        for part in parts:
+            part.move(y_t)
+        return QueuedCall(rows, parts)
 
     def _states(self, parts: Sequence[Part[Any]], num_filled: int) -> Tensor:
         """Return the digits (T, S) that the call sees: a copy of those of the rows, and masked tokens behind them."""
@@ -89,7 +126,7 @@ class Stepper:
         for part in parts:
             for row in part.rows:
                 if not (row.y.is_cpu and on_cpu):
-                    row.y = row.y.to(self.device)
+                    row.y = queued(row.y, self.device)
                 states.append(row.y)
         if num_filled:
             states.append(torch.full((num_filled, num_digits), mask_index, device=self.device))

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.nll import SubtokenNLL
@@ -157,24 +156,22 @@ class ScoreRow:
         t = float(self.states.t[self.next_event])
         return Event(self.next_event, t, positions, due[positions], np.flatnonzero(masked))
 
-    def record(self, positions: NDArray[np.int64], nll: SubtokenNLL) -> bool:
-        """Count what the next state costs and move on; False if that is not finite, and the row has failed.
+    def record(self, event: Event, nll: SubtokenNLL) -> None:
+        """Count what the state of a call costs; if that is not finite, the row has failed.
 
         Args:
-            positions: (P,) int64, the tokens of the event.
-            nll: of these tokens, (P,) each, on the CPU.
+            event: the call, which the row has moved past.
+            nll: of its P tokens, (P,) each, on the CPU.
         """
         # Digit by digit first: the bound before the coded loss, in `nats` as everywhere.
         each = torch.stack([nll.digits, nll.coded], -1).double()
-        each *= self.states.masked.shape[1] / int(self.states.masked[self.next_event].sum())
+        each *= self.states.masked.shape[1] / len(event.remasked)
         if not bool(each.isfinite().all()):
-            self.failed = True
-            return False
-        self.nats[self.next_event] = each.sum(0)
+            self.failed, self.next_event = True, event.step
+            return
+        self.nats[event.step] = each.sum(0)
         if self.token_nats is not None:
-            self.token_nats[positions] += each
-        self.next_event += 1
-        return True
+            self.token_nats[event.positions] += each
 
 
 def new_score_rows(

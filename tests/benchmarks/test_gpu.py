@@ -226,13 +226,13 @@ def test_pytest_does_without_a_plugin_that_is_not_there() -> None:
     assert "-c" in arguments and "-c" not in gpu._tests("tests/kernels", missing={})
 
 
-@pytest.mark.parametrize(("cores", "processes"), [(1, "1"), (8, "4"), (16, "8"), (64, "14")])
+@pytest.mark.parametrize(("cores", "processes"), [(1, "1"), (8, "4"), (16, "8"), (64, "15")])
 def test_tests_use_the_cores_that_are_there(
     cores: int, processes: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu.os, "cpu_count", lambda: cores)
     arguments = gpu._tests(*gpu._GPU_TESTS, missing={})
-    assert len(gpu._GPU_TESTS) == 14 and arguments[arguments.index("--processes") + 1] == processes
+    assert len(gpu._GPU_TESTS) == 15 and arguments[arguments.index("--processes") + 1] == processes
 
 
 def test_every_test_of_a_kernel_runs_on_a_gpu() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels.backend import Backend
-from kernels.rows import PendingCounts, compact_rows, gather_rows, scatter_rows
+from kernels.rows import compact_rows, gather_rows, scatter_rows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS: list[Backend] = ["reference", "triton"] if find_spec("triton") else ["reference"]
@@ -142,8 +142,3 @@ def test_rows_that_do_not_fit(change: dict[str, Tensor], message: str) -> None:
 def test_masks_that_do_not_fit(changed: Tensor) -> None:
     with pytest.raises(ValueError, match=r"changed must be \(rows,\) bool"):
         compact_rows(changed)
-
-
-def test_counts_arrive() -> None:
-    counts = PendingCounts(torch.tensor([3], device=DEVICE), torch.tensor([40], device=DEVICE))
-    assert counts.wait() == counts.wait() == [3, 40]

@@ -27,9 +27,9 @@ from prime_core.sampling.dense import sample_dense
 from prime_core.sampling.row import Row, new_row
 from prime_core.sampling.sample import run_rows
 from prime_core.sampling.settings import SamplingSettings
-from prime_core.sampling.stepper import Stepper
+from prime_core.sampling.stepper import QueuedCall, Stepper
 from prime_core.schedule import LinearSchedule
-from prime_core.scoring.score_row import draw_states, new_score_rows
+from prime_core.scoring.score_row import ScoreRow, draw_states, new_score_rows
 from tests import pretend_gpu as pretending
 from tests.pretend_gpu import GPU, pretend_gpu
 
@@ -282,18 +282,63 @@ def test_nothing_is_waited_for_in_the_head_of_images() -> None:
         assert not waits
 
 
+def text_rows(codec: SubtokenCodec) -> list[Row | ScoreRow]:
+    """Rows that are drawn, one of them masked again on the way, and one that is scored."""
+    corrected = new_rows(codec, [8, 5], "joint", CORRECTOR, None)
+    x_0 = torch.arange(6)
+    states = draw_states((6, codec.target_length), 4, SCHEDULE, 0)
+    return [*corrected, *new_score_rows(codec.encode(x_0), x_0, states, 1)]
+
+
+def image_rows(codec: SubtokenCodec) -> list[Row | ScoreRow]:
+    return [*new_rows(codec, [16], "joint", None, 1), *new_rows(codec, [16], "marginal", CORRECTOR, 2)]
+
+
 @only_pretended
-def test_a_step_waits_for_nothing_but_what_it_returns() -> None:
-    """The digits and whether they are finite come back in one copy, and everything goes there without waiting."""
-    network, codec = text_network()
-    rows = new_rows(codec, [8, 5], "joint", None, None)
+@pytest.mark.parametrize("kind", ["text", "images"])
+def test_a_step_waits_for_nothing_but_its_results(kind: str) -> None:
+    """Everything goes to the GPU without waiting, and what comes back of rows of one kind is one copy."""
+    if kind == "text":
+        (network, codec), rows_of = text_network(time_conditioned=True), text_rows
+    else:
+        (network, codec), rows_of = image_network(labels="class", num_labels=3), image_rows
     with pretend_gpu() as waits:
-        network.to(GPU)
-        stepper = Stepper(network, codec, GPU)
-        stepper.step(rows)  # moves the digits of new rows, and lays out tables
-        waits.clear()
-        stepper.step(rows)
-        assert Counter(waits) == {"copy to the CPU": 1}
+        stepper = Stepper(network.to(GPU), codec, GPU)
+        stepper.step(rows_of(codec))  # lays out tables
+        rows = rows_of(codec)
+        for _ in range(2):
+            waits.clear()
+            call = stepper.queue(rows)
+            assert not waits
+            call.results()
+            assert waits == ["event", "event"]
+
+
+@only_pretended
+def test_a_loop_waits_for_no_call_before_the_next_ones_are_queued(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, codec = text_network()
+    numbers = iter(range(100))
+
+    def noting(stepper: Stepper, rows: Sequence[Row]) -> QueuedCall:
+        call = queue(stepper, rows)
+        results, number = call.results, next(numbers)
+        order.append(f"queue {number}")
+        monkeypatch.setattr(call, "results", lambda: (order.append(f"wait {number}"), results())[1])
+        return call
+
+    order: list[str] = []
+    queue = Stepper.queue
+    monkeypatch.setattr(Stepper, "queue", noting)
+    (row,) = new_rows(codec, [8], "joint", None, None)
+    row = new_row(
+        digits_canvas(codec, torch.full((8, 2), codec.mask_index)), SCHEDULE, row.settings, "exact", 1
+    )
+    with pretend_gpu():
+        run_rows(Stepper(network.to(GPU), codec, GPU), [row])
+    last = row.plan.nfe - 1
+    assert order[:5] == ["queue 0", "queue 1", "queue 2", "wait 0", "queue 3"]
+    assert order[-3:] == [f"wait {last - 2}", f"wait {last - 1}", f"wait {last}"]
+    assert len(order) == 2 * row.plan.nfe
 
 
 @only_pretended

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.rows import PendingCounts
+from kernels.transfers import HostCopy
 from prime_core.codec import SubtokenCodec
 from prime_core.models.denoiser import Denoiser
 from prime_core.sampling import step_cache
@@ -22,7 +22,7 @@ LENGTH, NUM_ROWS = 6, 5
 def advance(cache: StepCache, y: Tensor, wanted: Tensor | None = None) -> int:
     num_changed = cache.begin(y, wanted)
     assert num_changed.shape == (1,)
-    (number,) = PendingCounts(num_changed).wait()
+    (number,) = HostCopy(num_changed).wait().tolist()
     cache.finish(number)
     return number
 

@@ -12,8 +12,7 @@ import torch
 
 from prime_core.checkpoint import load_checkpoint
 from prime_core.sampling.sample import sample
-from prime_core.sampling.step_parts import StepResult
-from prime_core.sampling.stepper import AnyRow, Stepper
+from prime_core.sampling.stepper import AnyRow, QueuedCall, Stepper
 from tests.training.test_evaluate import write_checkpoint
 from training.evaluate import main as evaluate_main
 from training.sample import SampleConfig, main, write_samples
@@ -67,13 +66,13 @@ def test_calls_hold_as_many_rows_as_are_allowed_and_no_more(
     max_rows: int, most: int, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    step = Stepper.step
+    queue = Stepper.queue
 
-    def noted(self: Stepper, rows: Sequence[AnyRow]) -> list[StepResult]:
+    def noted(self: Stepper, rows: Sequence[AnyRow]) -> QueuedCall:
         sizes.append(len(rows))
-        return step(self, rows)
+        return queue(self, rows)
 
-    monkeypatch.setattr(Stepper, "step", noted)
+    monkeypatch.setattr(Stepper, "queue", noted)
     _write(checkpoint, tmp_path / "out.jsonl", max_rows=max_rows)
     assert max(sizes) == most
 
