@@ -115,7 +115,7 @@ def sampled(
 def dense(network: Network, codec: SubtokenCodec, device: torch.device) -> list[Tensor]:
     y = torch.full((2, network.config.length, codec.target_length), codec.mask_index)
     settings = SamplingSettings(0.7, 0.9, 5)
-    samples = sample_dense(network, codec, SCHEDULE, y, [1, 2], 3, settings, eps=0.01)
+    samples = sample_dense(network, codec, SCHEDULE, y, [1, 2], 2, settings, eps=0.01)
     return [samples.y, samples.ok]
 
 
@@ -329,13 +329,12 @@ def test_a_loop_waits_for_no_call_before_the_next_ones_are_queued(monkeypatch: p
     order: list[str] = []
     queue = Stepper.queue
     monkeypatch.setattr(Stepper, "queue", noting)
-    (row,) = new_rows(codec, [8], "joint", None, None)
-    row = new_row(
-        digits_canvas(codec, torch.full((8, 2), codec.mask_index)), SCHEDULE, row.settings, "exact", 1
-    )
+    canvas = digits_canvas(codec, torch.full((3, 2), codec.mask_index))
+    row = new_row(canvas, SCHEDULE, SamplingSettings(), "exact", 1)
     with pretend_gpu():
         run_rows(Stepper(network.to(GPU), codec, GPU), [row])
     last = row.plan.nfe - 1
+    assert last == 5
     assert order[:5] == ["queue 0", "queue 1", "queue 2", "wait 0", "queue 3"]
     assert order[-3:] == [f"wait {last - 2}", f"wait {last - 1}", f"wait {last}"]
     assert len(order) == 2 * row.plan.nfe

@@ -52,20 +52,20 @@ SMALL = [
 UNET_RUN = """
 objective = "coded"
 weighted = false
-steps = 12
-batch_size = 4
-micro_batch_size = 2
+steps = 8
+batch_size = 2
+micro_batch_size = 1
 chunk_rows = 512
 learning_rate = 3e-3
 warmup_steps = 2
 ema_decay = 0.9
 ema_warmup = true
 log_every = 1
-eval_every = 6
+eval_every = 4
 eval_rows = 2
 preview = 4
 preview_steps = 3
-save_every = 3
+save_every = 2
 precision = "bfloat16"
 device = "cpu"
 num_threads = 1
@@ -163,7 +163,7 @@ def test_a_folder_of_mixed_sizes_trains_and_evaluates_at_the_size_that_is_set(tm
         Image.fromarray(pixels).save(tmp_path / "data" / f"{number:02d}.png")
     config = tmp_path / "run.toml"
     text = UNET_RUN.format(path=tmp_path / "data").replace("fashion-mnist", "folder")
-    text = text.replace('labels = "class"\nnum_labels = 10\n', "").replace("steps = 12", "steps = 1")
+    text = text.replace('labels = "class"\nnum_labels = 10\n', "").replace("steps = 8", "steps = 1")
     config.write_text(f'{text}cache = "{tmp_path}/cache"\n')
     with pytest.raises(DataError, match="give `size` to crop and resize"):
         train(load_run(config, tmp_path / "run"), progress=False)
