@@ -144,7 +144,10 @@ class DrawnPart(Part[Row]):
                 for at, due, u, *each in zip(*inputs, *how, strict=True)
             ]
         )
-        self._drawn = HostCopy(torch.cat([y_t[self._at], finite[:, None]], 1))  # in one copy
+        # On a CPU they lie there; from a GPU they come in one copy.
+        self._drawn = (
+            (y_t, finite) if y_t.is_cpu else HostCopy(torch.cat([y_t[self._at], finite[:, None]], 1))
+        )
 
     def move(self, y_t: Tensor) -> None:
         """Give every row its digits after the call: new ones, for a row that fails gets the old ones back."""
@@ -155,9 +158,13 @@ class DrawnPart(Part[Row]):
 
     def results(self) -> Iterator[StepResult]:
         """Take back rows without finite logits."""
-        drawn, stop = self._drawn.wait().numpy(), 0
-        digits, finite = drawn[:, :-1], drawn[:, -1] != 0
-        all_ok = bool(finite.all())
+        if isinstance(self._drawn, HostCopy):
+            drawn = self._drawn.wait().numpy()
+            digits, finite = drawn[:, :-1], drawn[:, -1] != 0
+        else:
+            y_t, is_finite = self._drawn
+            digits, finite = y_t.numpy()[self.positions], is_finite.numpy()
+        all_ok, stop = bool(finite.all()), 0
         for row, event, before in zip(self.rows, self.events, self._before, strict=True):
             first, stop = stop, stop + len(event.positions)
             if not (row.failed or all_ok or finite[first:stop].all()):

@@ -53,7 +53,6 @@ class QueuedCall:
         self.rows = rows
         self._parts = parts
 
-    @torch.inference_mode()
     def results(self) -> list[StepResult]:
         """Wait for the call, and return one result per row, in order; to be asked for once."""
         results = {

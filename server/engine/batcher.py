@@ -116,13 +116,13 @@ class Batcher:
         self._keep(job, _entries_of(job))
 
     def choose(self) -> list[Entry]:
-        """Return the rows of the next call in turn; empty only if there are none."""
+        """Return the rows of the next call in turn; empty only if there are none that have an event left."""
         chosen: list[Entry] = []
         tokens, shortest = 0, min(self._lengths, default=0)
         for entry in _in_turn(self._waiting.values()):
             if len(chosen) == self.max_rows or tokens + shortest > self.max_tokens:
                 break
-            if tokens + entry.row.length <= self.max_tokens:
+            if tokens + entry.row.length <= self.max_tokens and not entry.row.done:
                 chosen.append(entry)
                 tokens += entry.row.length
         return chosen
@@ -136,12 +136,13 @@ class Batcher:
         for job in jobs:
             self._keep(job, [])
 
-    def drop_finished(self, jobs: Iterable[Job]) -> None:
-        """Forget the rows of some jobs that have no event left."""
-        for job in jobs:
-            held = self._waiting.get(job, ())
-            if any(entry.row.done for entry in held):
-                self._keep(job, [entry for entry in held if not entry.row.done])
+    def drop_rows(self, entries: Iterable[Entry]) -> None:
+        """Forget some rows, which are finished."""
+        finished: dict[Job, set[int]] = {}
+        for entry in entries:
+            finished.setdefault(entry.job, set()).add(entry.output)
+        for job, outputs in finished.items():
+            self._keep(job, [entry for entry in self._waiting.get(job, ()) if entry.output not in outputs])
 
     def _keep(self, job: Job, entries: list[Entry]) -> None:
         """Keep these rows of a job, which has its place among the others, and no more of it."""

@@ -1,6 +1,6 @@
 """The engine: one thread that steps the rows of all requests, of all models.
 
-    admit -> whose turn -> choose rows -> one denoiser call, draws and reveals (`Stepper.step`) -> hand out events
+    admit -> whose turn -> choose rows -> one denoiser call, draws and reveals (`Stepper.queue`) -> hand out events
 
 Everything else here keeps that loop honest: it bounds what is held, and no failure of one call, one request, one
 turn or one model takes the others down.

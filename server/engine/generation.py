@@ -46,6 +46,11 @@ class Batch(NamedTuple):
     generation: Generation
     entries: Sequence[Entry]
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all rows."""
+        return sum(entry.row.length for entry in self.entries)
+
 
 class Generations:
     """The one or two generations of a model. Whoever calls holds the lock around lists of jobs."""

@@ -1,6 +1,6 @@
 """One model inside the engine: its network, the rows that wait for it, and how its calls have gone.
 
-The engine's thread calls `admit` and, when it is the model's turn, `advance`: `choose`, `call`, `hand_out`.
+The engine's thread calls `admit` and, when it is the model's turn, `advance`: `choose`, `begin`, `end`, `hand_out`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from server.engine.generation import Batch, Generation, Generations
 from server.engine.memory import free_cached_memory, is_out_of_memory
 from server.engine.room import Room
 from server.engine.stopwatch import CallStopwatch
+from server.engine.under_way import UnderWay
 from server.engine.warm_up import check_finite, trial_calls
 from server.metrics import Metrics
 
@@ -80,6 +81,7 @@ class ModelQueue:
         self.faults = 0
         self.crashes = 0
         self.failed = False
+        self._under_way = UnderWay(self.stopwatch)
         self._departures = Departures()
         self._row_size = RowSize()  # running mean over the jobs that came
         self._forecast: list[Release] | None = None
@@ -115,39 +117,53 @@ class ModelQueue:
         self._finish(job for job in arrived if all(row.done for row in job.rows))
 
     def advance(self) -> None:
-        """Take the rows of the next call to their next events."""
+        """Take the rows of the next call to their next events, and hand out what has come of the oldest one."""
         batch = self.choose()
-        results = self.call(batch)
-        if results is not None:
-            self.hand_out(batch, results)
+        if batch.entries:
+            self.begin(batch)
+        if self._under_way.enough or not batch.entries:
+            self.end()
 
     def choose(self) -> Batch:
-        """Return the rows of the next call."""
+        """Return the rows of the next call; none if all that is left is to wait for calls."""
         return self._generations.choose()
 
-    def call(self, batch: Batch) -> list[StepResult] | None:
-        """One denoiser call; if it raises, the result is None, and its callers fail at once.
+    def begin(self, batch: Batch) -> None:
+        """Begin one denoiser call; if it raises, its callers fail at once.
 
         But one that runs out of memory is made again by the turns that follow, with half the rows.
         """
         now_s = time.monotonic()
-        generation, entries = batch
-        for entry in entries:
+        for entry in batch.entries:
             if entry.job.started_s is None:
                 entry.job.started_s = now_s
         try:
-            results = self._step(generation, [entry.row for entry in entries])
-        except Exception as error:  # whatever a network raises belongs to the callers of this call
+            self._under_way.begin(batch)
+        except Exception as error:  # noqa: BLE001  # whatever a network raises belongs to the callers of this call
             if is_out_of_memory(error):
-                self._out_of_memory(entries)
-                return None
-            logger.error("a call of model %r over %d rows failed", self.name, len(entries), exc_info=error)
-            self._finish({entry.job for entry in entries}, EngineError("the denoiser failed"))
-            self.faults += 1
-            return None
+                self._out_of_memory(batch.entries)
+            else:
+                self._fail(batch.entries, error)
+
+    def end(self) -> None:
+        """Wait for the oldest call that is under way, and hand it out; if it raises, its callers fail."""
+        batch = self._under_way.oldest
+        try:
+            results = self._under_way.end()
+        except Exception as error:  # noqa: BLE001  # its rows have moved: it cannot be made again
+            self._fail(batch.entries, error)
+            return
+        self._count(batch.generation, [entry.row.length for entry in batch.entries])
         self.faults = 0
-        self.batcher.cap.succeeded(len(entries))
-        return results
+        self.batcher.cap.succeeded(len(batch.entries))
+        self.hand_out(batch, results)
+
+    def _fail(self, entries: Sequence[Entry], error: Exception) -> None:
+        """Fail the callers of a call that raised."""
+        logger.error("a call of model %r over %d rows failed", self.name, len(entries), exc_info=error)
+        jobs = {entry.job for entry in entries if entry.job.finished_s is None}
+        self._finish(jobs, EngineError("the denoiser failed"))
+        self.faults += 1
 
     def _out_of_memory(self, entries: Sequence[Entry]) -> None:
         """Halve the next calls; a row that was alone fails with its request."""
@@ -160,19 +176,28 @@ class ModelQueue:
 
     def hand_out(self, batch: Batch, results: Sequence[StepResult]) -> None:
         """Tell who follows, resolve the jobs that are finished, fail those with a row without finite logits."""
-        generation, entries = batch
-        for entry, result in zip(entries, results, strict=True):
+        held = [  # others have left while the call was under way
+            (entry, result)
+            for entry, result in zip(batch.entries, results, strict=True)
+            if entry.job.finished_s is None
+        ]
+        for entry, result in held:
             if entry.job.feed is not None:
                 entry.job.feed.advanced(entry.output, result)
         self._forecast = None
-        touched = {entry.job for entry in entries if entry.row.done}  # a row that failed is done too
-        if touched:
-            broken = {entry.job for entry, result in zip(entries, results, strict=True) if not result.ok}
-            self._finish(broken, NonFiniteError("the denoiser gave no finite logits"))
-            self._finish(job for job in touched - broken if all(row.done for row in job.rows))
+        over = [entry for entry, _ in held if self._is_over(entry.row)]
+        if over:
             with self._room.lock:
-                generation.batcher.drop_finished(touched)
+                batch.generation.batcher.drop_rows(over)
+        broken = {entry.job for entry, result in held if not result.ok}
+        self._finish(broken, NonFiniteError("the denoiser gave no finite logits"))
+        jobs = {entry.job for entry in over} - broken
+        self._finish(job for job in jobs if all(self._is_over(row) for row in job.rows))
         self.crashes = 0
+
+    def _is_over(self, row: AnyRow) -> bool:
+        """Whether a row is done, and all is known of it."""
+        return row.done and row not in self._under_way
 
     def warm_up(self) -> None:
         """Make the real calls that allocate and compile what the first requests should not wait for.
@@ -196,13 +221,18 @@ class ModelQueue:
             self._room.lock.notify_all()  # an idle engine lets go of the old ones at once
 
     def _step(self, generation: Generation, rows: Sequence[AnyRow]) -> list[StepResult]:
-        """The one way to the denoiser, under the stopwatch: a hang shows in `Engine.state` whoever made the call."""
-        lengths = [row.length for row in rows]
+        """Make a call of our own."""
+        begun_s, lengths = time.monotonic(), [row.length for row in rows]
         with self.stopwatch.call(sum(lengths)):
             results = generation.stepper.step(rows)
-        num_filling = sum(generation.checkpoint.denoiser.fill(lengths))
-        self._metrics.call_done(self.name, len(rows), sum(lengths), num_filling, self.stopwatch.last_s)
+        self.stopwatch.ended(begun_s, sum(lengths))
+        self._count(generation, lengths)
         return results
+
+    def _count(self, generation: Generation, lengths: Sequence[int]) -> None:
+        """Tell the metrics of the call that has just ended."""
+        num_filling = sum(generation.checkpoint.denoiser.fill(lengths))
+        self._metrics.call_done(self.name, len(lengths), sum(lengths), num_filling, self.stopwatch.last_s)
 
     def _finish(self, jobs: Iterable[Job], error: Exception | None = None) -> None:
         """Give back the room of some jobs and resolve them, with an error if there is one."""
@@ -268,8 +298,8 @@ class ModelQueue:
 
     @property
     def has_rows(self) -> bool:
-        """Whether there is something to call the denoiser for."""
-        return any(len(generation.batcher) for generation in self._generations)
+        """Whether there is something to call the denoiser for, or to wait for."""
+        return bool(self._under_way) or any(len(generation.batcher) for generation in self._generations)
 
     @property
     def has_news(self) -> bool:

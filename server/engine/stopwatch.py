@@ -59,22 +59,23 @@ class CallStopwatch(Pulse):
         self._num_tokens = 0  # of the call that runs, or of the last one
         self._min_s = math.inf
         self._num_calls = 0
+        self._ended_s = -math.inf
 
     def call(self, num_tokens: int) -> Self:
-        """Time the block, ``with`` this, as one call over so many tokens; one that raises counts for nothing."""
+        """Watch the block, ``with`` this, in which a call over so many tokens begins or is waited for."""
         self._num_tokens = num_tokens
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        seconds = self.seconds
-        super().__exit__(kind, error, trace)
-        if kind is None:
-            self._learn(seconds)
+    def ended(self, begun_s: float, num_tokens: int) -> None:
+        """Count a call that has ended now; one that raised counts for nothing.
 
-    def _learn(self, seconds: float) -> None:
-        self.last_s = seconds
+        Args:
+            begun_s: `time.monotonic()` when it was begun. If others had not ended by then, it ran after them.
+            num_tokens: of its rows.
+        """
+        now_s = time.monotonic()
+        self.last_s = now_s - max(begun_s, self._ended_s)
+        self._ended_s = now_s
         if self._only_trials:
             self._only_trials, self._num_calls, self._fit = False, 0, CallCostFit()
         self._num_calls += 1
@@ -83,8 +84,8 @@ class CallStopwatch(Pulse):
             self.fastest_s = self._min_s
         weight = 0.1 if self._num_calls > 1 else 1.0
         self.seconds_per_call += weight * (self.last_s - self.seconds_per_call)
-        self._tokens_per_call += weight * (self._num_tokens - self._tokens_per_call)
-        line = self._fit.add(self._num_tokens, self.last_s)
+        self._tokens_per_call += weight * (num_tokens - self._tokens_per_call)
+        line = self._fit.add(num_tokens, self.last_s)
         # The first ones at any size compile and allocate: what tokens add, they would put far too high.
         self.cost = line if self._num_calls >= MIN_CALLS else CallCost(self.seconds_per_call, 0.0)
 

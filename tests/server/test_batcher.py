@@ -29,7 +29,7 @@ def advance(batcher: Batcher) -> None:
         made: Any = entry.row
         made.remaining -= 1
         made.done = made.remaining == 0
-    batcher.drop_finished({entry.job for entry in chosen})
+    batcher.drop_rows([entry for entry in chosen if entry.row.done])
 
 
 def test_rows_take_turns_in_order_of_arrival_up_to_the_caps() -> None:

@@ -63,10 +63,12 @@ def test_a_change_of_pace_is_followed() -> None:
 
 def test_calls_that_compiled_are_a_guide_only_until_the_next() -> None:
     watch = CallStopwatch()
-    with watch.call(32):
-        time.sleep(0.3)
+    begun_s = time.monotonic()
+    time.sleep(0.3)
+    watch.ended(begun_s, 32)
     watch.end_trials()
     assert watch.cost.seconds(1, 32) == watch.cost.seconds(1, 10**6) >= 0.3
-    with watch.call(32):
-        time.sleep(0.001)
+    begun_s = time.monotonic()
+    time.sleep(0.001)
+    watch.ended(begun_s, 32)
     assert watch.cost.seconds(1, 32) == pytest.approx(watch.last_s) == pytest.approx(watch.seconds_per_call)

@@ -44,8 +44,9 @@ def test_a_hanging_call_is_not_ready(
 def test_a_call_over_many_tokens_may_take_longer_than_small_ones_did() -> None:
     watch = stopwatch.CallStopwatch()
     for size in (16, 48) * 10:
-        with watch.call(size):
-            time.sleep(0.002 if size == 16 else 0.001)  # larger ones were no slower: no slope to go by
+        begun_s = time.monotonic()
+        time.sleep(0.002 if size == 16 else 0.001)  # larger ones were no slower: no slope to go by
+        watch.ended(begun_s, size)
     assert watch.limit_s == stopwatch.MIN_STALL_S
     with watch.call(16_384):
         per_token_s = watch.seconds_per_call / 32

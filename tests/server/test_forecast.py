@@ -94,7 +94,7 @@ def test_it_is_about_what_the_batcher_does(seed: int) -> None:
             row.remaining -= 1
             row.done = row.remaining == 0
             tokens += row.length
-        batcher.drop_finished({entry.job for entry in chosen})
+        batcher.drop_rows([entry for entry in chosen if entry.row.done])
         ends |= {job: calls for job in jobs if job not in ends and _all_done(job.rows)}
     assert forecast[-1].num_rows == sum(len(job.rows) for job in jobs)
     assert forecast[-1].num_calls <= calls <= 1.5 * forecast[-1].num_calls

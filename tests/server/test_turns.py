@@ -129,7 +129,7 @@ def test_a_turn_that_raises_is_counted(
         time.sleep(0.01)
         raise ZeroDivisionError
 
-    monkeypatch.setattr(engine.queues[TEXT], "call", fail_late)
+    monkeypatch.setattr(engine.queues[TEXT], "begin", fail_late)
     assert engine.step()
     assert engine.queues[TEXT].crashes == 1
     assert engine._turns.choose([TEXT, IMAGES]) == IMAGES
