@@ -138,16 +138,20 @@ class ModelQueue:
         try:
             results = self._step(generation, [entry.row for entry in entries])
         except Exception as error:  # whatever a network raises belongs to the callers of this call
-            if is_out_of_memory(error):
-                self._out_of_memory(entries)
+            if not is_out_of_memory(error):
+                logger.error(
+                    "a call of model %r over %d rows failed", self.name, len(entries), exc_info=error
+                )
+                self._finish({entry.job for entry in entries}, EngineError("the denoiser failed"))
+                self.faults += 1
                 return None
-            logger.error("a call of model %r over %d rows failed", self.name, len(entries), exc_info=error)
-            self._finish({entry.job for entry in entries}, EngineError("the denoiser failed"))
-            self.faults += 1
-            return None
-        self.faults = 0
-        self.batcher.cap.succeeded(len(entries))
-        return results
+        else:
+            self.faults = 0
+            self.batcher.cap.succeeded(len(entries))
+            return results
+        # Only here, where the error is gone: its traceback holds what the call had allocated.
+        self._out_of_memory(entries)
+        return None
 
     def _out_of_memory(self, entries: Sequence[Entry]) -> None:
         """Halve the next calls; a row that was alone fails with its request."""
