@@ -18,6 +18,7 @@ from kernels import linear_nll as linear_nll_module
 from prime_core.codec import SubtokenCodec
 from prime_core.config import CodecConfig, DiTConfig, UNetConfig
 from prime_core.likelihood import estimate_grid_nelbo, estimate_likelihood
+from prime_core.models import unet as unet_module
 from prime_core.models.dit import DiT
 from prime_core.models.unet import UNet
 from prime_core.objectives import Objective, training_loss
@@ -292,6 +293,29 @@ def text_rows(codec: SubtokenCodec) -> list[Row | ScoreRow]:
 
 def image_rows(codec: SubtokenCodec) -> list[Row | ScoreRow]:
     return [*new_rows(codec, [16], "joint", None, 1), *new_rows(codec, [16], "marginal", CORRECTOR, 2)]
+
+
+@only_pretended
+def test_the_head_of_images_is_one_product_a_plane(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To launch a block costs a GPU more than the product of a small one."""
+    products: list[int] = []
+
+    def noting(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        products.append(len(x))
+        return linear(x, weight, bias)
+
+    linear = nn.functional.linear
+    monkeypatch.setattr(unet_module, "HEAD_BLOCK", 4)
+    network, codec = image_network(channels=2)
+    assert isinstance(network, UNet)
+    y = torch.full((2 * 32, codec.target_length), codec.mask_index)
+    positions = torch.arange(0, 64, 5)  # 7 of the first plane, 6 of the second
+    with pretend_gpu(), torch.inference_mode():
+        network.to(GPU)
+        features = network.features(y.to(GPU), [32, 32], positions=positions)
+        monkeypatch.setattr(unet_module.F, "linear", noting)
+        network.head(features)
+    assert products == [8, 8]
 
 
 @only_pretended
