@@ -226,6 +226,21 @@ def test_products_of_the_head_have_aligned_rows(monkeypatch: pytest.MonkeyPatch)
 
 
 @only_pretended
+def test_a_training_step_does_not_copy_the_digits_of_all_tokens() -> None:
+    """Such a copy would be waited for behind the trunk."""
+    copies = []
+    network, _ = text_network()
+    codec = SubtokenCodec(20, 2)
+    with pretend_gpu() as waits:
+        network.to(GPU)
+        for _ in range(2):
+            waits.clear()
+            loss_of("coded")(network, codec, GPU)
+            copies.append(waits.count("copy to the GPU"))
+    assert copies[1] == copies[0] - 1
+
+
+@only_pretended
 @pytest.mark.parametrize("time_conditioned", [False, True])
 @pytest.mark.parametrize("lengths", [[8, 8], [8, 3, 5, 3]], ids=["even", "uneven"])
 def test_nothing_is_waited_for_in_a_trunk(lengths: list[int], time_conditioned: bool) -> None:
