@@ -57,10 +57,13 @@ class Outcome:
 def build_checkpoint(workload: Workload, dtype: DTypeName, device: torch.device | str = "cpu") -> Checkpoint:
     """Return a model with seeded random weights; bfloat16 weights are those of float32, cast once.
 
-    No weight is zero: the logits are not flat and every branch of the network counts.
+    No weight is zero: the logits are not flat and every branch of the network counts. They are drawn on the device: a
+    processor takes seconds for as many.
     """
-    config, generator = workload.config, torch.Generator().manual_seed(workload.seed)
-    with torch.random.fork_rng(devices=[]):  # the network draws its own initial weights
+    device = torch.device(device)
+    config, generator = workload.config, torch.Generator(device).manual_seed(workload.seed)
+    # The network draws its own initial weights.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
         denoiser = build_denoiser(config)
     norms = {
         id(module.weight) for module in denoiser.modules() if isinstance(module, ScaleNorm | nn.GroupNorm)

@@ -29,7 +29,7 @@ from prime_core.schedule import Schedule
 PUBLISHED_EPS = 1e-5
 # Positions whose float64 work is done together: 6 MB at V = 50257, about what a processor's cache holds.
 BLOCK_POSITIONS = 16
-# On a GPU a block's buffers may take so much: 2,800 positions at V = 50257, so that a launch costs next to nothing.
+# On a GPU a block's buffers may take so much: 3,560 positions at V = 50257, so that a launch costs next to nothing.
 GPU_BLOCK_BYTES = 2 * 2**30
 # float64 noise, a float32 row of the filter table
 _BYTES_PER_ENTRY = 12

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from benchmarks.commit import git_commit
 from benchmarks.machine import describe_machine, describe_versions
@@ -25,6 +29,36 @@ def document_head(benchmark: str, settings: BenchSettings) -> dict[str, Any]:
         "versions": describe_versions(),
         "settings": settings.model_dump(mode="json"),
     }
+
+
+class _Ended(BaseException):
+    """The time of a benchmark is over. No fault of an op, which others are caught as."""
+
+
+@contextmanager
+def kept_if_ended(document: dict[str, Any], results: Sequence[object]) -> Iterator[None]:
+    """Let SIGTERM end a block that appends to ``results``: what is there by then is the result.
+
+    Args:
+        document: is told so, by a key ``ended_early``.
+        results: without any the process ends, as it would without this.
+    """
+
+    def end(number: int, frame: object) -> NoReturn:
+        raise _Ended
+
+    if threading.current_thread() is not threading.main_thread():  # handlers are for that one alone
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except _Ended:
+        if not results:
+            raise SystemExit(128 + signal.SIGTERM) from None
+        document["ended_early"] = True
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def to_json(document: dict[str, Any]) -> str:

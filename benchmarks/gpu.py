@@ -156,8 +156,8 @@ _GPU_TESTS = tuple(
     for name in (
         "kernels/test_group_norm", "kernels/test_reveal", "prime_core/test_gpu_paths", "kernels/test_modulate",
         "kernels/test_reveal_kernel", "kernels/test_marginal", "kernels/test_embed", "kernels/test_nll",
-        "kernels/test_embed_gradient", "kernels/test_reveal_rows", "kernels/test_noise", "kernels/test_linear_nll",
-        "kernels/test_rows", "kernels/test_launch", "kernels/test_transfers",
+        "kernels/test_embed_gradient", "kernels/test_reveal_rows", "kernels/test_noise", "prime_core/test_graphs",
+        "kernels/test_linear_nll", "kernels/test_rows", "kernels/test_launch", "kernels/test_transfers",
     )
 )  # fmt: skip
 # What does not, under the versions of packages that are there.
@@ -165,7 +165,6 @@ _SAMPLING_TESTS = (
     "tests/prime_core/test_stepper.py",
     "tests/prime_core/test_dit.py",
     "tests/prime_core/test_unet.py",
-    "tests/prime_core/test_graphs.py",
     "tests/prime_core/test_unet_conditions.py",
     "tests/prime_core/test_unet_sizes.py",
     "tests/prime_core/test_unet_checkpoint.py",

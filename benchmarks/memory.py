@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.contenders import build_checkpoint
-from benchmarks.document import document_head
+from benchmarks.document import document_head, kept_if_ended
 from benchmarks.machine import in_own_process, peak_growth
 from benchmarks.settings import BenchSettings, Log, computing_threads
 from benchmarks.workloads import MODELS, Workload
@@ -102,14 +102,15 @@ def run_memory(settings: MemoryBenchSettings, log: Log) -> dict[str, Any]:
     Returns:
         The JSON document described in benchmarks/README.md, without ``command``.
     """
-    entries = []
+    entries: list[dict[str, Any]] = []
     with computing_threads(settings.num_threads):
         document = document_head("memory", settings)
-        for task in TASKS if settings.task == "all" else (settings.task,):
-            log(f"{task}: {settings.batch_size} rows of {settings.length} tokens")
-            apart = settings.torch_device.type == "cpu"
-            need = in_own_process(measure, task, settings) if apart else measure(task, settings)
-            entries.append({"task": task} | need._asdict())
+        with kept_if_ended(document, entries):
+            for task in TASKS if settings.task == "all" else (settings.task,):
+                log(f"{task}: {settings.batch_size} rows of {settings.length} tokens")
+                apart = settings.torch_device.type == "cpu"
+                need = in_own_process(measure, task, settings) if apart else measure(task, settings)
+                entries.append({"task": task} | need._asdict())
     return document | {"logits_bytes": settings.logits_bytes, "tasks": entries}
 
 

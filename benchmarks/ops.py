@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from benchmarks.document import document_head
+from benchmarks.document import document_head, kept_if_ended
 from benchmarks.op_cases import OPS, Op, describe_size, num_input_sets
 from benchmarks.op_inputs import Inputs, Size, tensors_of
 from benchmarks.rates import measure_ceilings, synchronise
@@ -64,14 +64,15 @@ def run_ops(settings: OpsSettings, log: Log) -> dict[str, Any]:
         document = document_head("kernels", settings)
         rates = measure_ceilings(device)
         results: list[dict[str, Any]] = []
-        for name, op in OPS.items():
-            if settings.only is not None and not name.startswith(settings.only):
-                continue
-            for size in op.sizes["smoke" if settings.scale == "smoke" else device.type]:
-                for backend in _backends(op, settings.backend, device):
-                    log(f"{name} {describe_size(size)} {backend}")
-                    entry = {"op": name, "size": describe_size(size), "backend": backend}
-                    results.append(entry | _measure(op, size, backend, settings, rates))
+        with kept_if_ended(document, results):
+            for name, op in OPS.items():
+                if settings.only is not None and not name.startswith(settings.only):
+                    continue
+                for size in op.sizes["smoke" if settings.scale == "smoke" else device.type]:
+                    for backend in _backends(op, settings.backend, device):
+                        log(f"{name} {describe_size(size)} {backend}")
+                        entry = {"op": name, "size": describe_size(size), "backend": backend}
+                        results.append(entry | _measure(op, size, backend, settings, rates))
         return document | {"rates": rates, "ops": results}
 
 

@@ -80,9 +80,10 @@ def product_rate(
         shape: (m, k, n); None takes that of `PRODUCT_SHAPES`.
     """
     m, k, n = PRODUCT_SHAPES[device.type] if shape is None else shape
-    generator = torch.Generator().manual_seed(0)
-    left = torch.randn(m, k, generator=generator).to(device, dtype)
-    weight = torch.randn(n, k, generator=generator).to(device, dtype)
+    # Drawn where they are used: a processor takes seconds for as many numbers as fill a GPU.
+    generator = torch.Generator(device).manual_seed(0)
+    left = torch.randn(m, k, generator=generator, device=device).to(dtype)
+    weight = torch.randn(n, k, generator=generator, device=device).to(dtype)
     seconds = _repeated(
         lambda: torch.nn.functional.linear(left, weight), _PRODUCT_REPEATS[device.type], device
     )

@@ -20,7 +20,7 @@ from benchmarks.contenders import (
 )
 from benchmarks.costs import Cost, dense_cost, planned_cost, reveal_probabilities, trunk_flops
 from benchmarks.dense_published import PUBLISHED_EPS
-from benchmarks.document import document_head
+from benchmarks.document import document_head, kept_if_ended
 from benchmarks.extrapolation import expected_calls
 from benchmarks.machine import peak_growth
 from benchmarks.rates import measure_ceilings, median_seconds, product_rate, timed
@@ -59,10 +59,11 @@ def run_comparison(settings: SamplerSettings, log: Log) -> dict[str, Any]:
         document["rates"] = rates
         if many is None:
             return document | _compare(settings, rates, log)
-        entries = []
-        for number, single in enumerate(many, 1):
-            log(f"workload {number} of {len(many)}: {single.workload.shape}")
-            entries.append({"settings": single.model_dump(mode="json")} | _compare(single, rates, log))
+        entries: list[dict[str, Any]] = []
+        with kept_if_ended(document, entries):
+            for number, single in enumerate(many, 1):
+                log(f"workload {number} of {len(many)}: {single.workload.shape}")
+                entries.append({"settings": single.model_dump(mode="json")} | _compare(single, rates, log))
         return document | {"workloads": entries}
 
 

@@ -74,15 +74,17 @@ def _group_norm_silu(
     activation: bool,
     eps: float,
 ) -> Tensor:
+    channels_last = is_channels_last(x)
     # Torch's channels-last kernel for CPUs subtracts squares of the mean, which loses the digits of x, and is slow.
-    restored = x.device.type == "cpu" and is_channels_last(x)
-    h = F.group_norm(x.contiguous() if restored else x, num_groups, weight, bias, eps)
+    on_planes = channels_last and x.device.type == "cpu"
+    h = F.group_norm(x.contiguous() if on_planes else x, num_groups, weight, bias, eps)
     if scale is not None and shift is not None:
         shift, scale = shift[..., None, None], scale[..., None, None]
         h = torch.addcmul(shift.to(h.dtype), h, (1 + scale).to(h.dtype))
     # Under autocast the norm may answer in float32; the convolution behind it narrows that again.
     h = (F.silu(h) if activation else h).to(x.dtype)
-    return h.contiguous(memory_format=torch.channels_last) if restored else h
+    # On CUDA torch answers in planes whatever it is given: the convolution behind it would copy them, forward and back.
+    return h.contiguous(memory_format=torch.channels_last) if channels_last else h
 
 
 def _check(

@@ -81,6 +81,20 @@ class SubtokenCodec:
         self.digits = codes[:, None] // self.place_values % self.base
         self._token_of_code = torch.empty_like(codes)
         self._token_of_code[codes] = torch.arange(vocab_size)
+        self._digits_on: dict[torch.device, Tensor] = {}
+
+    def digits_on(self, device: torch.device) -> Tensor:
+        """Return `digits` on a device: brought there once, as a GPU finishes all it has before it takes a copy.
+
+        Args:
+            device: with its number, as tensors have it.
+        """
+        if device == self.digits.device:
+            return self.digits
+        if device not in self._digits_on:
+            with torch.inference_mode(False):  # training may be the next to ask
+                self._digits_on[device] = self.digits.to(device)
+        return self._digits_on[device]
 
     def encode(self, x_0: Tensor) -> Tensor:
         """Return the digits of tokens.
@@ -98,7 +112,7 @@ class SubtokenCodec:
             raise ValueError(f"token ids must be integers, got {x_0.dtype}")
         if x_0.numel() and not (0 <= int(x_0.min()) and int(x_0.max()) < self.vocab_size):
             raise ValueError(f"token ids must be in 0..{self.vocab_size - 1}")
-        return self.digits.to(x_0.device)[x_0.long()]
+        return self.digits_on(x_0.device)[x_0.long()]
 
     def decode(self, y_0: Tensor) -> Tensor:
         """Return the tokens of fully visible digits.

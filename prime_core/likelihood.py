@@ -270,7 +270,7 @@ def _masked_nll(
     y_packed, x_packed = y_t.flatten(0, 1), x_0.flatten()
     positions = (y_packed == codec.mask_index).any(-1).nonzero().squeeze(-1)
     features = denoiser.features(y_packed, [length] * num_rows, t, positions, labels)
-    digits = codec.digits.to(x_0.device)
+    digits = codec.digits_on(x_0.device)
     y_masked, x_masked = y_packed[positions], x_packed[positions]
     if (head := denoiser.linear_head) is not None:
         targets = Targets(y_masked, x_masked, digits, codec.mask_index)
@@ -300,7 +300,7 @@ def _revealed_nll(
     if not len(positions):
         return totals
     features = denoiser.features(before, [length] * num_rows, t, positions, labels)
-    digits = codec.digits.to(y_t.device)
+    digits = codec.digits_on(y_t.device)
     for chunk, where in zip(features.split(chunk_rows), positions.split(chunk_rows), strict=True):
         nll = revealed_nll(denoiser.head(chunk), before[where], after[where], digits, codec.mask_index)
         totals.index_add_(0, where // length, nll.double())

@@ -72,7 +72,7 @@ def training_loss(
     num_rows, length = x_0.shape
     y_packed = y_t.flatten(0, 1)
     features = denoiser.features(y_packed, [length] * num_rows, t, positions, labels)
-    y_masked, x_masked, digits = y_packed[positions], x_0.flatten()[positions], codec.digits.to(x_0.device)
+    y_masked, x_masked, digits = y_packed[positions], x_0.flatten()[positions], codec.digits_on(x_0.device)
     weights = (schedule.weight(t).float() if weighted else torch.ones_like(t).float())[positions // length]
     if (head := denoiser.linear_head) is not None:
         total = linear_nll(

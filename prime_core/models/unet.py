@@ -41,7 +41,8 @@ from prime_core.schedule import Schedule
 # for fewer at a time, so that the path, and with it the last bit of a row, never depends on the row's neighbours.
 MIN_DENSE_POSITIONS = 1024
 # The head multiplies blocks of so many positions, filled up: products of other sizes split their sums in other ways,
-# so a row's last bit would depend on how many neighbours it has.
+# so a row's last bit would depend on how many neighbours it has. On a GPU the trunk's last bits depend on that anyway,
+# and a launch costs more than such a block: there all positions of a plane are one product.
 HEAD_BLOCK = 64
 # Batch sizes of a call that is filled up: few enough that every one meets convolutions that are compiled already.
 _BATCH_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -266,9 +267,9 @@ class UNet(GraphedNetwork):
             mine = queued((channel == index).nonzero()[:, 0], padded.device)
             if not len(mine):
                 continue
-            blocks = []
+            blocks, filled = [], F.pad(mine, (0, -len(mine) % HEAD_BLOCK))
             # A block's patches are nine times its features: only one block of them exists at a time.
-            for block in F.pad(mine, (0, -len(mine) % HEAD_BLOCK)).split(HEAD_BLOCK):
+            for block in filled.split(HEAD_BLOCK if filled.device.type == "cpu" else len(filled)):
                 where = tuple(part[block] for part in places)
                 blocks.append(F.linear(padded[where].flatten(1), plane_weight, plane_bias))
             plane = torch.cat(blocks)[: len(mine)]

@@ -109,7 +109,6 @@ class Part(ABC, Generic[_Row]):
         """
 
     @abstractmethod
-    @abstractmethod
     def move(self, y_t: Tensor) -> None:
         """Move the rows on, as if none had failed.
 

@@ -139,11 +139,13 @@ class ModelQueue:
                 entry.job.started_s = now_s
         try:
             self._under_way.begin(batch)
+            return
         except Exception as error:  # noqa: BLE001  # whatever a network raises belongs to the callers of this call
-            if is_out_of_memory(error):
-                self._out_of_memory(batch.entries)
-            else:
+            if not is_out_of_memory(error):
                 self._fail(batch.entries, error)
+                return
+        # Only here, where the error is gone: its traceback holds what the call had allocated.
+        self._out_of_memory(batch.entries)
 
     def end(self) -> None:
         """Wait for the oldest call that is under way, and hand it out; if it raises, its callers fail."""

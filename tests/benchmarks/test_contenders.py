@@ -1,11 +1,14 @@
 """Both samplers do the same workload, on the same weights, the same way at every call."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 
 from benchmarks import contenders
 from benchmarks.contenders import SamplerName, build_checkpoint, build_sampler
 from benchmarks.workloads import ModelName, Workload
+from prime_core.config import Config
 from prime_core.models.graphs import TrunkGraphs
 from tests.recorder import RerunRecorder
 
@@ -26,6 +29,24 @@ def test_bfloat16_weights_are_those_of_float32() -> None:
     full = dict(build_checkpoint(WORKLOAD, "float32").denoiser.named_parameters())
     for name, parameter in build_checkpoint(WORKLOAD, "bfloat16").denoiser.named_parameters():
         assert torch.equal(parameter, full[name].bfloat16())
+
+
+def test_weights_are_drawn_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor takes seconds for those of a published network, and they would have to be copied."""
+    devices: list[torch.device] = []
+
+    class Enough(Exception):
+        pass
+
+    def build(config: Config) -> None:
+        devices.append(torch.empty(0).device)
+        raise Enough
+
+    monkeypatch.setattr(torch, "Generator", lambda device: devices.append(device) or Mock())
+    monkeypatch.setattr(contenders, "build_denoiser", build)
+    with pytest.raises(Enough):
+        build_checkpoint(WORKLOAD, "bfloat16", "meta")
+    assert devices == [torch.device("meta")] * 2
 
 
 def test_logits_are_not_flat_and_depend_on_the_digits() -> None:

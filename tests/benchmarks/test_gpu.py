@@ -226,13 +226,13 @@ def test_pytest_does_without_a_plugin_that_is_not_there() -> None:
     assert "-c" in arguments and "-c" not in gpu._tests("tests/kernels", missing={})
 
 
-@pytest.mark.parametrize(("cores", "processes"), [(1, "1"), (8, "4"), (16, "8"), (64, "15")])
+@pytest.mark.parametrize(("cores", "processes"), [(1, "1"), (8, "4"), (16, "8"), (64, "16")])
 def test_tests_use_the_cores_that_are_there(
     cores: int, processes: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu.os, "cpu_count", lambda: cores)
     arguments = gpu._tests(*gpu._GPU_TESTS, missing={})
-    assert len(gpu._GPU_TESTS) == 15 and arguments[arguments.index("--processes") + 1] == processes
+    assert len(gpu._GPU_TESTS) == 16 and arguments[arguments.index("--processes") + 1] == processes
 
 
 def test_every_test_of_a_kernel_runs_on_a_gpu() -> None:
@@ -242,7 +242,17 @@ def test_every_test_of_a_kernel_runs_on_a_gpu() -> None:
         f"tests/kernels/test_{name}.py"
         for name in ("backend", "compile_report", "linear", "short_rows", "token_digits")
     }
-    assert set(gpu._GPU_TESTS) == there - elsewhere | {"tests/prime_core/test_gpu_paths.py"}
+    others = {f"tests/prime_core/test_{name}.py" for name in ("gpu_paths", "graphs")}
+    assert set(gpu._GPU_TESTS) == there - elsewhere | others
+
+
+def test_what_needs_a_gpu_is_among_the_first_tests() -> None:
+    """The last part may find no time left."""
+    skipped = "skipif(not torch.cuda.is_available()"
+    needing = {
+        path for path in gpu.ROOT.glob("tests/*/test_*.py") if f"@pytest.mark.{skipped}" in path.read_text()
+    }
+    assert needing and needing <= {gpu.ROOT / path for path in gpu._GPU_TESTS}
 
 
 def test_tests_that_take_too_long_say_what_has_failed(

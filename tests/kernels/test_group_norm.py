@@ -152,6 +152,15 @@ def test_gradients_are_those_of_the_formula(backend: Backend, launches: list[Any
     assert launches == []
 
 
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_the_reference_keeps_the_memory_format(memory_format: torch.memory_format) -> None:
+    """Off a CPU torch's own norm answers in planes; the device "meta" tells it as a GPU would."""
+    x = torch.empty(2, 6, 3, 4, device="meta").contiguous(memory_format=memory_format)
+    parts = inputs(2, 6, torch.float32, modulated=True)
+    h = group_norm_silu(x, num_groups=2, **{name: part.to("meta") for name, part in parts.items()})
+    assert h.is_contiguous(memory_format=memory_format)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_images(backend: Backend) -> None:
     parts = inputs(0, 6, torch.float32, modulated=True)

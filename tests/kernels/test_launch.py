@@ -58,7 +58,7 @@ def test_the_device_is_that_of_the_first_tensor(monkeypatch: pytest.MonkeyPatch)
     assert torch.equal(on_its_device(torch.add)(first, second), second)
     assert on_its_device(lambda seed, positions: seed)((1, 2), second) == (1, 2)
     assert [each is want for each, want in zip(seen, (first, second), strict=True)] == [True, True]
-    positions = torch.arange(3)
+    positions = torch.arange(3, device=DEVICE)
     uniform(1, positions, positions, Purpose.DRAW, backend="triton")
     assert seen[2] is positions
 

@@ -52,6 +52,15 @@ def test_permutation_is_applied_before_the_digits() -> None:
     assert codec.encode(torch.tensor([0])).tolist() == [[1, 1]]
 
 
+def test_digits_go_to_a_device_once() -> None:
+    codec = SubtokenCodec(10, 2)
+    assert codec.digits_on(torch.device("cpu")) is codec.digits
+    with torch.inference_mode():
+        there = codec.digits_on(torch.device("meta"))
+    assert there.device.type == "meta" and not there.is_inference()
+    assert codec.digits_on(torch.device("meta")) is there
+
+
 @pytest.mark.parametrize("tokens", [torch.tensor([2.9]), torch.tensor([True]), torch.tensor([1j])])
 def test_tokens_are_integers(tokens: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="token ids must be integers, got torch"):

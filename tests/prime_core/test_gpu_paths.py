@@ -18,6 +18,7 @@ from kernels import linear_nll as linear_nll_module
 from prime_core.codec import SubtokenCodec
 from prime_core.config import CodecConfig, DiTConfig, UNetConfig
 from prime_core.likelihood import estimate_grid_nelbo, estimate_likelihood
+from prime_core.models import unet as unet_module
 from prime_core.models.dit import DiT
 from prime_core.models.unet import UNet
 from prime_core.objectives import Objective, training_loss
@@ -225,6 +226,22 @@ def test_products_of_the_head_have_aligned_rows(monkeypatch: pytest.MonkeyPatch)
 
 
 @only_pretended
+def test_a_training_step_does_not_copy_the_digits_of_all_tokens() -> None:
+    """Such a copy would be waited for behind the trunk."""
+    copies = []
+    network, _ = text_network()
+    codec = SubtokenCodec(20, 2)
+    with pretend_gpu() as waits:
+        network.to(GPU)
+        for _ in range(2):
+            waits.clear()
+            loss_of("coded")(network, codec, GPU)
+            copies.append(waits.count("copy to the GPU"))
+    num_inputs = 4  # tokens, times, uniform numbers, and the lengths of the rows
+    assert copies == [num_inputs + 1, num_inputs]
+
+
+@only_pretended
 @pytest.mark.parametrize("time_conditioned", [False, True])
 @pytest.mark.parametrize("lengths", [[8, 8], [8, 3, 5, 3]], ids=["even", "uneven"])
 def test_nothing_is_waited_for_in_a_trunk(lengths: list[int], time_conditioned: bool) -> None:
@@ -292,6 +309,29 @@ def text_rows(codec: SubtokenCodec) -> list[Row | ScoreRow]:
 
 def image_rows(codec: SubtokenCodec) -> list[Row | ScoreRow]:
     return [*new_rows(codec, [16], "joint", None, 1), *new_rows(codec, [16], "marginal", CORRECTOR, 2)]
+
+
+@only_pretended
+def test_the_head_of_images_is_one_product_a_plane(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To launch a block costs a GPU more than the product of a small one."""
+    products: list[int] = []
+
+    def noting(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        products.append(len(x))
+        return linear(x, weight, bias)
+
+    linear = nn.functional.linear
+    monkeypatch.setattr(unet_module, "HEAD_BLOCK", 4)
+    network, codec = image_network(channels=2)
+    assert isinstance(network, UNet)
+    y = torch.full((2 * 32, codec.target_length), codec.mask_index)
+    positions = torch.arange(0, 64, 5)  # 7 of the first plane, 6 of the second
+    with pretend_gpu(), torch.inference_mode():
+        network.to(GPU)
+        features = network.features(y.to(GPU), [32, 32], positions=positions)
+        monkeypatch.setattr(unet_module.F, "linear", noting)
+        network.head(features)
+    assert products == [8, 8]
 
 
 @only_pretended

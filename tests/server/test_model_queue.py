@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 import server.engine.engine as engine_module
 import server.engine.stopwatch as stopwatch
@@ -157,17 +160,22 @@ def test_jobs_that_fail_together_have_an_error_each(model_path: Path) -> None:
 def test_memory_is_given_back_after_a_call_that_ran_out_of_it(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    freed: list[int] = []
-    monkeypatch.setattr("server.engine.model_queue.free_cached_memory", lambda: freed.append(1))
+    held: list[weakref.ref[Tensor]] = []
+    freed: list[bool] = []
+    monkeypatch.setattr(
+        "server.engine.model_queue.free_cached_memory", lambda: freed.append(held[0]() is None)
+    )
     denoiser: Any = engine.queues[NAME].checkpoint.denoiser
 
     def no_memory(lengths: Sequence[int]) -> None:
+        allocated = torch.zeros(3)
+        held.append(weakref.ref(allocated))
         raise MemoryError
 
     submitted(engine)
     denoiser.hook = no_memory
     engine.step()
-    assert freed == [1]
+    assert freed == [True], "what the call had allocated cannot be given back while its traceback lives"
 
 
 def test_calls_that_a_success_parts_are_no_series_of_faults(started: tuple[Engine, Any]) -> None:
