@@ -31,13 +31,13 @@ class RowGroup(NamedTuple):
 
     Attributes:
         length: tokens of each.
-        rows: (B',) int64, their numbers.
-        tokens: (B' L,) int64, their tokens among the packed ones.
+        rows: their numbers: (B',) int64, or a slice where they lie side by side, so that nothing need be gathered.
+        tokens: their tokens among the packed ones: (B' L,) int64, or a slice.
     """
 
     length: int
-    rows: Tensor
-    tokens: Tensor
+    rows: Tensor | slice
+    tokens: Tensor | slice
 
 
 def group_rows(lengths: Sequence[int], device: torch.device) -> list[RowGroup] | int:
@@ -55,12 +55,16 @@ def group_rows(lengths: Sequence[int], device: torch.device) -> list[RowGroup] |
     numbers = torch.tensor(lengths)
     of_token = numbers.repeat_interleave(numbers)
     return [
-        RowGroup(
-            length,
-            *(queued((part == length).nonzero()[:, 0], device) for part in (numbers, of_token)),
-        )
+        RowGroup(length, *(_places(part == length, device) for part in (numbers, of_token)))
         for length in sorted(set(lengths))
     ]
+
+
+def _places(chosen: Tensor, device: torch.device) -> Tensor | slice:
+    """Return where ``chosen`` is true, which is somewhere: a slice if that is one stretch."""
+    places = chosen.nonzero()[:, 0]
+    start, stop = int(places[0]), int(places[-1]) + 1
+    return slice(start, stop) if stop - start == len(places) else queued(places, device)
 
 
 class Packing(NamedTuple):

@@ -209,7 +209,9 @@ class ScoredPart(Part[ScoreRow]):
 
 
 def parts_of(rows: Sequence[Row | ScoreRow], max_logit_rows: int) -> list[Part[Row] | Part[ScoreRow]]:
-    """Sort the rows of a call by kind, and lay the parts end to end.
+    """Sort the rows of a call by kind and length, and lay the parts end to end.
+
+    Rows of one length are attended together, and side by side nothing is gathered for that.
 
     Args:
         rows: rows that are not done, at least one.
@@ -217,7 +219,7 @@ def parts_of(rows: Sequence[Row | ScoreRow], max_logit_rows: int) -> list[Part[R
     """
     drawn: dict[str, list[Row]] = {}
     scored: list[ScoreRow] = []
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row.length):
         if isinstance(row, ScoreRow):
             scored.append(row)
         else:

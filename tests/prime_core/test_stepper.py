@@ -84,7 +84,7 @@ def test_logits_are_bitwise_the_same_alone_and_among_others(
     Stepper(model, codec).step(mixed_rows(codec))
     together = torch.cat(seen)
     seen.clear()
-    for row in mixed_rows(codec):
+    for row in sorted(mixed_rows(codec), key=lambda row: row.length):  # as they are laid
         Stepper(model, codec).step([row])
     assert torch.equal(torch.cat(seen), together)
 
@@ -172,9 +172,20 @@ def test_small_calls_are_filled_up_and_none_is_longer_than_its_rows() -> None:
         rows = [new_row(free_canvas(codec, n), SCHEDULE, SamplingSettings(), 1, 0) for n in lengths]
         Stepper(model, codec).step(rows)
         (called,) = model.lengths
-        assert called[: len(lengths)] == lengths
+        assert called[: len(lengths)] == sorted(lengths)
         assert sum(called) == filled_size(sum(lengths))
         assert max(called) == max(lengths)
+
+
+def test_rows_of_one_length_lie_side_by_side_whatever_the_order_they_come_in() -> None:
+    codec = SubtokenCodec(50, 3)
+    model = TableDenoiser(codec)
+    rows = [new_row(free_canvas(codec, n), SCHEDULE, SamplingSettings(), 1, n) for n in (9, 4, 9, 7, 4)]
+    results = Stepper(model, codec).step(rows)
+    (called,) = model.lengths
+    assert called[:5] == [4, 4, 7, 9, 9]
+    for row, result in zip(rows, results, strict=True):
+        assert np.array_equal(result.digits, row.y[result.positions]) and len(result.positions) == row.length
 
 
 def test_logits_exist_only_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
