@@ -208,6 +208,13 @@ class TestRefusals:
         with pytest.raises(CheckpointError, match="cannot be read"):
             import_published(tmp_path / "missing.ckpt", tmp_path / "out")
 
+    def test_metadata_that_are_no_sizes(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.safetensors"
+        for value in ("9" * 5000, "-8", "8.0", "٨"):
+            save_file(self.tensors(), path, {"length": value})
+            with pytest.raises(CheckpointError, match=r"a\.safetensors: the context length is not in the file"):
+                import_published(path, tmp_path / "out")
+
 
 class TestTokenizer:
     def source(self, tmp_path: Path, vocab_size: int) -> Path:
