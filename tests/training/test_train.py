@@ -265,21 +265,24 @@ def test_a_save_is_due_after_so_many_steps_and_after_so_much_time(
         assert (trainer.step, sorted(set(saved))) == (7, expected)
 
 
-@pytest.mark.parametrize(("log_every", "steps"), [("1", [1, 2, 3]), ("2", [2, 3])])
+@pytest.mark.parametrize(
+    ("log_every", "rates"), [("1", {1: 1 / 4, 2: 1 / 8, 3: 1 / 12}), ("2", {2: 2 / 12, 3: 1 / 12})]
+)
 def test_rates_are_of_the_steps_since_the_last_line(
-    log_every: str, steps: list[int], config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    log_every: str, rates: dict[int, float], config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s, take_step = [0.0], Trainer.train_step
 
     def slow_step(self: Trainer) -> dict[str, float]:
-        now_s[0] += 4.0
+        now_s[0] += 4.0 * (self.step + 1)
         return take_step(self)
 
     monkeypatch.setattr(Trainer, "train_step", slow_step)
     monkeypatch.setattr("training.train.time.monotonic", lambda: now_s[0])
     train(load_run(config, tmp_path, "--steps", "3", "--log-every", log_every), progress=False)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [(line["step"], line["tokens_per_s"]) for line in lines] == [(step, 8 * 16 / 4) for step in steps]
+    expected = {step: 8 * 16 * steps_per_s for step, steps_per_s in rates.items()}
+    assert {line["step"]: line["tokens_per_s"] for line in lines} == pytest.approx(expected)
 
 
 def test_the_options_of_the_corpus_and_the_seed_of_the_codec_count(config: Path, tmp_path: Path) -> None:
