@@ -195,8 +195,8 @@ def test_other_settings_are_refused_by_name(config: Path, unbroken: Path) -> Non
         ["--grad-clip", "0.5"],
         ["--ema-decay", "0.5"],
         ["--ema-warmup", "false"],
-        ["--schedule.eps", "0.5"],
-        ["--data.text-key", "body"],
+        ["--codec.permuted", "true"],
+        ["--model.dropout", "0.2"],
     ],
 )
 def test_what_changes_a_weight_may_not_change(flags: list[str], config: Path, unbroken: Path) -> None:
