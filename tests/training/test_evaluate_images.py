@@ -111,6 +111,11 @@ def test_uniform_labels_are_drawn_anew_for_every_mask(
     drawn: list[torch.Tensor] = []
 
     def spy(*arguments: Any, labels: torch.Tensor, **options: Any) -> Any:
+        generator = options["generator"]
+        fresh = torch.Generator().manual_seed(generator.initial_seed())
+        assert torch.equal(
+            generator.get_state(), fresh.get_state()
+        )  # no label was drawn from the masks' noise
         drawn.append(labels)
         return estimate_likelihood(*arguments, labels=labels, **options)
 
@@ -195,8 +200,10 @@ def test_arrays_that_do_not_go_together_are_refused(tmp_path: Path, data: Path) 
             _evaluate(path, rows=0, samples_folder=output)
 
 
-def test_no_estimate_changes_another(tmp_path: Path, data: Path) -> None:
-    """Each has noise of its own, and so have labels that are drawn."""
+def test_no_estimate_changes_another(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        module, "NOISE_ROWS", 2
+    )  # two blocks: the second comes after the first one's other figures
     path = _model(tmp_path, data, "uniform")
     plain, both = (_evaluate(path, rows=3, grid_steps=steps)["estimates"] for steps in (None, 3))
     assert {name: both[name] for name in plain} == plain

@@ -64,7 +64,7 @@ def test_lines_are_what_the_library_gives(checkpoint: Path, tmp_path: Path) -> N
         {"max_tokens": 4},
         {"temperature": 0.25},
         {"prompt": None},
-        {"stop": ("e",), "steps": "exact"},
+        {"steps": "exact"},
     ],
 )
 def test_every_setting_reaches_the_rows(settings: dict[str, Any], checkpoint: Path, tmp_path: Path) -> None:
@@ -75,6 +75,15 @@ def test_every_setting_reaches_the_rows(settings: dict[str, Any], checkpoint: Pa
         one.token_ids for one in expected
     ]
     assert [line["text"] for line in _lines(tmp_path / "out.jsonl")] == [one.text for one in expected]
+
+
+def test_a_stop_string_ends_the_text(checkpoint: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"n": 1, "steps": 8, "seed": 3, "prompt": "a b"}
+    (plain,) = sample(load_checkpoint(checkpoint), **settings)
+    settings["stop"] = (next(char for char in plain.text[4:] if char.isascii()),)
+    (stopped,) = sample(load_checkpoint(checkpoint), **settings)
+    _write(checkpoint, tmp_path / "out.jsonl", **settings)
+    assert _lines(tmp_path / "out.jsonl")[0]["text"] == stopped.text != plain.text
 
 
 def test_a_line_is_there_as_soon_as_it_is_done_and_all_are_on_disk_at_the_end(
