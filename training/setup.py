@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prime_core.config import UNetConfig
-from prime_core.pictures import PNG_MODES, Pixels, to_grid
+from prime_core.pictures import Pixels, to_grid
 from prime_core.pixels import PixelCodec
 from prime_core.tokenizer import Tokenizer, load_tokenizer
 from training.config import TrainConfig
@@ -88,8 +88,6 @@ def _open_images(config: TrainConfig, progress: bool) -> RunData:
     _check_pixel_values(config, train)
     _check_labels(model, train)
     height, width, channels = codec.picture_shape
-    if config.preview and channels not in PNG_MODES:
-        raise ValueError(f"a PNG has 1 or 3 channels, not {channels}: set preview to 0")
     columns = columns_for(config.preview, model.num_labels if model.labels == "class" else 1)
     return RunData(
         train=ImageRows(train, codec, flip=data.flip),

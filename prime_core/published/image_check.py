@@ -16,7 +16,7 @@ from torch import Tensor
 from prime_core.config import Config, UNetConfig
 from prime_core.models.unet import UNet
 from prime_core.published.image_layout import attended_width
-from prime_core.published.tensors import Readable
+from prime_core.published.tensors import Readable, is_dense
 
 TOLERANCE = 1e-3
 _MAX_PIXELS = 64 * 64
@@ -31,9 +31,10 @@ class Recorded(NamedTuple):
 
 def recorded_size(tensors: Mapping[str, Readable]) -> tuple[int, int] | None:
     """Return (height, width) of recorded digits, if there are any."""
-    if "y" not in tensors or len(tensors["y"].shape) != 4:
+    digits = tensors.get("y")
+    if not is_dense(digits) or len(digits.shape) != 4:
         return None
-    height, width = tensors["y"].shape[2:]
+    height, width = digits.shape[2:]
     return height, width
 
 
@@ -41,9 +42,9 @@ def read_recorded(tensors: Mapping[str, Readable], config: Config) -> Recorded |
     """Return the first recorded picture; None if there is none, it is large, or it is of another kind."""
     model, codec = config.image_model, config.codec
     channels, rate = model.channels, 2 ** (len(model.channel_mult) - 1)
-    if not {"y", "logits"} <= tensors.keys():
+    digits, outputs = tensors.get("y"), tensors.get("logits")
+    if not (is_dense(digits) and is_dense(outputs)):
         return None
-    digits, outputs = tensors["y"], tensors["logits"]
     if len(digits.shape) != 4 or digits.dtype.is_floating_point or not outputs.dtype.is_floating_point:
         return None
     num_pictures, num_planes, height, width = digits.shape

@@ -206,7 +206,7 @@ def _model_channels(where: str, widths: tuple[int, ...], channels: int, facts: I
             )
         return facts.model_channels
     # Published networks take a first multiple that the three channels share.
-    is_split = channels == 3 and widths[0] // common % 3 and common % 3 == 0 and common >= 96
+    is_split = channels == 3 and widths[0] // common % 3 and common % 3 == 0
     return common // 3 if is_split else common
 
 

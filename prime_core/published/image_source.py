@@ -77,7 +77,8 @@ def averaged_image(
         raise CheckpointError(
             f"{path}: no moving average inside (model['shadow_params.N']); pass --raw for raw weights"
         )
-    if missing := next((index for index in range(len(network)) if index not in shadow), None):
+    missing = next((index for index in range(len(network)) if index not in shadow), None)
+    if missing is not None:
         raise CheckpointError(
             f"{path}: shadow_params.{missing} is missing: {len(shadow)} averaged tensors for {len(network)} "
             "parameters; pass --raw for raw weights"

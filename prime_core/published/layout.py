@@ -6,6 +6,7 @@ the rest (context length, noise schedule, dropout).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +70,7 @@ def facts_of_record(record: Any) -> Facts:
 
 def facts_of_metadata(metadata: Mapping[str, str]) -> Facts:
     """Read facts from the metadata of a safetensors file (keys heads, length, V)."""
-    numbers = {key: int(value) for key, value in metadata.items() if value.isascii() and value.isdigit()}
+    numbers = {key: int(value) for key, value in metadata.items() if re.fullmatch(r"[0-9]{1,9}", value)}
     return Facts(num_heads=numbers.get("heads"), length=numbers.get("length"), vocab_size=numbers.get("V"))
 
 

@@ -92,7 +92,7 @@ def _text_archive(path: Path, content: Mapping[Any, Any], raw: bool) -> Source:
     state = content.get("state_dict")
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: no state_dict and no model inside; not a published checkpoint")
-    network, others = _text_tensors(path, {str(name): tensor for name, tensor in state.items()})
+    network, others = _text_tensors(path, _named(path, state))
     provenance = _provenance(
         path,
         raw,
@@ -108,7 +108,7 @@ def _text_archive(path: Path, content: Mapping[Any, Any], raw: bool) -> Source:
 
 
 def _image_archive(path: Path, content: Mapping[Any, Any], raw: bool) -> Source:
-    network, others = split_image(path, {str(name): tensor for name, tensor in content["model"].items()})
+    network, others = split_image(path, _named(path, content["model"]))
     if raw:
         _, count = take_average(others)
     else:
@@ -122,6 +122,13 @@ def _image_archive(path: Path, content: Mapping[Any, Any], raw: bool) -> Source:
     )
     facts = facts_of_arguments(str(path), content.get("args"))
     return Source(network, facts, provenance, _ignored(others), others)
+
+
+def _named(path: Path, state: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return a state dictionary whose names are texts: others, such as nested tuples, cannot even be printed safely."""
+    if not all(isinstance(name, str) for name in state):
+        raise CheckpointError(f"{path}: a tensor has a name that is not a text; not a published checkpoint")
+    return dict(state)
 
 
 def _provenance(path: Path, raw: bool, **facts: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -52,6 +52,6 @@ class FileTensor:
         return self.weights.read(self.name)
 
 
-def is_dense(tensor: object) -> bool:
+def is_dense(tensor: object) -> TypeGuard[ArchiveTensor | FileTensor]:
     """Return whether this is a tensor that can be read, not a record or a number in its place."""
     return isinstance(tensor, (ArchiveTensor, FileTensor))

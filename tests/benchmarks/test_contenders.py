@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from benchmarks import contenders
-from benchmarks.contenders import SamplerName, build_checkpoint, build_sampler
+from benchmarks.contenders import SamplerName, build_checkpoint, build_dense, build_sampler
+from benchmarks.dense_images import DenseImages
 from benchmarks.workloads import ModelName, Workload
 from prime_core.config import Config
+from prime_core.models.dit import ScaleNorm
 from prime_core.models.graphs import TrunkGraphs
+from prime_core.models.unet import UNet
 from tests.recorder import RerunRecorder
 
 WORKLOAD = Workload("tiny", vocab_size=300, target_length=2, length=6, num_rows=3, num_steps=5, seed=7)
@@ -23,6 +26,20 @@ def test_weights_are_seeded_and_none_is_zero() -> None:
     before = torch.random.get_rng_state()
     build_checkpoint(WORKLOAD, "float32")
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_weights_of_norms_are_about_one_and_rows_of_images_have_labels_in_turn() -> None:
+    norms = [m for m in build_checkpoint(WORKLOAD, "float32").denoiser.modules() if isinstance(m, ScaleNorm)]
+    assert norms and all(0.8 < float(norm.weight.mean()) < 1.2 for norm in norms)
+    workload = Workload("images-tiny", 256, target_length=2, length=16, num_rows=5, num_steps=3, seed=1)
+    checkpoint = build_checkpoint(workload, "float32")
+    assert isinstance(checkpoint.denoiser, UNet)
+    checkpoint.denoiser.config = checkpoint.denoiser.config.model_copy(
+        update={"labels": "class", "num_labels": 3}
+    )
+    dense = build_dense(checkpoint, workload)
+    assert isinstance(dense, DenseImages) and dense.labels is not None
+    assert dense.labels.tolist() == [0, 1, 2, 0, 1]
 
 
 def test_bfloat16_weights_are_those_of_float32() -> None:

@@ -16,6 +16,7 @@ from benchmarks import ops
 from benchmarks.op_cases import OPS, describe_size, num_input_sets
 from benchmarks.op_inputs import tensors_of
 from benchmarks.ops import OpsSettings, run_ops
+from benchmarks.report import headlines, milliseconds, ops_table
 from kernels.linear import pack_weight, packed_linear
 from kernels.token_digits import TokenDigits
 
@@ -215,3 +216,27 @@ def test_a_gpu_is_timed_when_the_calls_are_queued(monkeypatch: pytest.MonkeyPatc
     calls: list[Any] = [{"call": 1}, {"call": 2}]
     assert ops._series_seconds(seen.append, calls, device, 0.01) == 3e-3
     assert seen == [20_000_000, "event in main", *calls, "event in main", "waits"]
+
+
+def test_units_of_the_table_by_hand() -> None:
+    rates = {"product_shape": [2, 3, 4], "product_flops_per_s": {"float32": 2.5e12}, "copy_bytes_per_s": 5e9}
+    figures = {"seconds": 0.0125, "bytes": 3_000_000, "flops": 4_500_000, "bytes_per_s": 2.4e8}
+    shares = {"share_of_copy_bandwidth": 0.048, "share_of_product_rate": 0.001}
+    op = {"op": "reveal", "size": "R=1", "backend": "torch", **figures, **shares}
+    machine = {"gpu": None, "cpu": "a processor", "num_threads": 2}
+    document = {"machine": machine, "versions": {"torch": "2"}, "commit": None, "rates": rates, "ops": [op]}
+    first, ceilings, _, _, row = ops_table(document).splitlines()
+    assert first == "a processor, 2 threads, torch 2, commit unknown"
+    assert ceilings == "product 2x3x4: float32 2.500 TFLOP/s; copy 5.0 GB/s"
+    assert row.split() == ["reveal", "R=1", "torch", "12.5", "ms", "3", "4.5", "0.24", "4.8%", "0.1%"]
+    assert [milliseconds(seconds) for seconds in (2.5, 1.0, 0.5, 1e-3, 2e-5)] == [
+        "2.5 s", "1 s", "500 ms", "1 ms", "20 us"
+    ]  # fmt: skip
+
+
+def test_memory_is_shown_in_megabytes() -> None:
+    task = {"task": "nelbo", "largest_tensor_shape": [2, 3], "largest_tensor_bytes": 24_000_000}
+    document = {
+        "benchmark": "memory", "logits_bytes": 5_000_000_000, "tasks": [{**task, "peak_bytes": None}]
+    }  # fmt: skip
+    assert headlines(document) == ["nelbo: largest tensor 24 MB, peak - MB; all logits 5000 MB"]

@@ -84,6 +84,12 @@ class TestRoundTrip:
             save_checkpoint(tmp_path / "b", CONFIG, make_state(), permutation=permutation)
         assert not (tmp_path / "b").exists()
 
+    def test_a_context_that_could_not_be_loaded_is_not_saved(self, tmp_path: Path) -> None:
+        config = CONFIG.model_copy(update={"model": CONFIG.model.model_copy(update={"length": 10**12})})
+        with pytest.raises(CheckpointError, match=r"model\.length 1000000000000 is over .*: lower it"):
+            save_checkpoint(tmp_path / "a", config, make_state())
+        assert not (tmp_path / "a").exists()
+
     def test_loading_leaves_the_global_generator_alone(self, folder: Path) -> None:
         before = torch.get_rng_state()
         load_checkpoint(folder)

@@ -13,7 +13,9 @@ import pytest
 from prime_core import atomic
 from prime_core.checkpoint import load_checkpoint, save_checkpoint
 from prime_core.config import LinearConfig
-from tests.checkpoints import CONFIG, assert_equal, assert_same, file_names, make_state
+from prime_core.rank_files import write_rank_file
+from prime_core.tokenizer import TokenizerSpec
+from tests.checkpoints import CONFIG, assert_equal, assert_same, file_names, make_state, with_codec
 
 
 @pytest.fixture
@@ -158,6 +160,20 @@ class TestCrash:
         with pytest.raises(OSError, match="No space"):
             save_checkpoint(tmp_path / "a", CONFIG, make_state())
         assert file_names(tmp_path) == []
+
+
+def test_a_tokenizer_file_goes_with_a_checkpoint_that_could_not_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranks = tmp_path / "ranks.tiktoken"
+    write_rank_file(ranks, [bytes([value]) for value in range(256)])
+    spec = TokenizerSpec(kind="tiktoken_file", file="ranks.tiktoken")
+    config = with_codec(256, 2, tokenizer=spec)
+    monkeypatch.setattr("prime_core.checkpoint.write_weights", fail_with_full_disk)
+    (tmp_path / "a").mkdir()
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(tmp_path / "a", config, make_state(config), tokenizer_file=ranks)
+    assert file_names(tmp_path / "a") == []
 
 
 def fail_with_full_disk(*_: object) -> None:

@@ -175,6 +175,7 @@ class TestRefusals:
             ({"blocks.5.norm1.weight": torch.zeros(16)}, "missing"),
             ({"rotary_emb.inv_freq": torch.ones(4)}, "base 10000"),
             ({"rotary_emb.inv_freq": torch.ones(3)}, "does not fit"),
+            ({"rotary_emb.inv_freq": 1e6 ** -(torch.arange(4) / 4)}, "base 10000"),
             ({"blocks.0.norm1.weight": torch.full((16,), torch.nan)}, "NaN"),
             ({"blocks.0.norm1.weight": torch.ones(16, dtype=torch.int64)}, "not floating point"),
             ({"blocks.0.norm1.weight": "text"}, "not a plain dense tensor"),
@@ -208,6 +209,40 @@ class TestRefusals:
         with pytest.raises(CheckpointError, match="cannot be read"):
             import_published(tmp_path / "missing.ckpt", tmp_path / "out")
 
+    def test_what_a_record_tells(self, tmp_path: Path) -> None:
+        tensors = self.tensors()
+        content = training_checkpoint(tensors, tensors)
+        record = content["hyper_parameters"]["config"]
+        record |= {
+            "parameterization": "${loss.kind}",
+            "time_conditioning": True,
+            "prime": {"vocab_size": 301},
+        }
+        record["model"]["dropout"] = 10**400
+        record["noise"]["eps"] = 0.25
+        torch.save(content, tmp_path / "a.ckpt")
+        config = import_published(tmp_path / "a.ckpt", tmp_path / "out").config
+        assert (config.model.time_conditioned, config.model.dropout) == (
+            True,
+            0.1,
+        )  # told, and the published one
+        assert (config.codec.vocab_size, config.schedule.eps) == (300, 0.25)  # the mask is counted there
+        told = ImportOptions(eps=0.5, overwrite=True)
+        assert import_published(tmp_path / "a.ckpt", tmp_path / "out", told).config.schedule.eps == 0.5
+        record["prime"]["vocab_size"] = 302
+        torch.save(content, tmp_path / "a.ckpt")
+        with pytest.raises(CheckpointError, match="says V = 302, but the tensors have V = 300"):
+            import_published(tmp_path / "a.ckpt", tmp_path / "other")
+
+    def test_metadata_that_are_no_sizes(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.safetensors"
+        for value in ("9" * 5000, "-8", "8.0", "٨"):
+            save_file(self.tensors(), path, {"length": value})
+            with pytest.raises(
+                CheckpointError, match=r"a\.safetensors: the context length is not in the file"
+            ):
+                import_published(path, tmp_path / "out")
+
 
 class TestTokenizer:
     def source(self, tmp_path: Path, vocab_size: int) -> Path:
@@ -223,6 +258,8 @@ class TestTokenizer:
         tokenizer = load_checkpoint(tmp_path / "out").tokenizer
         assert tokenizer is not None
         assert (tokenizer.vocab_size, tokenizer.eos_id) == (257, 256)
+        whole = import_published(self.source(tmp_path, 256), tmp_path / "whole", options)
+        assert whole.config.tokenizer.special_tokens == {}  # the ranks take all tokens
         with pytest.raises(CheckpointError, match="256 ranks, but the network has 200 tokens"):
             import_published(self.source(tmp_path, 200), tmp_path / "small", options)
 

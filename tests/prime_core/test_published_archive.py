@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from prime_core.checkpoint import CheckpointError
+from prime_core.published import archive as published_archive
 from prime_core.published.archive import open_archive
 from tests.published import assemble, read, text, write_archive
 
@@ -54,6 +55,7 @@ class TestTensors:
             (0, (2, 3), (1,)),
             (0, (1000,), (0,)),
             (6, (), ()),
+            (7, (0,), (1,)),
             (0, (1,) * 17, (1,) * 17),
         ],
     )
@@ -78,6 +80,30 @@ class TestTensors:
             program = archive.read("a/data.pkl")
         with pytest.raises(CheckpointError, match="missing"):
             read(write_archive(path, program))
+
+    @pytest.mark.parametrize("state", [b"}", b"N}" + text("_offset") + b"K\x01s\x86", b"N"])
+    def test_states_are_refused(self, tmp_path: Path, state: bytes) -> None:
+        """A state sets attributes: where a tensor begins in its storage is one."""
+        storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + b"K\x06tQ"
+        view = self.view(0, (2,), (1,))
+        for what, part in (
+            ("storage", storage),
+            ("tensor", b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + view + b"tR"),
+        ):
+            path = write_archive(tmp_path / "a.ckpt", assemble(part, state, b"b"), {"a/data/0": bytes(24)})
+            with pytest.raises(CheckpointError, match=f"state for a {what}"):
+                read(path)
+
+    def test_sizes(self, tmp_path: Path) -> None:
+        def size(*numbers: int) -> Path:
+            values = b"".join(b"\x8a\x09" + n.to_bytes(9, "little", signed=True) for n in numbers)
+            return write_archive(tmp_path / "a.ckpt", assemble(b"ctorch\nSize\n((", values, b"ttR"))
+
+        assert read(size(2**48 - 1, 0))["x"] == (2**48 - 1, 0)
+        assert read(size(*[1] * 16))["x"] == (1,) * 16
+        for numbers in ((2**48,), (-1,), (1,) * 17):
+            with pytest.raises(CheckpointError, match=r"an impossible torch\.Size"):
+                read(size(*numbers))
 
     def test_real_tensors(self, tmp_path: Path) -> None:
         base = torch.arange(24.0)
@@ -135,6 +161,40 @@ class TestArchive:
     def test_names(self, tmp_path: Path, name: str) -> None:
         with pytest.raises(CheckpointError, match="leaves the archive"):
             read(write_archive(tmp_path / "a.ckpt", b"\x80\x02}.", {name: b"x"}))
+
+    @staticmethod
+    def patched(tmp_path: Path, place: int, change: bytes) -> Path:
+        """An archive with bytes of the last entry of its directory changed, from ``place`` on."""
+        path = write_archive(tmp_path / "a.ckpt", b"\x80\x02}.", {"a/data/1": b"", "a/data/0": b"12345678"})
+        raw = bytearray(path.read_bytes())
+        start = raw.rindex(b"PK\x01\x02") + place
+        raw[start : start + len(change)] = change
+        path.write_bytes(raw)
+        return path
+
+    def test_odd_entries(self, tmp_path: Path) -> None:
+        assert read(self.patched(tmp_path, 8, b"\0")) == {}
+        for place, change, message in (
+            (8, b"\x01", "is encrypted: refused"),  # the flags
+            (20, b"\x07", "is compressed"),  # stored, and of another size than it unpacks to
+            (46 + 7, b"\0", "leaves the archive"),  # a name that ends earlier for others
+            (46, b"a/data/1", "some twice"),
+        ):
+            with pytest.raises(CheckpointError, match=message):
+                read(self.patched(tmp_path, place, change))
+
+    def test_many_entries(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = write_archive(tmp_path / "a.ckpt", b"\x80\x02}.", {"a/data/0": b""})
+        monkeypatch.setattr(published_archive, "MAX_ENTRIES", 3)
+        assert read(path) == {}
+        monkeypatch.setattr(published_archive, "MAX_ENTRIES", 2)
+        with pytest.raises(CheckpointError, match="3 entries, some twice or over 2: refused"):
+            read(path)
+
+    def test_two_programs(self, tmp_path: Path) -> None:
+        path = write_archive(tmp_path / "a.ckpt", b"\x80\x02}.", {"b/data.pkl": b"\x80\x02}."})
+        with pytest.raises(CheckpointError, match=r"has one NAME/data\.pkl, found 2"):
+            read(path)
 
     def test_compressed(self, tmp_path: Path) -> None:
         with zipfile.ZipFile(tmp_path / "a.ckpt", "w", zipfile.ZIP_DEFLATED) as archive:

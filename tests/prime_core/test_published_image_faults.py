@@ -1,6 +1,7 @@
 """Damaged and foreign image checkpoints: every fault has its message, nothing runs, and nothing is written."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,9 @@ class TestRefusals:
         del content["model"]["shadow_params.3"]
         self.refused(tmp_path, content, rf"shadow_params\.3 is missing: {last} averaged tensors")
         content = image_checkpoint(tensors, tensors)
+        content["model"][f"shadow_params.{last + 1}"] = content["model"].pop("shadow_params.0")
+        self.refused(tmp_path, content, rf"shadow_params\.0 is missing: {last + 1} averaged tensors")
+        content = image_checkpoint(tensors, tensors)
         content["model"][f"shadow_params.{last + 1}"] = torch.zeros(2)
         self.refused(tmp_path, content, f"{last + 2} averaged tensors")
         content = image_checkpoint(tensors, dict(reversed(tensors.items())))
@@ -87,6 +91,31 @@ class TestRefusals:
         content = image_checkpoint(tensors, tensors)
         content["model"]["shadow_params.2"] = 3.0
         self.refused(tmp_path, content, r"shadow_params\.2 does not fit")
+
+    def test_names_that_are_no_texts(self, tmp_path: Path) -> None:
+        name: tuple[Any, ...] = ()
+        for _ in range(995):  # of so many levels that writing it out would end in an error of its own
+            name = (name,)
+        tensors = SMALL.tensors()
+        content = image_checkpoint(tensors, tensors)
+        content["model"][name] = torch.zeros(2)
+        limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(20_000)  # for the writing of the file
+        try:
+            torch.save(content, tmp_path / "a.pth")
+        finally:
+            sys.setrecursionlimit(limit)
+        with pytest.raises(CheckpointError, match=r"a\.pth: a tensor has a name that is not a text"):
+            import_published(tmp_path / "a.pth", tmp_path / "out")
+
+    @pytest.mark.parametrize("recorded", [{"y": "text"}, {"y": 5, "logits": 5}, {"y": None, "logits": [1]}])
+    def test_recorded_outputs_that_are_no_tensors_are_ignored(
+        self, tmp_path: Path, recorded: dict[str, Any]
+    ) -> None:
+        content = image_checkpoint(SMALL.tensors(), SMALL.tensors())
+        content["model"] |= recorded
+        found = imported(tmp_path, content)
+        assert any(f"ignored {len(recorded)} other tensors: y" in note for note in found.notes)
 
     def test_odd_counters_are_left_out(self, tmp_path: Path) -> None:
         for value in ("text", torch.zeros(3), torch.tensor(0.5)):

@@ -102,8 +102,21 @@ class TestWhatTensorsDoNotTell:
         assert "a.pth" in str(caught.value)
         assert not (tmp_path / "out").exists()
 
+    @pytest.mark.parametrize("base", [10, 11])
+    def test_the_mask_may_be_counted_where_a_digit_is_a_token(self, tmp_path: Path, base: int) -> None:
+        found = imported(tmp_path, self.content(Net(1, 1, 10, 10, (32,)), base=base))
+        assert found.config.codec.base == 10
+
     @pytest.mark.parametrize(
-        "arguments", [{"base": 4}, {"vocab_size": 17}, {"target_length": "x"}, {"base": None}]
+        "arguments",
+        [
+            {"base": 4},
+            {"vocab_size": 17},
+            {"target_length": "x"},
+            {"base": None},
+            {"schedule_n": 10**400},
+            {"dropout": float("inf")},
+        ],
     )
     def test_no_contradictions(self, tmp_path: Path, arguments: dict[str, Any]) -> None:
         assert imported(tmp_path, self.content(**arguments)).config.codec.vocab_size == 16

@@ -114,6 +114,8 @@ def test_special_ids_that_do_not_follow_the_ranks_are_refused(ids: dict[str, int
         {"kind": "tiktoken_file", "file": "../ranks"},
         {"kind": "tiktoken_file", "file": "a/b"},
         {"kind": "tiktoken_file", "file": "a\\b"},
+        {"kind": "tiktoken_file", "file": "C:ranks"},
+        {"kind": "tiktoken_file", "file": "a\0b"},
         {"kind": "tiktoken_file", "file": ".."},
         {"kind": "tiktoken_file", "file": ""},
         {"kind": "tiktoken_file", "file": "r", "special_tokens": {"a": 300, "b": 300}},
@@ -232,7 +234,11 @@ def test_gpt2_from_folder_and_from_cache(tmp_path: Path, monkeypatch: pytest.Mon
             load_tokenizer(TokenizerSpec(kind="gpt2"), folder)
         (cache / hashlib.sha1((URL + name).encode()).hexdigest()).write_text(text, encoding="utf-8")
         (tmp_path / name).write_text(text, encoding="utf-8")
+    monkeypatch.setenv("DATA_GYM_CACHE_DIR", str(folder))  # the other variable comes first
     cached = load_tokenizer(TokenizerSpec(kind="gpt2"), folder)
+    monkeypatch.delenv("TIKTOKEN_CACHE_DIR")
+    with pytest.raises(FileNotFoundError, match=rf"now {folder}\)"):
+        load_tokenizer(TokenizerSpec(kind="gpt2"), folder)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")
     with pytest.raises(FileNotFoundError, match="now empty"):
         load_tokenizer(TokenizerSpec(kind="gpt2"), folder)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from prime_core import weights
 from prime_core.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from tests.checkpoints import CONFIG, assert_same, make_state, with_codec
 
@@ -49,6 +50,7 @@ HEADER_FAULTS = {
     ),
     "overlap": (set_field(HEAD, "data_offsets", [0, 480]), "overlaps|gap"),
     "far away": (set_field(HEAD, "data_offsets", [2**62, 2**62 + 480]), "gap|truncated"),
+    "dimensions": (set_field(NORM, "shape", [1] * 16 + [12]), "do not hold"),
     "huge": (set_field(HEAD, "shape", [2**40, 2**40]), "do not hold"),
     "extra field": (set_field(HEAD, "sparse", True), "nothing else"),
     "metadata": (lambda header: header.update(__metadata__={"a": 1}), "strings"),
@@ -113,6 +115,28 @@ class TestDamagedWeights:
         path.write_bytes(len(header).to_bytes(8, "little") + header)
         with pytest.raises(CheckpointError):
             load_checkpoint(folder)
+
+    def test_more_tensors_than_any_network_has(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        count = len(make_state())
+        monkeypatch.setattr(weights, "MAX_TENSORS", count)
+        assert_same(folder, make_state())
+        monkeypatch.setattr(weights, "MAX_TENSORS", count - 1)
+        with pytest.raises(CheckpointError, match=f"{count} tensors, at most {count - 1}: not a usable file"):
+            load_checkpoint(folder)
+
+    def test_every_tensor_begins_at_a_multiple_of_its_element(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.safetensors"
+        tensors = {
+            "a": torch.zeros(3, dtype=torch.bfloat16),
+            "b": torch.zeros(3),
+            "c": torch.zeros(3, dtype=torch.int64),
+            "d": torch.zeros(3, dtype=torch.bool),
+        }
+        with path.open("wb") as file:
+            weights.write_weights(file, tensors, {"length": "of any kind"})
+        with weights.open_weights(path) as found:
+            for name, tensor in tensors.items():
+                assert found.tensors[name].start % tensor.element_size() == 0, name
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
     def test_not_finite(self, folder: Path, value: float) -> None:

@@ -156,6 +156,15 @@ def test_flags_beat_variables_beat_the_file(tmp_path: Path, monkeypatch: pytest.
     assert load_train_config([]).output == Path("elsewhere")
 
 
+@pytest.mark.parametrize("length", ["1", "3"])
+def test_a_row_of_the_toy_is_two_tokens(length: str, tmp_path: Path) -> None:
+    flags = ["--config", str(CONFIGS / "toy2d.toml"), "--output", str(tmp_path), "--model.length", length]
+    with pytest.raises(
+        ValueError, match=f"model.length is {length}: a row of data.kind 'toy2d' has 2 tokens"
+    ):
+        load_train_config(flags)
+
+
 @pytest.mark.parametrize("spelling", [["--batch-size", "4"], ["--batch_size", "4"], ["--batch_size=4"]])
 def test_flags_are_spelled_with_either_line(spelling: list[str], tmp_path: Path) -> None:
     assert load_run(write_run(tmp_path), tmp_path / "out", *spelling).batch_size == 4
@@ -185,6 +194,8 @@ def test_lists_switches_and_objects_as_flags(tmp_path: Path) -> None:
         (["--seed", "-1"], "--seed: input should be greater than or equal to 0"),
         (["--batch-size", "6"], r"batch_size \(6\) must be a multiple of micro_batch_size \(4\)"),
         (["--model.num-heads", "3"], r"--model: hidden_size \(16\) must be an even multiple of num_heads"),
+        (["--eps", "1"], "--eps: input should be less than 1"),
+        (["--objective", "nelbo", "--weighted", "false"], "objective 'nelbo' is a bound only with its weights"),
         (["--schedule.kind", "sine"], "--schedule: input tag 'sine'"),
         (["--schedule.kind", "cosine", "--schedule.eps", "0"], "schedule.eps does not go with this schedule"),
         (["--device", "tpu"], "--device: string should match"),

@@ -68,6 +68,9 @@ def test_paths_that_give_nothing(tmp_path: Path) -> None:
         list(iter_corpus([blank]))
     with pytest.raises(CorpusError, match="listed twice"):
         list_sources([blank, tmp_path])
+    (tmp_path.parent / f"{tmp_path.name}-link.txt").symlink_to(blank)
+    with pytest.raises(CorpusError, match="listed twice"):
+        list_sources([blank, tmp_path.parent / f"{tmp_path.name}-link.txt"])
     with pytest.raises(CorpusError, match="unknown ending"):
         list_sources([_write(tmp_path, "a.pdf", b"")])
     with pytest.raises(CorpusError, match="unknown ending"):
@@ -146,6 +149,10 @@ def test_archive_of_several_members(tmp_path: Path, ending: str) -> None:
 def test_longest_document_is_bounded(tmp_path: Path) -> None:
     path = _write(tmp_path, "a.txt", b"12345\n67890\n\nabc")
     assert list(iter_documents(path, CorpusOptions(max_document_bytes=12))) == ["12345\n67890", "abc"]
+    whole = CorpusOptions("file", max_document_bytes=16)
+    assert list(iter_documents(path, whole)) == ["12345\n67890\n\nabc"]
+    with pytest.raises(CorpusError, match="max_document_bytes = 15"):
+        list(iter_documents(path, CorpusOptions("file", max_document_bytes=15)))
     with pytest.raises(CorpusError, match="max_document_bytes = 11"):
         list(iter_documents(path, CorpusOptions(max_document_bytes=11)))
     with pytest.raises(CorpusError, match="line 1: longer than max_document_bytes = 4"):

@@ -20,7 +20,7 @@ from prime_core.tokenizer import TokenizerSpec
 from tests.stubs import byte_tokenizer
 from tests.training.small_run import write_byte_ranks
 from training.baselines import unigram_nats, xz_bits_per_byte
-from training.evaluate import BOUND, NOT_A_BOUND, EvalConfig, evaluate, main
+from training.evaluate import BOUND, NOT_A_BOUND, EvalConfig, _figures, evaluate, main
 from training.heldout import cut_rows, mean_over_rows
 from training.train import main as train_main
 
@@ -121,6 +121,42 @@ def test_one_digit_and_uniform_logits_cost_log_v(tmp_path: Path, text: Path) -> 
         assert estimates[name]["bits_per_byte"] == pytest.approx(bits)
     assert estimates["nelbo"]["ppl"] == pytest.approx(257, rel=1e-4)
     assert estimates["grid_nelbo"]["steps"] == 4
+
+
+def test_the_error_per_byte_is_that_per_token_in_bits(tmp_path: Path) -> None:
+    """Of a text whose tokens are bytes but for the ends of documents, which one long document has one of."""
+    path = tmp_path / "long.txt"
+    path.write_text("the river rises and men build boats of wood " * 20)
+    report = _evaluate(write_checkpoint(tmp_path), path, num_draws=1)
+    figures = report["estimates"]["nelbo"]
+    assert (report["num_tokens"], report["num_bytes"]) == (881, 880)
+    expected = figures["nats_per_token_standard_error"] / math.log(2)
+    assert figures["bits_per_byte_standard_error"] == pytest.approx(expected, rel=0.05)
+
+
+def test_documents_are_found_as_the_settings_say(tmp_path: Path, text: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path)
+    assert _evaluate(checkpoint, text, document_separator="file", rows=1)["num_documents"] == 1
+    lines = tmp_path / "heldout.jsonl"
+    lines.write_text('{"body": "the river"}\n')
+    assert _evaluate(checkpoint, lines, text_key="body")["num_bytes"] == 9
+
+
+def test_the_model_is_evaluated_in_the_type_that_is_asked_for(tmp_path: Path, text: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path)
+    reports = [_evaluate(checkpoint, text, rows=2, dtype=dtype) for dtype in ("float32", "bfloat16")]
+    assert [report["dtype"] for report in reports] == ["float32", "bfloat16"]
+    full, half = (report["estimates"]["nelbo"]["nats_per_token"] for report in reports)
+    assert full != half == pytest.approx(full, rel=0.05)
+
+
+def test_what_no_number_holds_is_said_or_bounded() -> None:
+    text = cut_rows(DOCUMENTS, byte_tokenizer(), length=16)
+    figures = _figures(text, np.full(len(text.rows), 1e6), BOUND)
+    assert figures["nats_per_token"] > 1e4 and math.isfinite(figures["ppl"])
+    for value in (np.inf, np.nan):
+        with pytest.raises(ValueError, match="no finite likelihood"):
+            _figures(text, np.full(len(text.rows), value), BOUND)
 
 
 def test_only_bounds_are_called_so(tmp_path: Path, text: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,7 +21,9 @@ from tests.training.picture_sets import write_fashion_files
 from training.data.images import open_images
 from training.evaluate import main
 from training.images import evaluate as module
+from training.images import sample_quality
 from training.images.classifier import classifier_for
+from training.images.draws import ImageDraws, draw_images
 from training.images.evaluate import ImageEvalConfig, evaluate_images
 from training.images.inception import STANDARD_DIGEST, Inception
 from training.images.report import BOUNDS, NOT_A_BOUND, bounds_table, samples_table
@@ -108,6 +111,11 @@ def test_uniform_labels_are_drawn_anew_for_every_mask(
     drawn: list[torch.Tensor] = []
 
     def spy(*arguments: Any, labels: torch.Tensor, **options: Any) -> Any:
+        generator = options["generator"]
+        fresh = torch.Generator().manual_seed(generator.initial_seed())
+        assert torch.equal(
+            generator.get_state(), fresh.get_state()
+        )  # no label was drawn from the masks' noise
         drawn.append(labels)
         return estimate_likelihood(*arguments, labels=labels, **options)
 
@@ -161,6 +169,94 @@ def test_samples_of_another_checkpoint_are_refused(tmp_path: Path, data: Path) -
     (output / "request.json").write_text("{")
     with pytest.raises(ValueError, match=r"request.json, which tells what it holds, is missing or damaged"):
         _evaluate(other, rows=0, samples_folder=output)
+
+
+def test_real_images_are_drawn_once_each_and_facts_are_means(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = open_images("fashion-mnist", data, "train", data)
+    some = sample_quality._some(train.pixels, 200, np.random.default_rng(0))
+    places = [int(np.flatnonzero((train.pixels == one).all((1, 2, 3)))[0]) for one in some]
+    assert len(set(places)) == 200 and places == sorted(places) != list(range(200))
+    assert sample_quality._some(train.pixels, 256, np.random.default_rng(0)) is train.pixels
+    path = _model(tmp_path, data)
+    draws = ImageDraws(load_checkpoint(path), 3, {"steps": 2})
+    samples = sample_quality.draw_samples(draws, 3, 2, progress=False)
+    calls = [sample.nfe for _, sample in draw_images(draws, range(3), 3, progress=False)]
+    assert samples.facts == {"n": 3, "mean_nfe": sum(calls) / 3}
+
+
+def test_arrays_that_do_not_go_together_are_refused(tmp_path: Path, data: Path) -> None:
+    path, output = _model(tmp_path, data), tmp_path / "samples"
+    sampling = ImageSampleConfig(checkpoint=path, output=output, n=2, steps=1, seed=3, device="cpu")
+    write_images(sampling, shard=Shard(0, 1), progress=False)
+    for name, array, message in (
+        ("labels.npy", np.zeros(3, np.int64), "labels.npy does not go with samples.npy"),
+        ("samples.npy", np.zeros((2, 28, 27, 1), np.uint8), r"samples.npy is uint8 \(2, 28, 27, 1\)"),
+        ("samples.npy", np.zeros((2, 28, 28, 1)), "samples.npy is float64"),
+    ):
+        np.save(output / name, array)
+        with pytest.raises(ValueError, match=message):
+            _evaluate(path, rows=0, samples_folder=output)
+
+
+def test_no_estimate_changes_another(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        module, "NOISE_ROWS", 2
+    )  # two blocks: the second comes after the first one's other figures
+    path = _model(tmp_path, data, "uniform")
+    plain, both = (_evaluate(path, rows=3, grid_steps=steps)["estimates"] for steps in (None, 3))
+    assert {name: both[name] for name in plain} == plain
+    unlabelled = _model(tmp_path, data, "none", scale=0.0)
+    for model in (path, unlabelled):
+        memory = [_evaluate(model, rows=3, batch_rows=rows)["estimates"] for rows in (1, 3)]
+        values = [each["nelbo"]["bits_per_dimension"] for each in memory]
+        assert values[0] == pytest.approx(values[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(("batch_rows", "num_draws"), [(1, 3), (2, 2)])
+def test_as_many_images_are_in_memory_as_are_allowed_times_their_masks(
+    batch_rows: int, num_draws: int, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def spy(*arguments: Any, batch_rows: int, **options: Any) -> Any:
+        sizes.append(batch_rows)
+        return estimate_likelihood(*arguments, batch_rows=batch_rows, **options)
+
+    monkeypatch.setattr(module, "estimate_likelihood", spy)
+    _evaluate(_model(tmp_path, data, "none"), rows=2, batch_rows=batch_rows, num_draws=num_draws)
+    assert sizes == [batch_rows * num_draws]
+
+
+def test_the_data_of_the_training_is_the_default_in_every_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Any] = []
+
+    def spy(*arguments: Any, **options: Any) -> Any:
+        opened.append((*arguments, options["cache"], options["size"], options["verify"]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "open_images", spy)
+    trained = {
+        "kind": "images",
+        "dataset": "folder",
+        "path": "a",
+        "cache": "c",
+        "size": [8, 8],
+        "verify": False,
+    }
+    path = write_image_model(tmp_path, provenance={"training": {"data": trained}})
+    for settings in ({}, {"cache": Path("d"), "size": (4, 4), "verify": True},
+                     {"dataset": "cifar10", "path": Path("b")}):  # fmt: skip
+        with pytest.raises(KeyboardInterrupt):
+            _evaluate(path, **settings)
+    assert opened == [
+        ("folder", Path("a"), Path("c"), (8, 8), False),
+        ("folder", Path("a"), Path("d"), (4, 4), True),
+        ("cifar10", Path("b"), Path("c"), None, True),  # of other files, but for where copies are
+    ]
 
 
 def test_bounds_alone_open_no_training_images(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,14 +15,23 @@ import torch
 from PIL import Image
 
 from prime_core.checkpoint import load_checkpoint
+from prime_core.sampling.stepper import Stepper
 from tests.training.data.images import image_files
-from tests.training.data.images.image_files import Made, make_cifar_binary, make_imagenet32_batches
+from tests.training.data.images.image_files import (
+    Made,
+    make_cifar_binary,
+    make_folder,
+    make_imagenet32_batches,
+)
 from tests.training.picture_sets import write_fashion_files
 from tests.training.small_run import assert_same_run, load_run, metrics_of
 from tests.training.test_resume import interrupt_run
+from training import trainer as trainer_module
 from training.data.images import DataError
+from training.images import preview
 from training.images.evaluate import ImageEvalConfig, evaluate_images
 from training.train import train
+from training.trainer import Trainer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
 # The shipped network, schedule and optimiser at a size that takes seconds.
@@ -183,3 +195,93 @@ def test_an_archive_of_ones_own_trains_once_its_checksum_is_waived(tmp_path: Pat
         train(load_run(CONFIGS / "cifar10-mdm.toml", tmp_path / "run", *flags), progress=False)
     config = load_run(CONFIGS / "cifar10-mdm.toml", tmp_path / "run", *flags, "--data.verify", "false")
     assert train(config, progress=False).step == 1
+
+
+def _tiny(tmp_path: Path, *flags: str) -> Trainer:
+    """A run on 6 RGB pictures of 4 x 4 pixels in two classes, and 5 held-out ones."""
+    if not (tmp_path / "data").exists():
+        make_folder(tmp_path / "data", 6, classes=("ant", "bee"), side=4)
+        make_folder(tmp_path / "data" / "heldout", 5, classes=("ant", "bee"), side=4, seed=1)
+    config = tmp_path / "run.toml"
+    config.write_text(UNET_RUN.format(path=tmp_path / "data"))
+    sizes = ["--model.height", "4", "--model.width", "4", "--model.channels", "3", "--model.num-labels", "2"]
+    network = ["--model.model-channels", "96", "--model.channel-mult", "1", "--model.attention-rates"]
+    data = ["--data.dataset", "folder", "--data.cache", str(tmp_path / "cache"), "--eval-rows", "3"]
+    run = load_run(config, tmp_path / "run", *sizes, *network, *data, *flags)
+    return Trainer(run, progress=False)
+
+
+def test_pictures_are_mirrored_for_training_alone_and_keep_their_class(tmp_path: Path) -> None:
+    trainer = _tiny(tmp_path)
+    train, heldout = trainer.data.train, trainer.data.heldout
+    assert heldout is not None
+    assert (train.num_rows, heldout.num_rows) == (12, 5)
+    for index in range(6):
+        planes, mirrored = (train.row(row).reshape(3, 4, 4) for row in (index, index + 6))
+        assert np.array_equal(mirrored, planes[:, :, ::-1])
+        assert train.label(index) == train.label(index + 6) == index // 3
+    assert not np.array_equal(train.row(0), train.row(6))
+    assert [heldout.label(index) for index in range(5)] == [0, 0, 0, 1, 1]
+    trainer.config.output.mkdir()
+    trainer.save()
+    assert load_checkpoint(tmp_path / "run/checkpoint").config.label_names == ("ant", "bee")
+
+
+def test_held_out_figures_take_the_classes_and_count_pixel_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels: list[int] = []
+    estimate = trainer_module.estimate_likelihood
+
+    def spy(*arguments: Any, **options: Any) -> Any:
+        labels.extend(options["labels"].tolist())
+        assert torch.is_autocast_enabled("cpu")
+        return estimate(*arguments, **options)
+
+    monkeypatch.setattr(trainer_module, "estimate_likelihood", spy)
+    packed = ["--model.packing", "rgb24", "--model.channels", "2", "--codec.vocab-size", "4096"]
+    figures = _tiny(tmp_path, *packed, "--codec.target-length", "1").evaluate()
+    assert labels == [0, 0, 1]  # of rows 0, 2 and 4
+    # 32 tokens for 48 values.
+    assert figures["heldout_bpd"] == pytest.approx(figures["heldout_nelbo"] * 32 / 48 / math.log(2))
+
+
+def test_a_preview_has_a_column_for_each_class(tmp_path: Path) -> None:
+    trainer = _tiny(tmp_path, "--preview", "6")
+    assert trainer.data.labels.in_order(6) == [0, 1, 0, 1, 0, 1]
+    assert trainer.data.paint is not None
+    painted = trainer.data.paint(torch.zeros(6, 48, dtype=torch.int64))
+    assert painted.shape == (3 * 6 - 2, 2 * 6 - 2, 3)
+
+
+def test_a_preview_is_drawn_by_the_averaged_weights_without_dropout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    step = Stepper.step
+
+    def spy(self: Stepper, rows: Any) -> Any:
+        sizes.append(len(rows))
+        return step(self, rows)
+
+    monkeypatch.setattr(Stepper, "step", spy)
+    monkeypatch.setattr(preview, "_MAX_TOKENS", 2 * 48 + 1)  # two rows in a call
+    trainer = _tiny(tmp_path, "--model.dropout", "0.5")
+    generator = torch.Generator().manual_seed(0)
+    for parameter in trainer.model.parameters():  # the head starts at zero, where dropout does not show
+        parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
+    trainer.ema.shadow = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.model.train()
+    first = trainer.preview()
+    assert first is not None and trainer.preview() == first
+    assert max(sizes) == 2
+    pictures = np.asarray(Image.open(io.BytesIO(first)))
+    assert pictures.shape == (10, 10, 3)
+    assert not np.array_equal(
+        pictures[:4, :4], pictures[6:, :4]
+    )  # two of one class, each with a seed of its own
+    for parameter in trainer.model.parameters():
+        parameter.data = parameter.data + 0.1 * torch.randn(parameter.shape, generator=generator)
+    own = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    assert trainer.preview() == first
+    assert all(torch.equal(a, b) for a, b in zip(own, trainer.model.parameters(), strict=True))

@@ -14,7 +14,9 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
+from prime_core.published import state as published_state
 from prime_core.weights import CheckpointError
+from training.images import inception_net
 from training.images.inception import STANDARD_DIGEST, Inception, inception_metrics, load_inception
 from training.images.inception_net import InceptionNet, resize
 
@@ -103,6 +105,41 @@ def test_the_size_is_that_of_the_known_network() -> None:
     assert len(means) == 94
 
 
+def test_it_differs_from_the_usual_network_where_published_figures_rest_on_it() -> None:
+    with torch.device("meta"):
+        network = InceptionNet()
+    assert {norm.eps for norm in network.modules() if isinstance(norm, torch.nn.BatchNorm2d)} == {1e-3}
+    peak = torch.zeros(1, 1, 4, 4)
+    peak[..., 0, 0] = 36.0
+    # Means of what is inside: 4, 6 and 9 values at a corner, at an edge and in the middle. Then the largest.
+    assert network.Mixed_7b._pool(peak)[0, 0, :2, :3].tolist() == [[9.0, 6.0, 0.0], [6.0, 4.0, 0.0]]
+    assert network.Mixed_7c._pool(peak)[0, 0, :2, :3].tolist() == [[36.0, 36.0, 0.0], [36.0, 36.0, 0.0]]
+    block = inception_net._BlockA(2, 4)
+    pooled: list[Tensor] = []
+    block.branch_pool.register_forward_pre_hook(lambda _, inputs: pooled.append(inputs[0]))
+    block.eval()(torch.ones(1, 2, 3, 3))
+    assert torch.equal(pooled[0], torch.ones(1, 2, 3, 3))
+
+
+def test_pictures_are_resized_and_scaled_as_tensorflow_1_did() -> None:
+    class Seen(Exception):
+        pass
+
+    def look(_: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.append(inputs[0])
+        raise Seen
+
+    seen: list[Tensor] = []
+    with torch.device("meta"):
+        network = InceptionNet()
+    network.Conv2d_1a_3x3.register_forward_pre_hook(look)
+    pictures = torch.from_numpy(_pictures(1, 0).transpose(0, 3, 1, 2).copy())
+    with pytest.raises(Seen):
+        network(pictures)
+    assert torch.allclose(seen[0] * 128 + 128, resize(pictures.float()), atol=1e-3)
+    assert float(seen[0][0, 0, 0, 0]) == (float(pictures[0, 0, 0, 0]) - 128) / 128
+
+
 @pytest.mark.parametrize("size", [(8, 8), (32, 20), (299, 299), (310, 400)])
 def test_resize_is_that_of_tensorflow_1(size: tuple[int, int]) -> None:
     picture = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
@@ -155,6 +192,22 @@ def test_other_contents_are_refused(state: Any, message: str, tmp_path: Path) ->
     torch.save(state, path)
     with pytest.raises(CheckpointError, match=message):
         load_inception(path)
+
+
+def test_numbers_of_other_types_are_converted_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({"a": torch.tensor([0.5, 2], dtype=torch.float16)}, path)
+    read = published_state.read_state(path, {"a": (2,)})["a"]
+    assert (read.dtype, read.tolist()) == (torch.float32, [0.5, 2])
+    for tensor in (torch.tensor([1, 2]), torch.tensor([1.0, torch.nan]), torch.tensor([1.0, torch.inf])):
+        torch.save({"a": tensor}, path)
+        with pytest.raises(CheckpointError, match="'a' holds no finite floating-point numbers"):
+            published_state.read_state(path, {"a": (2,)})
+    monkeypatch.setattr(published_state, "MAX_BYTES", path.stat().st_size - 1)
+    with pytest.raises(CheckpointError, match=r"larger than .* bytes, so not the weights that are meant"):
+        published_state.read_state(path, {"a": (2,)})
 
 
 class _Hostile:

@@ -52,6 +52,14 @@ def test_the_average_follows_its_formula() -> None:
     assert (1 + 2) / (10 + 2) < 0.3 < (1 + 3) / (10 + 3)  # both branches of the minimum were taken
 
 
+def test_without_warm_up_the_average_has_its_decay_from_the_first_step_on() -> None:
+    weight = torch.tensor([4.0])
+    ema = ExponentialMovingAverage([("w", weight)], decay=0.75, warmup=False)
+    weight.fill_(8.0)
+    ema.update([("w", weight)])
+    assert ema.shadow["w"].item() == 0.75 * 4 + 0.25 * 8
+
+
 def test_the_optimizer_is_adamw_with_the_configured_moments_and_decay(tmp_path: Path) -> None:
     config = _config(tmp_path, beta1=0.8, beta2=0.7, weight_decay=0.5, learning_rate=0.1)
     layer = nn.Linear(1, 1, bias=False)

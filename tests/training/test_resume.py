@@ -127,6 +127,7 @@ def test_a_signal_stops_after_the_step_and_handlers_come_back(
     def signalled(self: Trainer) -> dict[str, float]:
         if self.step == 5:
             signal.raise_signal(number)
+            assert signal.getsignal(number) is signal.SIG_DFL  # a second one ends the process
         return take_step(self)
 
     before = signal.getsignal(number)
@@ -175,6 +176,46 @@ def test_other_settings_are_refused_by_name(config: Path, unbroken: Path) -> Non
         train(load_run(config, unbroken, "--learning-rate", "0.1", "--model.dropout", "0.2"), progress=False)
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--precision", "bfloat16"],
+        ["--warmup-steps", "5"],
+        ["--seed", "2"],
+        ["--eps", "0.5"],
+        ["--objective", "nelbo"],
+        ["--carry-over", "false"],
+        ["--weighted", "false"],
+        ["--batch-size", "4"],
+        ["--micro-batch-size", "2"],
+        ["--chunk-rows", "32"],
+        ["--beta1", "0.5"],
+        ["--beta2", "0.5"],
+        ["--weight-decay", "0.1"],
+        ["--grad-clip", "0.5"],
+        ["--ema-decay", "0.5"],
+        ["--ema-warmup", "false"],
+        ["--codec.permuted", "true"],
+        ["--model.dropout", "0.2"],
+    ],
+)
+def test_what_changes_a_weight_may_not_change(flags: list[str], config: Path, unbroken: Path) -> None:
+    name = flags[0].removeprefix("--").replace("-", "_")
+    with pytest.raises(StateError, match=rf"a run with other settings \({name}: "):
+        Trainer(load_run(config, unbroken, *flags), progress=False)
+
+
+def test_what_changes_no_weight_may_change(
+    config: Path, unbroken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    free = {"steps": 25, "decay-steps": 1, "device": "auto", "num-threads": 2, "checkpoint-dtype": "bfloat16"}
+    free |= {"log-every": 2, "eval-every": 2, "eval-rows": 2, "save-every": 2, "save-every-s": 2.0}
+    free |= {"preview": 2, "preview-steps": 2}
+    flags = [f"--{name}={value}" for name, value in free.items()]
+    assert Trainer(load_run(config, unbroken, *flags), progress=False).step == 24
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_update(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -204,6 +245,18 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
     assert metadata["step"] == "4"
     assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
     assert load_checkpoint(output / "checkpoint").config.provenance["step"] == 4
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_update(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(load_run(config, tmp_path), progress=False)
+    weights = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(torch.inf))
+    with pytest.raises(FloatingPointError, match=r"step 0: loss [0-9.]+, gradient norm inf; training stops"):
+        trainer.train_step()
+    assert all(torch.equal(p, weights[name]) for name, p in trainer.model.named_parameters())
+    assert trainer.ema.num_updates == trainer.step == 0
 
 
 def test_weights_that_are_not_finite_are_not_saved(config: Path, tmp_path: Path) -> None:
@@ -251,6 +304,34 @@ def test_a_full_disk_for_metrics_is_reported_with_the_file(
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith(f"prime-train: cannot write {output}/metrics.jsonl: No space left on device;")
     assert (output / "metrics.jsonl").read_text() == '{"step": 3}\n'
+
+
+def test_metrics_are_on_disk_before_the_state_that_goes_on_from_them(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[str] = []
+    fsync = os.fsync
+
+    def synced(descriptor: int) -> None:
+        happened.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    train(load_run(config, tmp_path / "run", "--steps", "1"), progress=False)
+    names = ("metrics.jsonl", ".state.safetensors.partial")
+    assert [name for name in happened if name in names] == list(names)
+
+
+def test_lines_of_lost_steps_and_a_line_that_was_cut_are_dropped(
+    config: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(unbroken, tmp_path / "run")
+    path = tmp_path / "run" / "metrics.jsonl"
+    whole = path.read_bytes()
+    for rest in (b'{"step": 25, "loss": 1.0}\n', b'{"step": 24}', b'{"loss": 1.0}\n', b"[]\n", b"\xff\n"):
+        path.write_bytes(whole + rest)
+        train(load_run(config, tmp_path / "run"), progress=False)
+        assert path.read_bytes() == whole
 
 
 def test_a_kill_between_the_last_state_and_its_checkpoint(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from prime_core.checkpoint import load_checkpoint
 from prime_core.sampling.sample import sample
 from prime_core.sampling.stepper import AnyRow, QueuedCall, Stepper
 from tests.training.test_evaluate import write_checkpoint
+from training import row_loop
 from training.evaluate import main as evaluate_main
 from training.sample import SampleConfig, main, write_samples
 
@@ -52,6 +54,63 @@ def test_lines_are_what_the_library_gives(checkpoint: Path, tmp_path: Path) -> N
         assert line["text"].startswith("a b")
         assert line["text"].endswith("z")
     assert len({line["text"] for line in lines}) > 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"top_p": 0.3},
+        {"max_tokens": 4},
+        {"temperature": 0.25},
+        {"prompt": None},
+        {"steps": "exact"},
+    ],
+)
+def test_every_setting_reaches_the_rows(settings: dict[str, Any], checkpoint: Path, tmp_path: Path) -> None:
+    settings = {"steps": 8, "seed": 3, "prompt": "a b", **settings}
+    _write(checkpoint, tmp_path / "out.jsonl", **settings)
+    expected = sample(load_checkpoint(checkpoint), n=5, **settings)
+    assert [line["token_ids"] for line in _lines(tmp_path / "out.jsonl")] == [
+        one.token_ids for one in expected
+    ]
+    assert [line["text"] for line in _lines(tmp_path / "out.jsonl")] == [one.text for one in expected]
+
+
+def test_a_stop_string_ends_the_text(checkpoint: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"n": 1, "steps": 8, "seed": 3, "prompt": "a b"}
+    (plain,) = sample(load_checkpoint(checkpoint), **settings)
+    settings["stop"] = (next(char for char in plain.text[4:] if char.isascii()),)
+    (stopped,) = sample(load_checkpoint(checkpoint), **settings)
+    _write(checkpoint, tmp_path / "out.jsonl", **settings)
+    assert _lines(tmp_path / "out.jsonl")[0]["text"] == stopped.text != plain.text
+
+
+def test_a_line_is_there_as_soon_as_it_is_done_and_all_are_on_disk_at_the_end(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, synced, seen = tmp_path / "out.jsonl", [], []
+    finish = row_loop.finish_row
+
+    def look(*arguments: Any) -> Any:
+        seen.append(output.read_bytes().count(b"\n"))
+        return finish(*arguments)
+
+    monkeypatch.setattr(row_loop, "finish_row", look)
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.fstat(number)[1:3]))
+    _write(checkpoint, output, max_rows=1)
+    assert seen == [0, 1, 2, 3, 4]
+    assert synced[-1] == output.stat()[1:3]
+
+
+def test_a_file_that_was_emptied_keeps_its_request(checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    _write(checkpoint, output)
+    whole = output.read_bytes()
+    output.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"another request \(other seed\)"):
+        _write(checkpoint, output, seed=0)
+    assert _write(checkpoint, output, seed=None) == 5
+    assert output.read_bytes() == whole
 
 
 def test_the_number_of_rows_at_a_time_changes_nothing(checkpoint: Path, tmp_path: Path) -> None:

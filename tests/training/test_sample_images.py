@@ -25,6 +25,7 @@ from tests.training.picture_models import write_image_model
 from training.images import sample as sample_images
 from training.images.picture_files import PictureError, read_picture
 from training.images.sample import ImageSampleConfig, Shard, write_images
+from training.model_kind import makes_images
 from training.sample import main
 
 FOUR = ("a", "b", "c", "d")
@@ -105,6 +106,41 @@ def test_super_tokens_make_colour_pictures(tmp_path: Path) -> None:
     assert np.array_equal(samples, np.stack([one.pixels.numpy() for one in expected]))
     with pytest.raises(ValueError, match="single digits; use --known-mask"):
         _write(model, tmp_path / "other", known=tmp_path / "out" / "000000.png", known_digits="high")
+
+
+def test_the_label_is_part_of_the_request_and_so_is_the_mask(checkpoint: Path, tmp_path: Path) -> None:
+    _write(checkpoint, tmp_path / "out", n=1, label="c")
+    with pytest.raises(ValueError, match=r"another request \(other label\)"):
+        _write(checkpoint, tmp_path / "out", n=1)
+    for name, value in (("known", 9), ("mask", 255)):
+        (tmp_path / f"{name}.png").write_bytes(to_png(np.full((8, 8, 1), value, np.uint8)))
+    known = {"known": tmp_path / "known.png", "known_mask": tmp_path / "mask.png", "n": 1}
+    _write(checkpoint, tmp_path / "masked", **known)
+    (tmp_path / "mask.png").write_bytes(to_png(np.zeros((8, 8, 1), np.uint8)))
+    with pytest.raises(ValueError, match=r"another request \(other known_mask\)"):
+        _write(checkpoint, tmp_path / "masked", **known)
+
+
+def test_the_request_is_the_last_that_goes_when_a_folder_is_overwritten(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    _write(checkpoint, output, n=2)
+    unlink, gone = Path.unlink, []
+
+    def die_after_two(path: Path, missing_ok: bool = False) -> None:
+        if path.suffix in (".png", ".npy", ".json"):
+            if len(gone) == 2:
+                raise KeyboardInterrupt
+            gone.append(path.name)
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", die_after_two)
+        with pytest.raises(KeyboardInterrupt):
+            _write(checkpoint, output, overwrite=True, n=2, steps=5)
+    assert (output / "request.json").exists()
+    assert _write(checkpoint, output, overwrite=True, n=2, steps=5) == (2, True)
 
 
 def test_three_ranks_make_what_one_process_makes(checkpoint: Path, tmp_path: Path) -> None:
@@ -238,7 +274,7 @@ def test_high_digits_and_masked_pixels_of_a_picture_are_kept(checkpoint: Path, t
         assert (kept(samples) == kept(pixels)).all()
         assert not (samples == pixels).all()
     mask = np.zeros((8, 8, 1), np.uint8)
-    mask[:, :3] = 255
+    mask[:, :2], mask[:, 2], mask[:, 3] = 255, 128, 127  # white from 128 on
     (tmp_path / "mask.png").write_bytes(to_png(mask, {}))
     _write(checkpoint, tmp_path / "masked", known_mask=tmp_path / "mask.png", **known)
     samples = np.load(tmp_path / "masked" / "samples.npy")
@@ -314,6 +350,7 @@ def test_the_command_chooses_by_the_checkpoint(
     for flags, message in (
         (["--prompt", "x"], "prompt"),
         (["--preset", "cifar11"], "preset must be one of"),
+        (["--temperature", "101"], "--temperature: must be in 0..100"),
         (["--temperature", "1 2"], "--temperature: must be one number or three: a n c, got '1 2'"),
         (["--corrector", "published 1 2 3"], "final_power has no effect"),
         (["--corrector", "odd 1"], '--corrector: must be "corrected a p [q]"'),
@@ -324,6 +361,23 @@ def test_the_command_chooses_by_the_checkpoint(
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith("prime-sample: ")
         assert message in error
+
+
+def test_the_checkpoint_is_looked_for_where_the_settings_are(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, none = tmp_path / "eval.toml", str(tmp_path / "none")
+    file.write_text(f'checkpoint = "{checkpoint}"\n')
+    assert not makes_images([], "PRIME_EVAL_")
+    assert makes_images(["--config", str(file)], "PRIME_EVAL_")
+    assert not makes_images(["--config", str(file), "--checkpoint", none], "PRIME_EVAL_")
+    assert makes_images([f"--checkpoint={none}", "--checkpoint", str(checkpoint)], "PRIME_EVAL_")
+    assert not makes_images(["--checkpoint", str(checkpoint), "--checkpoint", none], "PRIME_EVAL_")
+    monkeypatch.setenv("PRIME_EVAL_CHECKPOINT", str(checkpoint))
+    assert makes_images([], "PRIME_EVAL_") and not makes_images([], "PRIME_SAMPLE_")
+    assert not makes_images(["--checkpoint", none], "PRIME_EVAL_")
+    monkeypatch.setenv("PRIME_EVAL_CHECKPOINT", none)
+    assert not makes_images(["--config", str(file)], "PRIME_EVAL_")
 
 
 @pytest.mark.parametrize(("side", "message"), [(12_000, "12000 x 12000 pixels"), (50_000, "not a sound PNG")])

@@ -9,12 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from prime_core.checkpoint import load_checkpoint
 from prime_core.likelihood import estimate_likelihood
 from tests.training.small_run import load_run, metrics_of, state_of, write_byte_ranks, write_run
 from training import trainer as trainer_module
 from training.config import load_train_config
+from training.data.dataset import BlockOrder
+from training.data.manifest import read_manifest
+from training.setup import codec_permutation
 from training.train import main, train
 from training.trainer import Trainer
 
@@ -102,6 +106,90 @@ def test_a_seed_is_a_run_and_torchs_own_generator_stays_where_it_was(config: Pat
     assert any(not torch.equal(a[name], c[name]) for name in a)
 
 
+def test_weights_rows_masks_and_dropout_are_drawn_apart_from_the_seed(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times, rows, seeds = [], [], []
+    draw_times, loss_of, stack = (
+        trainer_module.antithetic_times, trainer_module.training_loss, trainer_module.stack_rows
+    )  # fmt: skip
+
+    def note_times(num_rows: int, generator: torch.Generator, eps: float) -> torch.Tensor:
+        seeds.append(generator.initial_seed())
+        times.append(draw_times(num_rows, generator, eps))
+        return times[-1]
+
+    def note_dropout(*arguments: Any, **options: Any) -> torch.Tensor:
+        seeds.append(torch.initial_seed())
+        return loss_of(*arguments, **options)
+
+    def note_rows(source: Any, numbers: list[int]) -> torch.Tensor:
+        rows.extend(numbers)
+        return stack(source, numbers)
+
+    monkeypatch.setattr(trainer_module, "antithetic_times", note_times)
+    monkeypatch.setattr(trainer_module, "training_loss", note_dropout)
+    monkeypatch.setattr(trainer_module, "stack_rows", note_rows)
+    started = []
+    for seed in (1, 2):
+        flags = ["--seed", str(seed), "--eps", "0.5", "--ema-warmup", "false", "--micro-batch-size", "8"]
+        trainer = Trainer(load_run(config, tmp_path / str(seed), *flags), progress=False)
+        started.append([parameter.detach().clone() for parameter in trainer.model.parameters()])
+        for noted in (times, rows, seeds):
+            noted.clear()
+        for _ in range(3):
+            trainer.train_step()
+        assert len(set(seeds)) == 6  # of masks and of dropout, in every step
+        order = BlockOrder(trainer.data.train.num_rows, seed)
+        assert rows == [order.index(position) for position in range(24)]
+        assert min(float(t.min()) for t in times) >= 0.5
+        assert (trainer.ema.decay, trainer.ema.warmup) == (0.9, False)
+    assert any(not torch.equal(first, second) for first, second in zip(*started, strict=True))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_settings_reach_the_loss_and_the_products(
+    precision: str, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Any]] = []
+    loss_of = trainer_module.training_loss
+
+    def spy(*arguments: Any, **options: Any) -> torch.Tensor:
+        seen.append(options | {"precision": "bfloat16" if torch.is_autocast_enabled("cpu") else "float32"})
+        return loss_of(*arguments, **options)
+
+    def spy_on_evaluation(*arguments: Any, **options: Any) -> Any:
+        seen.append({"precision": "bfloat16" if torch.is_autocast_enabled("cpu") else "float32"})
+        return estimate_likelihood(*arguments, **options)
+
+    monkeypatch.setattr(trainer_module, "training_loss", spy)
+    monkeypatch.setattr(trainer_module, "estimate_likelihood", spy_on_evaluation)
+    expected = []
+    for objective, weighted, carry_over in (
+        ("coded", False, True),
+        ("coded", True, False),
+        ("nelbo", True, True),
+    ):
+        flags = ["--objective", objective, "--weighted", str(weighted), "--carry-over", str(carry_over)]
+        flags += ["--precision", precision, "--micro-batch-size", "8", "--chunk-rows", "65"]
+        trainer = Trainer(load_run(config, tmp_path / "out", *flags), progress=False)
+        trainer.train_step()
+        trainer.evaluate()
+        expected.append({"objective": objective, "carry_over": carry_over, "weighted": weighted, "chunk_rows": 65,
+                         "labels": None, "precision": precision})  # fmt: skip
+        expected.append({"precision": precision})
+    assert seen == expected
+
+
+def test_the_checkpoint_has_the_type_that_is_asked_for_and_the_state_has_not(
+    config: Path, tmp_path: Path
+) -> None:
+    train(load_run(config, tmp_path, "--steps", "1", "--checkpoint-dtype", "bfloat16"), progress=False)
+    weights = load_file(tmp_path / "checkpoint" / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in state_of(tmp_path)[1].values()} == {torch.float32}
+
+
 def test_dropout_is_on_in_training_and_off_in_evaluation(config: Path, tmp_path: Path) -> None:
     losses, heldout = [], []
     for rate in ("0", "0.5"):
@@ -175,6 +263,35 @@ def test_a_save_is_due_after_so_many_steps_and_after_so_much_time(
         run = load_run(config, tmp_path / name, "--steps", "7", *flags)
         trainer = train(run, progress=False)
         assert (trainer.step, sorted(set(saved))) == (7, expected)
+
+
+@pytest.mark.parametrize(
+    ("log_every", "rates"), [("1", {1: 1 / 4, 2: 1 / 8, 3: 1 / 12}), ("2", {2: 2 / 12, 3: 1 / 12})]
+)
+def test_rates_are_of_the_steps_since_the_last_line(
+    log_every: str, rates: dict[int, float], config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s, take_step = [0.0], Trainer.train_step
+
+    def slow_step(self: Trainer) -> dict[str, float]:
+        now_s[0] += 4.0 * (self.step + 1)
+        return take_step(self)
+
+    monkeypatch.setattr(Trainer, "train_step", slow_step)
+    monkeypatch.setattr("training.train.time.monotonic", lambda: now_s[0])
+    train(load_run(config, tmp_path, "--steps", "3", "--log-every", log_every), progress=False)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    expected = {step: 8 * 16 * steps_per_s for step, steps_per_s in rates.items()}
+    assert {line["step"]: line["tokens_per_s"] for line in lines} == pytest.approx(expected)
+
+
+def test_the_options_of_the_corpus_and_the_seed_of_the_codec_count(config: Path, tmp_path: Path) -> None:
+    flags = ["--data.document-separator", "file", "--codec.permuted"]
+    runs = [load_run(config, tmp_path / seed, *flags, "--seed", seed) for seed in ("1", "2")]
+    Trainer(runs[0], progress=False)
+    assert read_manifest(config.parent / "shards" / "train").num_documents == 1
+    first, second = (codec_permutation(run) for run in runs)
+    assert first is not None and second is not None and not torch.equal(first, second)
 
 
 def test_a_permuted_codec_is_saved_with_the_model(config: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from training.data.images import DataError, DatasetName, ImageSet, open_images
+from training.data.images import DataError, DatasetName, ImageSet, image_set, open_images
 
 
 @pytest.mark.parametrize(
@@ -69,3 +69,29 @@ def test_an_image_set_checks_its_parts(changes: dict[str, Any], message: str) ->
     ImageSet("set", **parts)
     with pytest.raises(ValueError, match=message):
         ImageSet("set", **(parts | changes))
+
+
+def test_the_arrays_of_an_image_set_are_read_only() -> None:
+    images = ImageSet("set", np.zeros((2, 4, 4, 3), np.uint8), np.array([0, 1]), ("a", "b"))
+    assert images.labels is not None
+    for array in (images.pixels, images.labels):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
+
+
+def test_every_pixel_label_and_name_counts_in_the_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_set, "_DIGEST_ROWS", 2)
+    pixels, labels = np.zeros((5, 2, 2, 1), np.uint8), np.array([0, 1, 0, 1, 0])
+    other_pixels, other_labels = pixels.copy(), labels.copy()
+    other_pixels[4, 1, 1, 0] = 1
+    other_labels[4] = 1
+    sets = [
+        ImageSet("a", pixels, labels, ("a", "b")),
+        ImageSet("a", other_pixels, labels, ("a", "b")),
+        ImageSet("a", pixels, other_labels, ("a", "b")),
+        ImageSet("a", pixels, labels, ("a", "c")),
+        ImageSet("a", pixels, None, ()),
+        ImageSet("a", pixels.reshape(5, 4, 1, 1), labels, ("a", "b")),
+    ]
+    assert len({images.digest for images in sets}) == len(sets)
+    assert ImageSet("b", pixels.copy(), labels.copy(), ("a", "b")).digest == sets[0].digest

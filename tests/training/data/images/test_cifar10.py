@@ -94,6 +94,14 @@ def test_damaged_records_are_named(tmp_path: Path, damage: Callable[[bytes], byt
     assert str(caught.value).startswith(str(path))
 
 
+def test_a_pickled_file_of_over_32_mib_is_refused(tmp_path: Path) -> None:
+    make_cifar_python(tmp_path, 1)
+    with (tmp_path / "test_batch").open("r+b") as file:
+        file.truncate(32 * 2**20 + 1)
+    with pytest.raises(DataError, match="offset 33554432: trailing bytes, at most 33554432 expected"):
+        read_cifar10(tmp_path, "heldout", verify=False)
+
+
 @pytest.mark.parametrize("make", [make_cifar_binary, make_cifar_python])
 def test_a_file_cut_between_two_records_is_refused(
     tmp_path: Path, make: Callable[..., dict[str, Made]], monkeypatch: pytest.MonkeyPatch
@@ -259,6 +267,35 @@ def test_a_name_in_two_parts_is_joined(tmp_path: Path) -> None:
         gzip.compress(member.tobuf(tarfile.USTAR_FORMAT) + b"abc" + bytes(509 + 1024))
     )
     assert tar_members.read_members(tmp_path / "a.tar.gz", {member.name: 3}) == {member.name: b"abc"}
+
+
+def test_only_ustar_has_a_second_part_of_a_name(tmp_path: Path) -> None:
+    """Old GNU archives have times in its place, and a folder's size means nothing."""
+    member, folder = tarfile.TarInfo("a"), tarfile.TarInfo("b")
+    member.size, folder.type, folder.size = 3, tarfile.DIRTYPE, 512
+    head = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    head[345:357] = b"14000000000\0"
+    head[148:156] = b" " * 8
+    head[148:156] = b"%06o\0 " % sum(head)
+    content = folder.tobuf(tarfile.USTAR_FORMAT) + bytes(head) + b"abc" + bytes(509 + 1024)
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(content))
+    assert tar_members.read_members(tmp_path / "a.tar.gz", {"a": 3}) == {"a": b"abc"}
+
+
+def test_a_wrong_sum_of_a_header_or_of_the_archive_is_noticed(tmp_path: Path) -> None:
+    member = tarfile.TarInfo("a")
+    member.size = 3
+    content = bytearray(member.tobuf(tarfile.USTAR_FORMAT) + b"abc" + bytes(509 + 1024))
+    path = tmp_path / "a.tar.gz"
+    packed = bytearray(gzip.compress(content))
+    packed[-8] ^= 1
+    path.write_bytes(packed)
+    with pytest.raises(DataError, match=r"damaged or truncated archive \(CRC"):
+        tar_members.read_members(path, {"a": 3})
+    content[0] = ord("b")
+    path.write_bytes(gzip.compress(content))
+    with pytest.raises(DataError, match="member 0: a damaged header"):
+        tar_members.read_members(path, {"a": 3})
 
 
 def test_too_many_members_are_refused(tmp_path: Path) -> None:

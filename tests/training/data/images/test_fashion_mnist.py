@@ -67,6 +67,11 @@ def test_the_distributed_files() -> None:
             r"offset 8.*\(32, 32\)",
         ),
         (IMAGES, lambda content: content[:4] + b"\xff" * 4 + content[8:], "offset 4: 4294967295 records"),
+        (
+            IMAGES,
+            lambda content: content[:4] + struct.pack(">I", 60_001) + content[8:],
+            r"offset 4: 60001 records, the limit is 1\.\.60000",
+        ),
         (IMAGES, lambda content: content[:4] + b"\0" * 4 + content[8:], "offset 4: 0 records"),
         (LABELS, lambda content: content[:9] + b"\x0a" + content[10:], "record 1: label 10, not 0..9"),
         (LABELS, lambda _: struct.pack(">2I", 0x0801, 2) + b"\0\1", "2 labels for the 3 images"),

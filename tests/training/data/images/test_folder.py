@@ -83,6 +83,31 @@ def test_an_added_or_changed_picture_is_seen(tmp_path: Path) -> None:
     assert np.array_equal(read_folder(tmp_path / "in", "train", tmp_path / "cache").pixels, pixels)
 
 
+def test_a_copy_is_of_its_names_its_classes_its_size_and_its_channels(tmp_path: Path) -> None:
+    """What changes the copy of a split without changing a byte, a time or the order of its own files."""
+    folder, cache = tmp_path / "in", tmp_path / "cache"
+    make_folder(folder, 2, classes=("bee", "cow"), channels=1)
+    make_folder(folder / "heldout", 3, classes=("bee", "cow"), channels=1)
+
+    def labels() -> list[int]:
+        images = read_folder(folder, "heldout", cache)
+        assert images.labels is not None
+        return images.labels.tolist()
+
+    assert labels() == [0, 0, 1]
+    (folder / "heldout" / "bee" / "00002.png").rename(folder / "heldout" / "cow" / "00000.png")
+    assert labels() == [0, 1, 1]
+    make_folder(folder, 1, classes=("ant",), channels=1)
+    assert labels() == [1, 2, 2]
+    assert read_folder(folder, "heldout", cache).picture_shape == (8, 8, 1)
+    Image.new("RGB", (8, 8)).save(folder / "ant" / "00000.png")  # the first picture, and held out it is not
+    assert read_folder(folder, "heldout", cache).picture_shape == (8, 8, 3)
+    Image.new("RGB", (9, 9)).save(folder / "heldout" / "cow" / "00009.png")
+    assert len(read_folder(folder, "heldout", cache, size=(8, 8))) == 4
+    with pytest.raises(DataError, match="give `size` to crop and resize"):
+        read_folder(folder, "heldout", cache)
+
+
 def test_pictures_are_cropped_around_the_centre_and_resized(tmp_path: Path) -> None:
     """Left and right thirds are white and fall away; the black middle is what remains."""
     wide = np.full((6, 18, 3), 255, dtype=np.uint8)
@@ -235,6 +260,36 @@ def test_pictures_of_another_kind_are_refused(tmp_path: Path, image: Image.Image
     image.save(tmp_path / "in" / "other.png")
     with pytest.raises(DataError, match=message):
         read_folder(tmp_path / "in", "train", tmp_path / "cache")
+
+
+def test_a_transparent_colour_of_a_palette_is_transparency(tmp_path: Path) -> None:
+    image = Image.new("RGB", (8, 8), (9, 8, 7)).convert("P", palette=Image.Palette.ADAPTIVE)
+    make_folder(tmp_path / "in", 2)
+    image.save(tmp_path / "in" / "other.png", transparency=image.getpixel((0, 0)))
+    with pytest.raises(DataError, match=r"other\.png: has transparent pixels"):
+        read_folder(tmp_path / "in", "train", tmp_path / "cache")
+
+
+def test_pictures_of_one_bit_are_grey_and_other_formats_are_none(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    Image.new("1", (4, 4), 1).save(tmp_path / "in" / "a.png")
+    pixels = read_folder(tmp_path / "in", "train", tmp_path / "cache").pixels
+    assert pixels.shape == (1, 4, 4, 1) and (pixels == 255).all()
+    for kind in ("BMP", "TIFF", "WEBP", "GIF"):
+        Image.new("L", (4, 4)).save(tmp_path / "in" / "b.png", format=kind)
+        with pytest.raises(DataError, match=r"b\.png: not a PNG or JPEG file"):
+            read_folder(tmp_path / "in", "train", tmp_path / "cache")
+
+
+def test_a_picture_is_smoothed_as_it_shrinks_and_a_sliver_is_cropped_to_one_pixel(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    stripes = np.zeros((64, 64), dtype=np.uint8)
+    stripes[:, ::2] = 200
+    Image.fromarray(stripes).save(tmp_path / "in" / "a.png")
+    Image.new("L", (1, 64), 100).save(tmp_path / "in" / "b.png")  # a 1 x 1 of it has the ratio 4 : 16
+    images = read_folder(tmp_path / "in", "train", tmp_path / "cache", size=(4, 16))
+    assert abs(images.pixels[0].astype(int) - 100).max() < 30
+    assert (images.pixels[1] == 100).all()
 
 
 def test_opaque_alpha_and_palettes_become_plain_colours(tmp_path: Path) -> None:

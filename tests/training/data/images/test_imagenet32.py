@@ -1,7 +1,9 @@
 """ImageNet-32: both official forms, conversion once, and refusal of bad batches with nothing half-cached."""
 
 import io
+import os
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -253,6 +255,36 @@ def test_a_bad_npz_is_refused_by_place(tmp_path: Path, members: dict[str, Any], 
         read_imagenet32(path.parent, "heldout", tmp_path / "cache", verify=False)
     assert str(caught.value).startswith(f"{path}: ")
     assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_batch_that_is_cut_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_imagenet32_batches(tmp_path / "in", 3)
+    path, cache = tmp_path / "in" / "val_data", tmp_path / "cache"
+    read, calls = imagenet32.read_pickled_batch, [0]
+
+    def cut(*arguments: Any) -> Any:
+        batch = read(*arguments)
+        calls[0] += 1
+        if calls[0] == 2:  # the labels have been read, and now the pictures are
+            os.truncate(path, 3000)
+        return batch
+
+    monkeypatch.setattr(imagenet32, "read_pickled_batch", cut)
+    with pytest.raises(DataError, match=r"val_data: changed while it was read \(the file ends inside rows"):
+        read_imagenet32(path.parent, "heldout", cache, verify=False)
+    assert not list(cache.iterdir())
+
+
+def test_an_array_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "val_data.npz"
+    _npz(path, data=_rows(1, 3072), labels=np.array([1]))
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "a") as archive:
+        warnings.simplefilter("ignore", UserWarning)
+        archive.writestr("labels.npy", _saved(np.array([2])))
+    with pytest.raises(DataError, match="does not hold one array named labels"):
+        read_imagenet32(tmp_path, "heldout", tmp_path / "cache", verify=False)
 
 
 @pytest.mark.parametrize("place", [0.1, 0.5, 0.99])

@@ -74,6 +74,13 @@ def test_refuses_other_headers(header: bytes, message: str, version: int) -> Non
         read_npy_header(_written(header, version))
 
 
+def test_reads_a_row_in_either_order_and_a_header_as_long_as_it_may_be() -> None:
+    assert read_npy_header(_written(_fields(fortran_order=True, shape=(3,)))) == (np.dtype("u1"), (3,))
+    assert read_npy_header(_written(_fields().rstrip().ljust(1023) + b"\n")).shape == (1, 3072)
+    with pytest.raises(HeaderError, match="a header of 1025 bytes, at most 1024"):
+        read_npy_header(_written(_fields().rstrip().ljust(1024) + b"\n"))
+
+
 @pytest.mark.parametrize("length", [0, 3, 7, 9, 40])
 def test_refuses_a_truncated_header(length: int) -> None:
     content = _written(_fields()).getvalue()

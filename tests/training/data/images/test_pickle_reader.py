@@ -75,6 +75,24 @@ PROGRAMS = {
     "call with a list": (b"cnumpy\ndtype\n]R", "calls something that is not known here"),
     "dtype of objects": (b"cnumpy\ndtype\nX\x02\0\0\0O8K\0K\1\x87R", "an array of objects"),
     "dtype of no width": (b"cnumpy\ndtype\nX\x02\0\0\0f1K\0K\1\x87R", "not numeric"),
+    "dtype of more": (b"cnumpy\ndtype\nX\x03\0\0\0u1,K\0K\1\x87R", "not numeric"),
+    "dtype of old": (
+        b"cnumpy\ndtype\nX\2\0\0\0u1K\0K\1\x87R(K\2X\1\0\0\0|NNNK\0K\0K\0tb",
+        "an array of records",
+    ),
+    "dtype of parts": (
+        b"cnumpy\ndtype\nX\2\0\0\0u1K\0K\1\x87R(K\3X\1\0\0\0|X\1\0\0\0aNNK\0K\0K\0tb",
+        "an array of records",
+    ),
+    "array of another class": (
+        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\ndtype\n\x85R",
+        "calls reconstruct in a way that is not known here",
+    ),
+    "array by columns": (
+        b"cnumpy.core.numeric\n_frombuffer\n(C\1xNNX\1\0\0\0FtR",
+        "calls frombuffer in a way that is not known here",
+    ),
+    "numpy load": (b"cnumpy\nload\n", "names 'numpy' 'load'"),
     "state of a list": (b"]}b", "sets the state of something that is not an array"),
     "state of a dict": (b"}}b", "sets the state of something that is not an array"),
     "bare array": (
@@ -107,6 +125,7 @@ def test_a_program_is_refused(name: str) -> None:
     ("shape", "message"),
     [
         (b"M\xff\xffM\xff\xff\x86", "takes 4294836225 bytes has 1"),
+        (b"K\0\x85", "takes 0 bytes has 1"),
         (b"K\1K\1J\xff\xff\xff\xff\x87", "impossible shape"),
         (b"\x8a\x20" + b"\x7f" * 32 + b"\x85", "impossible shape"),
         (b"\x88\x85", "impossible shape"),
