@@ -37,28 +37,31 @@ class _Ended(BaseException):
 
 @contextmanager
 def kept_if_ended(document: dict[str, Any], results: Sequence[object]) -> Iterator[None]:
-    """Let SIGTERM end a block that appends to ``results``: what is there by then is the result.
+    """Let SIGTERM or a fault end a block that appends to ``results``: what is there by then is the result.
 
     Args:
-        document: is told so, by a key ``ended_early``.
-        results: without any the process ends, as it would without this.
+        document: is told so, by a key ``ended_early`` or, of a fault such as memory that ran out, ``failed``.
+        results: without any the process ends, or the fault is raised, as it would be without this.
     """
 
     def end(number: int, frame: object) -> NoReturn:
         raise _Ended
 
-    if threading.current_thread() is not threading.main_thread():  # handlers are for that one alone
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
+    main_thread = threading.current_thread() is threading.main_thread()  # handlers are for that one alone
+    before = signal.signal(signal.SIGTERM, end) if main_thread else None
     try:
         yield
     except _Ended:
         if not results:
             raise SystemExit(128 + signal.SIGTERM) from None
         document["ended_early"] = True
+    except RuntimeError as error:
+        if not results:
+            raise
+        document["failed"] = str(error)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if main_thread:
+            signal.signal(signal.SIGTERM, before)
 
 
 def to_json(document: dict[str, Any]) -> str:

@@ -129,10 +129,10 @@ def parts(options: argparse.Namespace, missing: dict[str, str]) -> list[Part]:
         bench("kernels", "kernels", 90),
         bench("train", "train", 45, "--length", "1024", "--batch-size", "16", "--repeats", "5"),
         bench("memory", "memory", 40),
-        # Before it answers it compiles its kernels, one after the other.
-        bench("server", "server", 100, "--requests", "256", "--clients", "32", "--limit-s", "10"),
         sampler("images-gpu", 50),
         sampler("graphs-gpu", 60, "--cuda-graphs", "8"),
+        # Before it answers it compiles its kernels, one after the other.
+        bench("server", "server", 100, "--requests", "256", "--clients", "32", "--limit-s", "10"),
         Part("tests-sampling", _tests(*_SAMPLING_TESTS, missing=missing), 60, writes=False),
     ]
 

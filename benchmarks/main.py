@@ -115,7 +115,7 @@ def _run(benchmark: Benchmark, flags: dict[str, Any], command: str) -> int:
             write_json(document, output)
         except OSError as error:
             return _fail(f"--output: cannot write {output}: {error.strerror}", 1)
-    return 0
+    return _fail(document["failed"], 1) if "failed" in document else 0
 
 
 def _parser() -> argparse.ArgumentParser:

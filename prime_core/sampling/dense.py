@@ -36,7 +36,7 @@ from prime_core.models.denoiser import Denoiser, device_of, filled_size
 from prime_core.sampling.correctors import step_tables
 from prime_core.sampling.settings import SamplingSettings, check_draw
 from prime_core.sampling.step_cache import StepCache
-from prime_core.sampling.stepper import MAX_LOGIT_ROWS
+from prime_core.sampling.stepper import max_logit_rows
 from prime_core.schedule import Schedule
 
 
@@ -107,7 +107,7 @@ def sample_dense(
         if left == 0:
             break
         cache.finish(changed)
-        for chunk in places[:places_due].split(MAX_LOGIT_ROWS):
+        for chunk in places[:places_due].split(max_logit_rows(device)):
             if len(chunk):
                 failed |= _reveal(cache, digits, settings, y, due, chunk, words, step, t)
     return DenseSamples(y, ~failed, cache.row_evaluations, cache.num_calls)

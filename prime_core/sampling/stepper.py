@@ -36,6 +36,11 @@ MAX_LOGIT_ROWS = 256
 MAX_LOGIT_ROWS_ON_GPU = 960
 
 
+def max_logit_rows(device: torch.device) -> int:
+    """Return for how many positions logits may exist at a time."""
+    return MAX_LOGIT_ROWS if device.type == "cpu" else MAX_LOGIT_ROWS_ON_GPU
+
+
 class QueuedCall:
     """A denoiser call whose results may not be there yet.
 
@@ -104,7 +109,7 @@ class Stepper:
         """
         if not rows:
             return QueuedCall(rows, [])
-        parts = parts_of(rows, MAX_LOGIT_ROWS if self.device.type == "cpu" else MAX_LOGIT_ROWS_ON_GPU)
+        parts = parts_of(rows, max_logit_rows(self.device))
         laid_out = [row for part in parts for row in part.rows]
         fill = self.denoiser.fill([row.length for row in laid_out])
         y_t = self._states(parts, sum(fill))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from benchmarks import sampler
 from benchmarks.document import kept_if_ended
+from benchmarks.main import main
 from benchmarks.ops import OpsSettings, run_ops
 from benchmarks.sampler import run_comparison
 from benchmarks.sampler_settings import SamplerSettings
@@ -62,3 +67,31 @@ def test_without_results_the_process_ends() -> None:
     with pytest.raises(SystemExit) as ended, kept_if_ended({}, []):
         signal.raise_signal(signal.SIGTERM)
     assert ended.value.code == 143
+
+
+def test_workloads_before_a_fault_are_kept_and_the_command_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, output = tmp_path / "two.toml", tmp_path / "result.json"
+    file.write_text(WORKLOAD)
+    compare, calls = sampler._compare, [0]
+
+    def compared(*arguments: Any) -> dict[str, Any]:
+        calls[0] += 1
+        if calls[0] == 2:
+            raise torch.OutOfMemoryError("memory is short")
+        return compare(*arguments)
+
+    monkeypatch.setattr(sampler, "_compare", compared)
+    command = ["sampler", "--against", "dense_published", "--device", "cpu", "--num-threads", "1"]
+    command += ["--peak-memory", "skip", "--workloads", str(file), "--output", str(output)]
+    assert main(command) == 1
+    assert capsys.readouterr().err.endswith("prime-bench: memory is short\n")
+    document = json.loads(output.read_text())
+    assert document["failed"] == "memory is short"
+    assert [entry["settings"]["batch_size"] for entry in document["workloads"]] == [1]
+
+
+def test_a_fault_without_results_is_raised() -> None:
+    with pytest.raises(RuntimeError, match="planted"), kept_if_ended({}, []):
+        raise RuntimeError("planted")
