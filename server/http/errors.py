@@ -129,7 +129,7 @@ def install_error_handlers(app: FastAPI) -> None:
     async def routing_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         code, message = _ROUTING.get(error.status_code, ("http_error", "the request cannot be served"))
-        headers = {**(error.headers or {})}
+        headers = {}
         if error.status_code == 405:  # Starlette names the methods of one route, but a path may have several
             headers["Allow"] = ", ".join(allowed_methods(app, request))
         return ApiError(error.status_code, code, message, headers=headers).response()

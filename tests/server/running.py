@@ -213,6 +213,15 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
         time.sleep(0.005)
 
 
+ERROR_TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    429: "overloaded_error",
+    504: "timeout_error",
+}
+
+
 def assert_error(response: httpx.Response, status: int, code: str, param: str | None = None) -> str:
     """The one error shape; returns the message."""
     assert response.status_code == status, response.text
@@ -223,4 +232,6 @@ def assert_error(response: httpx.Response, status: int, code: str, param: str | 
     assert set(body) == {"error"}
     assert set(body["error"]) == {"message", "type", "code", "param"}
     assert (body["error"]["code"], body["error"]["param"]) == (code, param)
+    other = "server_error" if status >= 500 else "invalid_request_error"
+    assert body["error"]["type"] == ERROR_TYPES.get(status, other)
     return str(body["error"]["message"])

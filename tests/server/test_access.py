@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from server.http.access import MAX_HEADER_BYTES, AccessMiddleware, HalfAnswerError
+from server.http.errors import ApiError
 from server.metrics import Metrics
 from tests.server.running import Running, assert_error, wait_until
 
@@ -42,7 +44,7 @@ async def _unused(*arguments: Any) -> Any:
     raise AssertionError("not to be called")
 
 
-def _run(app: Any, **scope: Any) -> list[Message]:
+def _run(app: Any, metrics: Metrics | None = None, **scope: Any) -> list[Message]:
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
@@ -58,7 +60,8 @@ def _run(app: Any, **scope: Any) -> list[Message]:
         **scope,
     }
     try:
-        asyncio.run(AccessMiddleware(app, Metrics().http, ["/"])(filled, _gone, send))
+        metrics = Metrics() if metrics is None else metrics
+        asyncio.run(AccessMiddleware(app, metrics.http, ["/"])(filled, _gone, send))
     except HalfAnswerError:
         sent.append({"type": "raised"})
     return sent
@@ -74,7 +77,15 @@ def test_a_failure_after_half_an_answer_is_not_answered_again() -> None:
 
 @pytest.mark.parametrize(
     ("ending", "status"),
-    [("whole", 200), ("cut", 499), ("left", 499), ("failed", 500), ("refused", 404), ("silent", 0)],
+    [
+        ("whole", 200),
+        ("cut", 499),
+        ("left", 499),
+        ("unchanged", 499),
+        ("failed", 500),
+        ("refused", 404),
+        ("silent", 0),
+    ],
 )
 def test_the_status_of_an_answer_tells_whether_its_end_was_sent(
     ending: str, status: int, caplog: pytest.LogCaptureFixture
@@ -84,10 +95,10 @@ def test_the_status_of_an_answer_tells_whether_its_end_was_sent(
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         if ending == "silent":
             return
-        status_sent = 404 if ending == "refused" else 200
+        status_sent = {"refused": 404, "unchanged": 304}.get(ending, 200)
         await send({"type": "http.response.start", "status": status_sent, "headers": []})
         await send({"type": "http.response.body", "body": b"a", "more_body": True})
-        if ending in ("left", "refused"):
+        if ending in ("left", "unchanged", "refused"):
             await receive()
         if ending == "failed":
             raise ZeroDivisionError
@@ -110,4 +121,50 @@ def test_the_status_of_an_answer_tells_whether_its_end_was_sent(
     ],
 )
 def test_no_part_of_the_head_escapes_its_bound(head: dict[str, Any]) -> None:
-    assert _run(_unused, **head)[0]["status"] == 431
+    start, _ = _run(_unused, **head)
+    assert start["status"] == 431
+    assert (b"connection", b"close") in start[
+        "headers"
+    ]  # whoever sends so much is not listened to any longer
+
+
+async def _answer(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def test_a_head_may_be_as_large_as_its_bound() -> None:
+    assert _run(_answer, query_string=b"a" * (MAX_HEADER_BYTES - 1))[0]["status"] == 200
+
+
+def test_the_line_and_the_metrics_tell_the_time_in_the_same_seconds(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "prime.access")
+    times_s = iter([100.0, 102.5])
+    monkeypatch.setattr("server.http.access.time", SimpleNamespace(monotonic=lambda: next(times_s)))
+    metrics = Metrics()
+    _run(_answer, metrics)
+    (record,) = caplog.records
+    assert record.fields["duration_s"] == 2.5  # type: ignore[attr-defined]
+    assert record.getMessage().endswith(" GET / 200 2500.0 ms")
+    name, labels = "prime_http_request_duration_seconds_sum", {"route": "/"}
+    assert metrics.registry.get_sample_value(name, labels) == 2.5
+
+
+def test_a_method_in_small_letters_is_another_one(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "prime.access")
+    _run(_answer, method="get")
+    (record,) = caplog.records
+    assert record.getMessage().split()[1:4] == ["other", "/", "200"]
+
+
+@pytest.mark.parametrize(("given", "kept"), [("a" * 64, True), ("a" * 65, False)])
+def test_the_id_of_a_client_may_have_64_characters(server: Running, given: str, kept: bool) -> None:
+    answer = server.client.get("/health", headers={"X-Request-Id": given})
+    assert (answer.headers["x-request-id"] == given) == kept
+
+
+def test_a_long_message_is_cut() -> None:
+    error = ApiError(422, "invalid_value", "a" * 1999 + "bc")
+    assert error.body().error.message == "a" * 1999 + "b"

@@ -74,6 +74,24 @@ def test_compressed_bodies(server: Running) -> None:
     assert_error(post(server, body, {**JSON, "content-encoding": "gzip"}), 415, "unsupported_encoding")
 
 
+@pytest.mark.parametrize("encoding", ["identity", "Identity", ""])
+def test_an_encoding_that_is_none_is_read(server: Running, encoding: str) -> None:
+    response = post(server, b'{"max_tokens": 1}', {**JSON, "content-encoding": encoding})
+    assert response.status_code == 200
+
+
+def test_two_lengths_are_refused_and_end_the_connection(server: Running) -> None:
+    """Whoever stands between may take what follows for another request."""
+    with connect(server) as connection:
+        connection.sendall(
+            HEAD + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
+        )
+        head, _, body = received(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400")
+    assert b"\r\nconnection: close" in head.lower()
+    assert b'"code":"ambiguous_length"' in body
+
+
 def test_body_over_the_limit_with_content_length(server: Running) -> None:
     exact = b'{"max_tokens": 1}'.ljust(LIMIT)
     assert post(server, exact, JSON).status_code == 200
@@ -110,9 +128,10 @@ def test_a_body_that_is_known_to_be_too_large_gets_413_also_if_its_end_never_com
     assert b'"code":"body_too_large"' in reply
 
 
-def test_a_client_that_waits_for_leave_gets_413_at_once(server: Running) -> None:
+@pytest.mark.parametrize("num_bytes", [LIMIT + 1, 99_999_999])
+def test_a_client_that_waits_for_leave_gets_413_at_once(server: Running, num_bytes: int) -> None:
     with connect(server) as connection:
-        connection.sendall(HEAD + b"Content-Length: 99999999\r\nExpect: 100-continue\r\n\r\n")
+        connection.sendall(HEAD + b"Content-Length: %d\r\nExpect: 100-continue\r\n\r\n" % num_bytes)
         reply = received(connection)
     assert reply.startswith(b"HTTP/1.1 413")
     assert b"100 Continue" not in reply

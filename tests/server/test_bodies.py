@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
@@ -12,9 +13,13 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import Request
+from starlette.types import Message
 
 import server.http.body as body_module
-from server.http.body import Bodies
+from server.http.body import DISCARD_BYTES, Bodies
+from server.http.errors import ApiError
+from server.metrics import Metrics
 from tests.server.running import Running, assert_error, serving, wait_until
 
 JSON = {"content-type": "application/json"}
@@ -108,6 +113,24 @@ def test_large_bodies_together_have_a_bound_and_small_ones_pass_by(
 def broken_off(num_bytes: int) -> Iterator[bytes]:
     yield padded(num_bytes)[:-5]
     raise httpx.WriteError("the client breaks off")
+
+
+def test_what_is_too_large_gives_its_room_back_and_is_read_no_longer_than_it_is_worth() -> None:
+    megabyte = 2**20
+    bodies = Bodies(3 * megabyte, 10 * megabyte, 60.0, Metrics())
+    held: list[int] = []
+
+    async def receive() -> Message:
+        held.append(bodies.held_bytes)
+        return {"type": "http.request", "body": bytes(megabyte), "more_body": len(held) < 100}
+
+    scope = {"type": "http", "method": "POST", "headers": [(b"content-type", b"application/json")]}
+    with pytest.raises(ApiError) as caught:
+        asyncio.run(bodies.read_json(Request(scope, receive)))
+    assert (caught.value.status, caught.value.code) == (413, "body_too_large")
+    first_mb, *rest = [number * megabyte - 2**16 for number in (1, 2, 3)]
+    num_thrown_away = DISCARD_BYTES // megabyte
+    assert held == [0, first_mb, *rest, *[0] * num_thrown_away]
 
 
 def test_what_is_wrong_in_a_large_body_is_told(server: Running) -> None:

@@ -11,6 +11,10 @@ import httpx
 import pytest
 
 from kernels.noise import row_seed
+from server.http.checking import checked_request
+from server.http.errors import ApiError
+from server.schemas.base import Limits
+from server.schemas.completions import completion_request
 from tests.server.running import (
     CONTEXT,
     Gate,
@@ -237,6 +241,10 @@ def test_limits_hold_for_all_prompts_together(model_path: Path, server: Running)
     assert message.startswith("prompt number 2: max_tokens must be at most 4")
     message = assert_error(complete(server, prompt=["b" * 65, "a"]), 422, "invalid_value", "prompt")
     assert message.startswith("prompt number 1: prompt has 65 characters")
+    message = assert_error(
+        complete(server, prompt=["a", "b"], suffix="z", stop="c"), 422, "invalid_value", "stop"
+    )
+    assert message.startswith("prompt number 1: stop needs an open end")
     with serving(model_path, max_work=11 * 10 * 3) as small:
         body = {"max_tokens": 10, "steps": 10}
         assert len(texts(complete(small, **body, prompt=["a"] * 3))) == 3
@@ -281,6 +289,18 @@ def test_what_cannot_be_honoured_is_refused_by_name(server: Running, field: str,
     body = {"stream": True, field: value}
     message = assert_error(complete(server, **body), 422, "invalid_value", field)
     assert message.startswith(f"{field} must be ")
+
+
+def test_lists_of_several_kinds_and_objects_of_many_keys_are_not_described(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limits = Limits(context=64, vocab_size=257, max_n=4, max_steps=8, max_work=2**24, max_body_bytes=2**20)
+    request_type = completion_request(limits)
+    monkeypatch.setattr(request_type, "model_validate", lambda *_: pytest.fail("it was described"))
+    bad: list[tuple[str, Any]] = [("prompt", ["a", 1]), ("prompt", [[1], ["a"]]), ("stop", ["a", 1])]
+    for field, value in [*bad, ("logit_bias", {"50": 1}), ("stream_options", {"a": 1})]:
+        with pytest.raises(ApiError, match=rf"^{field} must be "):
+            checked_request(request_type, {field: value})
 
 
 def test_values_that_ask_for_nothing_are_taken(server: Running) -> None:
@@ -331,5 +351,6 @@ def test_it_is_described(server: Running) -> None:
     assert {"type": "null"} in schema["properties"]["n"]["anyOf"]
     assert schema["properties"]["max_tokens"]["default"] == 16
     assert "left" in schema["properties"]["logprobs"]["description"]
+    assert schema["properties"]["top_p"]["description"].endswith(", or null for the default")
     assert operation["responses"]["200"]["headers"].keys() == {"X-Seed", "X-NFE", "X-Request-Id"}
     assert "Completion" in str(operation["responses"]["200"]["content"]["application/json"])

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import resource
 import socket
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from server.command_line import load_settings
-from server.http.protocol import DeadlineProtocol
+from server.http.crowd import RefuseCrowds
+from server.http.protocol import SEND_BUFFER_BYTES, DeadlineProtocol
+from server.metrics import Metrics
 from server.open_files import SPARE_FILES, allow_files
 from server.settings import SettingsError
 from tests.server.processes import Served
@@ -92,6 +97,28 @@ def test_when_all_are_at_work_requests_are_refused_but_probes(server: Running) -
     assert server.engine.held_rows == 0
 
 
+def test_requests_that_fail_leave_their_place() -> None:
+    async def fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    async def unused(*_: Any) -> Any:
+        return None
+
+    inside = RefuseCrowds(fail, 1, Metrics())
+    scope = {"type": "http", "path": "/generate"}
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            asyncio.run(inside(scope, unused, unused))
+
+
+def test_who_has_not_said_anything_rests_since_it_came(server: Running) -> None:
+    with connect(server) as first:
+        assert is_open(first)
+        with connected(server, MOST - 1) as (silent, *others), connect(server) as last:
+            assert is_closed(first)
+            assert all(is_open(each) for each in (silent, *others, last))
+
+
 def test_those_that_rest_make_room_and_longest_first(server: Running) -> None:
     with connected(server, MOST) as (first, second, third, fourth):
         assert all(
@@ -105,6 +132,47 @@ def test_those_that_rest_make_room_and_longest_first(server: Running) -> None:
                 assert is_closed(third)
                 assert [is_open(each) for each in (first, fourth, fifth, sixth)] == [True] * 4
         assert closed(server) == 2
+
+
+def test_those_that_come_at_once_make_room_each_for_itself(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    def render() -> bytes:
+        entered.set()
+        assert go_on.wait(20)
+        return b""
+
+    monkeypatch.setattr(server.engine.metrics, "render", render)
+    with connected(server, MOST) as (first, second, third, last):
+        assert all(is_open(each) for each in (first, second, third, last))
+        last.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert entered.wait(20)  # the event loop stands still
+        with connected(server, 3) as others:
+            go_on.set()
+            assert all(is_closed(each) for each in (first, second, third))
+            assert all(is_open(each) for each in others)
+
+
+def test_little_of_an_answer_waits_where_nobody_sees_it(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the kernel no more than was asked for, and of our own the first byte counts as waiting."""
+    made = DeadlineProtocol.connection_made
+    noted: list[tuple[int, tuple[int, int]]] = []
+
+    def note(self: DeadlineProtocol, transport: Any) -> None:
+        made(self, transport)
+        size = transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        noted.append((size, transport.get_write_buffer_limits()))
+
+    monkeypatch.setattr(DeadlineProtocol, "connection_made", note)
+    with connect(server) as connection:
+        assert is_open(connection)
+    ((size, limits),) = noted
+    assert size in (SEND_BUFFER_BYTES, 2 * SEND_BUFFER_BYTES)  # Linux doubles it for its own records
+    assert limits == (0, 0)
 
 
 def test_those_at_work_are_left_alone(server: Running) -> None:

@@ -120,6 +120,12 @@ def test_what_is_no_time_is_refused(server: Running, value: str) -> None:
     assert server.engine.held_rows == 0
 
 
+def test_two_times_are_none(server: Running) -> None:
+    twice = [(HEADER, "60"), (HEADER, "60")]
+    response = server.client.post("/generate", json={"max_tokens": 1}, headers=twice)
+    assert_error(response, 422, "invalid_header", HEADER)
+
+
 @pytest.mark.parametrize("value", ["60", "060.0", "000000012.50000000", "0.5000000001"])
 def test_zeros_that_change_nothing_are_no_harm(server: Running, value: str) -> None:
     assert post(server, value, max_tokens=1).status_code == 200

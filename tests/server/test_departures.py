@@ -69,6 +69,15 @@ def test_those_that_have_gone_leave_once_and_alone(clock: Clock) -> None:
     assert not departures.due
 
 
+def test_those_that_have_gone_together_leave_together(clock: Clock) -> None:
+    held = [job_with(math.inf) for _ in range(3)]
+    departures = watched(*held)
+    for job in held[:2]:
+        job.done.cancel()
+    assert departures.take(lambda: held) == (held[:2], [])
+    assert not departures.due
+
+
 def test_who_has_gone_and_is_late_leaves_once(clock: Clock) -> None:
     job = job_with(clock.now_s)
     departures = watched(job)

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import Request
 
+from server.routes.docs_examples import base_url
 from server.routes.docs_page import render_page
 from tests.server.browser import Browser
 from tests.server.running import Running, assert_error, serving
@@ -52,7 +54,10 @@ def test_the_page_stands_alone(server: Running) -> None:
     response = server.client.get("/docs")
     assert response.status_code == 200
     assert response.headers["content-type"] == "text/html; charset=utf-8"
-    assert "default-src 'none'" in response.headers["content-security-policy"]
+    policy = response.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["vary"] == "Host"  # which its examples name
     outline = Outline(response.text)
     assert not outline.tags & {"script", "link", "img", "iframe"}
     assert "url(" not in response.text
@@ -177,18 +182,52 @@ def test_the_page_fits_a_narrow_window(window: Browser, both: Running) -> None:
         window.resize(1400)
 
 
+def test_the_address_of_the_server_is_shown_where_no_name_was_asked() -> None:
+    for address, shown in [("10.0.0.5", "http://10.0.0.5:81"), ("::1", "http://[::1]:81")]:
+        scope = {"type": "http", "scheme": "http", "path": "/docs", "server": (address, 81), "headers": []}
+        assert base_url(Request(scope)) == shown
+
+
 def test_text_of_the_document_is_escaped() -> None:
     evil = "<script>\"'&"
+    described = {"description": evil}
+    fields = {"title": evil, "properties": {evil: {**described, "default": evil}}}
+    stream = {"schema": described, "x-events": [{"event": evil, "schema": {**fields, "title": "frame"}}]}
+    operation = {
+        "summary": evil,
+        "description": evil,
+        "parameters": [{"name": evil, "in": "query", "schema": {"default": evil}, **described}],
+        "requestBody": {"content": {"application/json": {"schema": {"anyOf": [fields]}}}},
+        "responses": {
+            "200": {
+                "content": {
+                    "application/json": {"schema": fields},
+                    "text/event-stream": stream,
+                    evil: {},
+                },
+                "headers": {evil: described},
+            },
+            evil: {},
+        },
+    }
     page = render_page(
         {
-            "info": {"title": evil, "version": "1"},
-            "paths": {"/a": {"get": {"summary": evil, "description": evil, "responses": {}}}},
-            "components": {"schemas": {"ErrorBody": {"properties": {evil: {"description": evil}}}}},
+            "info": {"title": evil, "version": evil, "description": evil},
+            "paths": {f"/{evil}": {"get": operation}},
+            "components": {
+                "schemas": {"ErrorBody": fields},
+                "parameters": {evil: described},
+                "headers": {evil: described},
+                "securitySchemes": {"key": described},
+            },
             "x-errors": [{"status": 400, "code": evil, "meaning": evil}],
         },
         "http://127.0.0.1",
     )
-    assert "script" not in Outline(page).tags
+    outline = Outline(page)
+    assert "script" not in outline.tags
+    assert f"get-{evil}" in outline.ids
+    assert evil not in page and evil[1:] not in page
 
 
 def test_other_documentation_pages_are_gone(server: Running) -> None:

@@ -81,7 +81,9 @@ def test_with_keys_every_route_but_the_open_ones_asks_for_one(model_path: Path, 
             if answer.status_code == 401:
                 assert "www-authenticate" in answer.headers
                 assert "WWW-Authenticate" in operation["responses"]["401"]["headers"]
-    assert "Authorization: Bearer KEY" in page
+    for command in re.findall(r">(curl [^<]*)</pre>", page):
+        is_open = any(path in command for path in OPEN_PATHS)
+        assert ("Authorization: Bearer KEY" in command) != is_open, command
     assert "<code>invalid_api_key</code>" in page
 
 
@@ -104,7 +106,11 @@ def test_headers_are_told_where_they_are_taken_and_given(document: Any) -> None:
         assert named == ["X-Request-Id", "X-Request-Timeout"][: 1 + samples]
         for response in operation["responses"].values():
             assert "X-Request-Id" in response["headers"]
-        assert ("429" in operation["responses"]) == (path not in OPEN_PATHS)
+        assert list(operation["responses"]) == sorted(operation["responses"])
+        for status in ("403", "429"):
+            assert (status in operation["responses"]) == (path not in OPEN_PATHS)
+        if "503" in operation["responses"]:  # of which /ready does not say when it ends
+            assert ("Retry-After" in operation["responses"]["503"]["headers"]) == samples
         if path not in OPEN_PATHS:
             assert "Retry-After" in operation["responses"]["429"]["headers"], path
     assert parameters["X-Request-Timeout"]["in"] == "header"

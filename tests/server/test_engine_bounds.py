@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from prime_core.checkpoint import load_checkpoint
 from prime_core.sampling.prepare import prepare_rows
 from server.engine.batcher import Job
 from server.engine.call_cost import CallCost
+from server.engine.engine import Engine
 from server.engine.failures import QueueFullError
+from server.engine.model_queue import LoadedModel
+from server.engine.room import Room
+from server.http.errors import ApiError
+from server.refusals import submit
 from server.settings import Settings
 from tests.server.background import Background
 from tests.server.few_rows import serving_few_rows
-from tests.server.running import NAME, Gate, Running, assert_error, make_engine, serving, wait_until
+from tests.server.running import (
+    CONTEXT,
+    NAME,
+    Gate,
+    Running,
+    assert_error,
+    make_engine,
+    serving,
+    wait_until,
+)
 
 
 @pytest.fixture
@@ -64,6 +80,29 @@ def test_the_memory_of_plans_is_bounded(model_path: Path) -> None:
         server.denoiser.hook = None
         assert server.post(n=fitting, **body).status_code == 200  # all was given back
         background.pool.shutdown()
+
+
+@pytest.mark.parametrize(("spare_bytes", "status"), [(-1, 422), (0, None), (1, None)])
+def test_plans_may_take_all_of_the_memory(model_path: Path, spare_bytes: int, status: int | None) -> None:
+    checkpoint = load_checkpoint(model_path)
+    rows = list(prepare_rows(checkpoint, n=2, max_tokens=4, seed=0).rows)
+    limit = sum(row.num_bytes for row in rows) + spare_bytes
+    caps = {"max_batch_rows": 4, "max_batch_tokens": CONTEXT, "max_queue_rows": 4, "max_queue_bytes": limit}
+    engine = Engine([LoadedModel(NAME, checkpoint)], **caps)
+    engine.reserve(NAME, 4)
+    with pytest.raises(ApiError) if status else nullcontext() as caught:
+        submit(engine, Job(NAME, rows, 0.0))
+    if caught is not None:
+        assert caught.value.status == status
+        return
+    with pytest.raises(ApiError) as full:  # now there is less than a plan's memory left
+        submit(engine, Job(NAME, rows, 0.0))
+    assert (full.value.status, full.value.code) == (429, "queue_full")
+
+
+def test_a_queue_has_room_for_a_row_at_least() -> None:
+    with pytest.raises(ValueError, match="max_queue_rows must be at least 1, got 0"):
+        Room(0, 2**20)
 
 
 @pytest.mark.parametrize("admitted", [True, False])

@@ -117,3 +117,22 @@ def test_progress_is_that_of_all_rows_and_the_time_left_that_of_the_slowest(
         assert (changes.progress, changes.eta_s) == (3 / 12, 8.0 / 2 * 5)
 
     asyncio.run(follow())
+
+
+def test_a_reader_that_has_looked_waits_until_more_happens(model_path: Path) -> None:
+    async def follow() -> None:
+        feed = Feed(*rows_of(model_path, max_tokens=3, steps="exact"))
+        feed.advanced(0, step([1], [[3, 3]]))
+        await asyncio.wait_for(feed.wait(), 10)
+        feed.take(None)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(feed.wait(), 0.05)
+
+    asyncio.run(follow())
+
+
+def test_a_step_whose_reader_has_ended_with_its_loop_is_no_failure(model_path: Path) -> None:
+    async def begin() -> Feed:
+        return Feed(*rows_of(model_path, max_tokens=3, steps="exact"))
+
+    asyncio.run(begin()).advanced(0, step([1], [[3, 3]]))

@@ -36,6 +36,8 @@ def events_of(server: Running, **body: object) -> list[dict[str, Any]]:
     """The events of a stream, whose names must be their types; it must end with [DONE]."""
     with server.client.stream("POST", "/v1/images/generations", json={**body, "stream": True}) as response:
         assert response.status_code == 200
+        assert response.headers["x-seed"] == str(body["seed"])
+        assert int(response.headers["x-nfe"]) > 0
         *frames, last = response.read().decode().strip().split("\n\n")
     assert last == "data: [DONE]"
     events = []

@@ -7,6 +7,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,8 +17,8 @@ from PIL import Image
 
 from prime_core.pictures import to_png
 from server.images.png_chunks import SIGNATURE
-from tests.server.image_model import SIDE
-from tests.server.running import Running, assert_error
+from tests.server.image_model import SIDE, image_config, write_image_checkpoint
+from tests.server.running import Running, assert_error, serving
 
 PICTURE = np.arange(SIDE * SIDE, dtype=np.uint8).reshape(SIDE, SIDE, 1) % 16
 GOOD = to_png(PICTURE)
@@ -67,6 +68,13 @@ def cut_pixels() -> bytes:
     return SIGNATURE + head_of(SIDE) + pixels + chunk(b"IEND", b"")
 
 
+def split_pixels() -> bytes:
+    """Two runs of pixels with another chunk between them."""
+    pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in PICTURE))
+    parts = [chunk(b"IDAT", pixels[:9]), chunk(b"tEXt", b"a\0b"), chunk(b"IDAT", pixels[9:])]
+    return SIGNATURE + head_of(SIDE) + b"".join(parts) + chunk(b"IEND", b"")
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -77,6 +85,9 @@ def cut_pixels() -> bytes:
         png_of(lambda image: image.convert("1")),
         png_of(lambda image: image.convert("I;16")),
         png_of(lambda image: image.point(lambda value: value + 1)),
+        SIGNATURE + chunk(b"IHDR", b"short") + GOOD[33:],
+        with_chunk(b"ABCD", b"", before=b"IDAT"),  # a reader must know it: its first letter is large
+        split_pixels(),
         png_of(lambda image: image, transparency=3),
         png_of(lambda image: image, save_all=True, append_images=[Image.new("L", (SIDE, SIDE))]),
         GOOD[: len(GOOD) // 2],
@@ -105,6 +116,9 @@ def cut_pixels() -> bytes:
         "bits",
         "16",
         "values",
+        "short head",
+        "critical chunk",
+        "split pixels",
         "key",
         "apng",
         "half",
@@ -170,3 +184,26 @@ def test_the_size_is_told_in_good_words(both: Running) -> None:
     content = png_of(lambda image: image.resize((SIDE + 1, SIDE)))
     message = assert_error(post(both, content), 422, "invalid_value", "png")
     assert f"{SIDE} x {SIDE} pixels (width x height) with 1 channel of 8 bits" in message
+
+
+def test_a_coloured_picture_that_is_no_square_is_read_as_its_lists_are(tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 16, (8, 4, 3), dtype=np.uint8)
+    path = write_image_checkpoint(tmp_path, image_config(channels=3, height=8, width=4, model_channels=96))
+    with serving(path) as server:
+        fields = {"label": 0, "num_samples": 1, "seed": 1, "per_token": True}
+        listed = server.client.post("/score", json={"pixels": picture.tolist(), **fields})
+        (found,) = post(server, to_png(picture), per_token=True).json()["scores"]
+        assert listed.json()["scores"] == [found]
+        assert found["per_token"]["token_ids"] == np.moveaxis(picture, -1, 0).flatten().tolist()
+        turned = to_png(picture.transpose(1, 0, 2))
+        message = assert_error(post(server, turned), 422, "invalid_value", "png")
+        assert "4 x 8 pixels (width x height) with 3 channels of 8 bits" in message
+        made = server.client.post("/v1/images/generations", json={"prompt": "", "steps": 1}).json()
+        assert made["size"] == "4x8"
+        assert Image.open(io.BytesIO(base64.b64decode(made["data"][0]["b64_json"]))).size == (4, 8)
+
+
+def test_channels_that_png_does_not_have_come_as_lists(tmp_path: Path) -> None:
+    with serving(write_image_checkpoint(tmp_path, image_config(channels=2))) as server:
+        message = assert_error(post(server, GOOD), 422, "invalid_value", "png")
+        assert message == "a PNG file cannot hold 2 channels; give pixels"

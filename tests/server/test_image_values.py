@@ -14,7 +14,7 @@ from server.http.errors import ApiError
 from server.images.known import KnownShape
 from server.schemas.base import Limits
 from server.schemas.image_query import QUERY_FIELDS
-from server.schemas.images import ImagesRequest, image_request
+from server.schemas.images import ImagesRequest, image_request, shown_names
 from tests.server.image_model import LENGTH, SIDE, image_config, write_image_checkpoint
 from tests.server.image_model import NAME as IMAGES
 from tests.server.running import Running, assert_error, serving
@@ -206,6 +206,7 @@ def test_labels_of_a_model_without_them(tmp_path: Path) -> None:
     with serving(path) as running:
         (image,) = post(running, steps=2, label=None).json()["images"]
         assert (image["label"], image["label_name"]) == (None, None)
+        assert "x-labels" not in post(running, steps=2, response_format="png").headers
         for label in (0, "cat", True):
             message = assert_error(post(running, label=label), 422, "invalid_value", "label")
             assert message == "label must be null: this model has no labels to choose from"
@@ -218,7 +219,11 @@ def test_labels_of_a_model_without_them(tmp_path: Path) -> None:
 def test_work_of_a_request_is_capped_before_anything_is_drawn(images_path: Path) -> None:
     with serving(images_path, max_work=100 * LENGTH, max_steps=100) as running:
         weak = {"kind": "corrected", "scale": 1, "power": 1}
-        for body in [{"n": 2, "steps": 50}, {"n": 1, "steps": 99, "corrector": weak}]:
+        for body in [
+            {"n": 2, "steps": 50},
+            {"n": 1, "steps": 99, "corrector": weak},
+            {"n": 1, "steps": 99, "warp": {**WARP, "power": 2}},
+        ]:
             assert post(running, **body).status_code == 200
         calls = running.metric("prime_denoiser_calls_total")
         half_known = {"pixels": [[0] * SIDE] * 4 + [[None] * SIDE] * 4}
@@ -226,6 +231,7 @@ def test_work_of_a_request_is_capped_before_anything_is_drawn(images_path: Path)
             {"n": 2, "steps": 51},
             {"n": 1, "steps": "exact"},
             {"n": 1, "steps": 100, "corrector": weak},  # one more call at the end
+            {"n": 1, "steps": 100, "warp": {**WARP, "power": 2}},  # as may be here
             {"n": 1, "steps": 60, "corrector": STRONG},  # 128 digits that change 33 times each
         ]:
             message = assert_error(post(running, **body), 422, "invalid_value", "steps")
@@ -233,7 +239,9 @@ def test_work_of_a_request_is_capped_before_anything_is_drawn(images_path: Path)
         message = assert_error(post(running, preset="cifar10-l2-512"), 422, "invalid_value", "preset")
         assert "the limit is 100: give steps too" in message
         assert running.metric("prime_denoiser_calls_total") == calls
-        assert post(running, steps="exact", known=half_known).status_code == 200  # 64 free digits
+        exact = {"steps": "exact", "known": half_known}  # 64 free digits
+        assert post(running, **exact).status_code == 200
+        assert post(running, **exact, warp=WARP).status_code == 200  # which is none
         assert running.engine.held_rows == 0
 
 
@@ -268,6 +276,12 @@ def test_objects_of_many_keys_are_not_described() -> None:
     assert described == 0
     assert checked_request(Counting, {"temperature": CURVE}).temperature.scale == 0.5
     assert described == 1
+
+
+def test_of_many_names_of_labels_the_first_are_shown() -> None:
+    names = [f"label{number}" for number in range(23)]
+    assert shown_names(names[:20]) == ", ".join(names[:20])
+    assert shown_names(names) == f"{', '.join(names[:20])} and 3 more (see /info)"
 
 
 def test_openapi_describes_bodies_queries_and_answers(images: Running) -> None:

@@ -65,6 +65,13 @@ def test_texts_whose_numbers_are_not_looked_at_have_none_that_must_be(
     assert quick > 100
 
 
+def test_the_place_of_what_is_wrong_is_told() -> None:
+    with pytest.raises(ApiError, match=r"bad byte at offset 9$"):
+        parse_json(b'{"a":\n "b\xff"}')
+    with pytest.raises(ApiError, match=r"see character 7$"):
+        parse_json(b'{"a":\n x}')
+
+
 def test_plain_numbers_are_parsed_without_a_call_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_text, "_integer", lambda text: pytest.fail("it was looked at"))
     assert parse_json(b'{"prompt": [1, 22, 50256], "e": "1.5 E 7", "n": 9999999999999999999}') == {

@@ -199,6 +199,28 @@ def test_a_file_is_read_again_when_it_changes(tmp_path: Path, caplog: pytest.Log
     assert ring.name_of(KEY.encode()) is None
 
 
+def test_a_file_is_read_again_when_another_takes_its_place_or_only_its_time_changes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "prime.server")
+    file, other = tmp_path / "keys", tmp_path / "other"
+    file.write_text(KEY)
+    ring = KeyRing(file)
+    mark = file.stat()
+    ring.refresh()
+    assert not caplog.records  # it is as it was
+    other.write_text(OTHER)  # of the same length
+    os.utime(other, ns=(mark.st_atime_ns, mark.st_mtime_ns))
+    other.replace(file)
+    ring.refresh()
+    assert ring.name_of(OTHER.encode())
+    file.write_text(KEY)  # in the same place
+    os.utime(file, ns=(mark.st_atime_ns, mark.st_mtime_ns + 10**9))
+    ring.refresh()
+    assert ring.name_of(KEY.encode())
+    assert [record.getMessage() for record in caplog.records] == ["API keys read again: 1 are accepted"] * 2
+
+
 def test_keys_of_the_environment_count_beside_those_of_a_file_also_when_it_is_read_again(
     tmp_path: Path,
 ) -> None:
@@ -245,6 +267,7 @@ def test_a_key_that_can_be_guessed_is_warned_of(tmp_path: Path, caplog: pytest.L
         (b"n\xc3\xa4me:key\n", "line 1: in name:key"),
         (b"a" * (MAX_KEY_CHARS + 1), "line 1"),
         (b":key", "line 1"),
+        (b"n" * 65 + b":a-key-of-some-length", "line 1: in name:key the name must be 1 to 64 letters"),
         (b"name:", "line 1"),
     ],
 )

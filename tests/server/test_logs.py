@@ -126,6 +126,9 @@ def test_the_line_of_a_request_says_what_it_cost(locked: Running, caplog: pytest
     }
     assert line["nfe"] == reply.json()["usage"]["denoiser_calls"]
     assert 0 <= line["queue_s"] <= line["duration_s"] < 60
+    assert line["queue_s"] == pytest.approx(
+        reply.json()["timings"]["queue_s"], abs=1e-6
+    )  # from its arrival on
     text = caplog.records[-1].getMessage()
     assert re.fullmatch(
         r"job-7\.a_B POST /generate 200 [0-9.]+ ms key=ops model=tiny rows=2 nfe=\d+ queue_s=[0-9.e-]+", text

@@ -11,9 +11,13 @@ import pytest
 
 import server.engine.engine as engine_module
 from server.engine.warm_up import WARM_UP_TOKENS
+from server.images.known import KnownShape
 from server.model_sources import ModelSource
 from server.routes.openapi import body_schema, query_schema
-from server.schemas.image_query import QUERY_FIELDS
+from server.schemas.base import Limits
+from server.schemas.generations import generation_request
+from server.schemas.image_query import QUERY_FIELDS, image_query
+from server.schemas.images import image_request
 from server.settings import Settings
 from tests.server.image_model import LABELS, SIDE
 from tests.server.image_model import NAME as IMAGES
@@ -85,6 +89,26 @@ def test_two_models_of_one_kind_have_a_schema_each(model_path: Path, images_path
         assert replies[0]["outputs"] == replies[1]["outputs"]
         page = running.client.get("/docs").text
         assert page.count("<h3>Body: JSON, GenerateRequest to model") == 2
+
+
+def test_what_any_request_must_have_stays_required_beside_the_name() -> None:
+    limits = Limits(context=64, vocab_size=16, max_n=1, max_steps=8, max_work=2**24, max_body_bytes=2**20)
+    request_type = generation_request(limits, "8x8", 0, ())
+    operation = body_schema({"a": request_type, "b": request_type})
+    schema = operation["requestBody"]["content"]["application/json"]["schema"]
+    assert [each["required"] for each in schema["anyOf"]] == [["prompt"], ["prompt", "model"]]
+
+
+def test_a_field_of_an_address_takes_what_any_of_the_models_takes() -> None:
+    limits = Limits(context=64, vocab_size=16, max_n=1, max_steps=8, max_work=2**24, max_body_bytes=2**20)
+    shape = KnownShape((8, 8, 1), planes=1, digits=2, base=4, top_pixel=15)
+    queries = {
+        str(labels): image_query(image_request(limits, shape, labels, ()), labels, ()) for labels in (3, 5, 0)
+    }
+    schemas = {each["name"]: each["schema"] for each in query_schema(queries, QUERY_FIELDS)["parameters"]}
+    assert [option["maximum"] for option in schemas["label"]["anyOf"]] == [2, 4]
+    assert schemas["model"] == {"type": "string", "enum": ["3", "5", "0"]}
+    assert "anyOf" not in schemas["n"]  # which is the same for all
 
 
 def test_info_lists_the_models(both: Running) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client import CONTENT_TYPE_LATEST
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.metrics import Metrics
@@ -23,7 +24,7 @@ from tests.server.running import CONTEXT, Running, wait_until
 def series(server: Running) -> dict[str, float]:
     response = server.client.get("/metrics")
     assert response.status_code == 200
-    assert response.headers["content-type"].startswith("text/plain")
+    assert response.headers["content-type"] == CONTENT_TYPE_LATEST
     return {
         f"{sample.name}{sorted(sample.labels.items())}": sample.value
         for family in text_string_to_metric_families(response.text)
@@ -55,8 +56,11 @@ def test_info_says_what_is_loaded_and_no_path(server: Running) -> None:
     assert model["network"]["hidden_size"] == 32
     assert (model["dtype"], model["device"], model["in_service"]) == ("float32", "cpu", True)
     assert model["limits"] == {"context": CONTEXT, "vocab_size": 257, "max_chars": CONTEXT}
-    assert info["limits"]["max_n"] == 16
-    assert info["limits"]["max_queue_rows"] == 512
+    assert model["num_parameters"] == sum(each.numel() for each in server.denoiser.parameters())
+    shared = ["max_n", "max_steps", "max_work", "max_body_bytes", "max_batch_rows", "max_batch_tokens"]
+    for name in [*shared, "max_queue_rows", "max_queue_bytes"]:
+        assert info["limits"][name] == getattr(server.settings, name), name
+    assert (info["limits"]["max_stops"], info["limits"]["max_stop_chars"]) == (8, 256)
     assert info["versions"].keys() == {"python", "torch"}
     assert str(server.settings.model[0].path.parent) not in response.text
 

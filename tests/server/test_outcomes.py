@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import random
@@ -14,8 +15,12 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.requests import ClientDisconnect
 
+from server.engine.batcher import Job
 from server.http.body import Bodies
+from server.http.leaving import CancelUnfinished
+from server.metrics import Metrics
 from tests.server.running import Running, assert_error, serving, wait_until
 
 NUM_CLIENTS, NUM_REQUESTS = 6, 25  # of each client
@@ -152,3 +157,18 @@ def test_a_failure_that_nobody_expected_is_told_and_counted_as_one(
         outcomes = [each for each in samples_of(server) if each.name in OUTCOMES]
         assert sum(each.value for each in outcomes) == 1
         wait_until(lambda: server.engine.held_rows == 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(ClientDisconnect(), "cancelled"), (ZeroDivisionError(), "internal_error")]
+)
+def test_a_job_that_is_left_counts_by_what_has_ended_its_request(error: Exception, reason: str) -> None:
+    async def fail(*_: Any) -> None:
+        raise error
+
+    metrics, job = Metrics(), Job("tiny", [], arrived_s=0.0)
+    with pytest.raises(type(error)):
+        asyncio.run(CancelUnfinished(fail, metrics)({"type": "http", "state": {"jobs": [job]}}, fail, fail))
+    assert job.done.cancelled()
+    labels = {"model": "tiny", "reason": reason}
+    assert metrics.registry.get_sample_value("prime_request_failure_total", labels) == 1

@@ -54,10 +54,15 @@ def test_every_file_has_its_type_its_policy_and_a_tag(server: Running, path: str
     assert response.headers["content-type"] == MEDIA_TYPES[suffix]
     assert response.headers["content-security-policy"] == POLICY
     assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["referrer-policy"] == "no-referrer"
     assert response.headers["cache-control"] == "no-cache"
     tag = response.headers["etag"]
     again = server.client.get(path, headers={"If-None-Match": f'"other", W/{tag}'})
     assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+    kept = set(response.headers) - {"content-type", "content-length", "date", "x-request-id"}
+    assert {name: again.headers.get(name) for name in kept} == {name: response.headers[name] for name in kept}
+    assert "content-type" not in again.headers  # of nothing
+    assert server.client.get(path, headers={"If-None-Match": "*"}).status_code == 304
     assert server.client.get(path, headers={"If-None-Match": '"other"'}).status_code == 200
     head = server.client.head(path)
     assert (head.status_code, head.content) == (200, b"")

@@ -62,6 +62,16 @@ def test_head_is_counted_by_its_route(server: Running) -> None:
     wait_until(lambda: registry.get_sample_value("prime_http_requests_total", labels) == before + 1)
 
 
+def test_head_that_fails_is_counted_by_its_route_too(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = {"route": "/v1/models/{name:path}", "method": "HEAD", "status": "500"}
+    registry = server.engine.metrics.registry
+    monkeypatch.setattr("server.routes.models.Response", lambda *_, **__: 1 / 0)
+    assert server.client.head("/v1/models/tiny").status_code == 500
+    wait_until(lambda: registry.get_sample_value("prime_http_requests_total", labels) == 1)
+
+
 def read_answer(connection: socket.socket) -> bytes:
     """One answer, whose body ends with its brace."""
     answer = b""
@@ -87,13 +97,21 @@ def test_an_empty_line_before_a_request_is_none_of_it(server: Running, split: bo
 
 
 @pytest.mark.parametrize(
-    ("target", "status"), [("/health", 200), ("/v1/models/tiny?a=1", 200), ("", 200), ("/nowhere", 404)]
+    ("target", "status"),
+    [
+        ("http://prime.localhost:8000/health", 200),
+        ("http://prime.localhost:8000/v1/models/tiny?a=1", 200),
+        ("http://prime.localhost:8000/v1/models/t%69ny", 200),
+        ("http://prime.localhost:8000", 200),
+        ("http://prime.localhost:8000/nowhere", 404),
+        ("HTTP://prime.localhost/health", 200),
+        ("https://prime.localhost/health", 200),
+        ("ftp://prime.localhost/health", 404),
+    ],
 )
 def test_a_target_may_be_in_absolute_form(server: Running, target: str, status: int) -> None:
     with connect(server) as connection:
-        connection.sendall(
-            f"GET http://prime.localhost:8000{target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
-        )
+        connection.sendall(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         assert connection.recv(65536).startswith(b"HTTP/1.1 %d" % status)
 
 

@@ -12,11 +12,16 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from prime_core.checkpoint import load_checkpoint
 from prime_core.pictures import to_png
 from prime_core.scoring.score import score
 from prime_core.tokenizer import Tokenizer
+from server.http.checking import checked_request
+from server.http.errors import ApiError
+from server.schemas.base import Limits
+from server.schemas.score import text_score_request
 from tests.server.image_model import NAME as IMAGES
 from tests.server.image_model import SIDE
 from tests.server.running import CONTEXT, NAME, Gate, Running, assert_error, serving, wait_until
@@ -203,6 +208,24 @@ def test_unknown_keys_and_keys_of_the_other_kind(both: Running) -> None:
 
 def test_a_picture_without_a_model_for_it(server: Running) -> None:
     assert "no image model" in assert_error(post(server, pixels=LISTS), 404, "model_not_found", "model")
+
+
+def test_fields_that_tell_no_kind_are_for_the_first_model(both: Running, images_path: Path) -> None:
+    assert_error(post(both, seed=1), 422, "invalid_value", "text")
+    with serving(images_path) as server:
+        assert_error(post(server, seed=1), 422, "invalid_value", "label")
+
+
+def test_long_lists_of_what_is_none_are_not_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = Limits(context=64, vocab_size=16, max_n=64, max_steps=8, max_work=2**24, max_body_bytes=2**20)
+    request_type = text_score_request(limits)
+    for fields in ({"token_ids": [-1] * 50}, {"inputs": [[-1] * 50] * 50}):
+        with pytest.raises(ValidationError) as caught:
+            request_type.model_validate(fields)
+        assert caught.value.error_count() < 5
+    monkeypatch.setattr(request_type, "model_validate", lambda *_: pytest.fail("it was described"))
+    with pytest.raises(ApiError, match=r"^inputs must be "):
+        checked_request(request_type, {"inputs": ["a", 1]})
 
 
 def test_text_that_cannot_fit_is_refused_before_it_is_tokenized(

@@ -133,6 +133,26 @@ def test_unknown_flags_and_abbreviations_are_refused(capsys: pytest.CaptureFixtu
     assert "unrecognized arguments" in capsys.readouterr().err
 
 
+def test_an_empty_variable_is_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRIME_PORT", "")
+    monkeypatch.setenv("PRIME_SERVED_MODEL_NAME", "")
+    settings = load_settings([])
+    assert (settings.port, settings.served_model_name) == (8000, None)
+
+
+def test_one_name_is_none_for_two_models() -> None:
+    with pytest.raises(SettingsError, match=r"--served-model-name .*name each in --model NAME=PATH"):
+        load_settings(["--model", "a", "--model", "b", "--served-model-name", "c"])
+    assert load_settings(["--model", "a", "--served-model-name", "c"]).models == (
+        ModelSource("c", Path("a")),
+    )
+
+
+def test_to_wait_for_nobody_is_a_setting() -> None:
+    settings = load_settings(["--drain-timeout-s", "0", "--stall-exit-s", "0"])
+    assert (settings.drain_timeout_s, settings.stall_exit_s) == (0, 0)
+
+
 def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         load_settings(["--help"])

@@ -149,6 +149,7 @@ def test_a_request_of_http_1_0_needs_no_name(both: Running) -> None:
         ("127.1.2.3", True),
         ("::1", True),
         ("localhost", True),
+        ("LocalHost", True),
         ("0.0.0.0", False),
         ("::", False),
         ("192.168.0.2", False),

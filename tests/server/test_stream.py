@@ -16,10 +16,16 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import server.text.text_stream as text_stream
+from prime_core.checkpoint import load_checkpoint
 from prime_core.sampling.provisional import UNKNOWN
+from server.engine.feed import Changes, RowChange
+from server.images.generation_stream import PartialPictures
+from server.images.image_stream import Pictures
+from tests.server.image_model import LENGTH, SIDE
 from tests.server.running import (
     CONTEXT,
     Gate,
@@ -55,6 +61,7 @@ def stream(server: Running, path: str, **body: object) -> list[Frame]:
         assert response.status_code == 200
         assert response.headers["content-type"].startswith("text/event-stream")
         assert response.headers["cache-control"] == "no-store"
+        assert response.headers["x-accel-buffering"] == "no"  # nginx would collect the frames
         return frames_of(response.iter_lines())
 
 
@@ -201,6 +208,35 @@ def test_image_frames_retell_the_answer(both: Running) -> None:
         assert all(later - earlier >= 3 for earlier, later in itertools.pairwise(shown))
     none = stream(both, "/images", **{**body, "preview_every": 0})
     assert all(frame["b64_json"] is None for event, frame in none if event)
+
+
+def row_after(num_calls: int) -> RowChange:
+    y = torch.zeros(LENGTH, 2, dtype=torch.int64)
+    return RowChange(0, y, torch.tensor([0]), num_calls, num_calls)
+
+
+def test_a_picture_is_shown_as_soon_as_it_is_due(images_path: Path) -> None:
+    pictures = Pictures(load_checkpoint(images_path), 1, every=3)
+    shown = [
+        calls
+        for calls in (1, 2, 3, 4, 6, 10, 12, 13)
+        if pictures.frames(Changes([row_after(calls)], 0.5, None))[0].b64_json is not None
+    ]
+    assert shown == [3, 6, 10, 13]
+
+
+def test_partial_pictures_are_due_at_equal_shares_and_never_at_the_end(images_path: Path) -> None:
+    checkpoint = load_checkpoint(images_path)
+    for calls, expected in [(range(1, 13), [3, 6, 9]), ((2, 7, 8, 12), [7]), ((12,), [])]:
+        pictures = PartialPictures(checkpoint, 12, 3)
+        assert [each for each in calls if pictures.next_of([row_after(each)])] == expected
+        assert pictures.num_shown == len(expected)
+
+
+def test_a_stream_of_what_is_all_known_is_its_answer(both: Running) -> None:
+    known = {"pixels": [[7] * SIDE] * SIDE}
+    ((event, answer),) = stream(both, "/images", known=known)
+    assert (event, answer["images"][0]["nfe"]) == (None, 0)
 
 
 def _pixels(b64: str) -> Any:

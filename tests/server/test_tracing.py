@@ -149,6 +149,14 @@ def test_failures_of_the_server_are_errors(app: ASGIApp, status: int, error_type
     assert "secret" not in span.to_json()
 
 
+def test_what_was_not_answered_has_no_status() -> None:
+    async def silent(scope: Scope, receive: Receive, send: Send) -> None:
+        return
+
+    (span,) = _spans(silent).values()
+    assert "http.response.status_code" not in (span.attributes or {})
+
+
 def test_nothing_that_a_client_wrote_is_in_a_span() -> None:
     ((name, span),) = _spans(_app(404), method="SECRET", path="/secret").items()
     assert name == "HTTP"

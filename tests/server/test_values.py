@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -11,6 +12,7 @@ from prime_core.tokenizer import Tokenizer
 from server.http.checking import checked_request
 from server.http.errors import ApiError
 from server.schemas.base import STREAM_RULE, Limits
+from server.schemas.completions import completion_request
 from server.schemas.text import text_request
 from tests.server.running import CONTEXT, Running, assert_error, serving
 
@@ -131,14 +133,25 @@ def test_parts_of_many_keys_cost_no_time_of_the_event_loop(server: Running) -> N
             return super().model_validate(*arguments, **options)
 
     many = {f"k{index}": 1 for index in range(50_000)}
-    for parts in [[many], [{"gap": 1, **many}], ["a", {"gap": 1}, {}], [{"gap": 1}, {"gaps": 1}]]:
-        with pytest.raises(ApiError, match=r"^template must be ") as caught:
-            checked_request(Counting, {"template": parts})
-        assert (caught.value.status, caught.value.param) == (422, "template")
+    bad: list[tuple[str, list[Any]]] = [
+        ("template", parts)
+        for parts in [[many], [{"gap": 1, **many}], ["a", {"gap": 1}, {}], [{"gap": 1}, {"gaps": 1}]]
+    ]
+    for field, parts in [*bad, ("stop", ["a", 1])]:
+        with pytest.raises(ApiError, match=rf"^{field} must be ") as caught:
+            checked_request(Counting, {field: parts})
+        assert (caught.value.status, caught.value.param) == (422, field)
     assert described == 0  # pydantic would describe each key
     assert checked_request(Counting, {"template": ["a", {"gap": 1}]}).template is not None
     assert described == 1
     assert_error(server.post(template=["a", many]), 422, "invalid_value", "template")
+
+
+def test_defaults_stay_within_the_limits() -> None:
+    limits = dataclasses.replace(LIMITS, context=8, max_steps=10)
+    assert checked_request(text_request(limits), {}).steps == 10
+    completion = checked_request(completion_request(limits), {})
+    assert (completion.steps, completion.max_tokens) == (10, 8)
 
 
 def test_big_bad_strings_are_not_repeated(server: Running) -> None:
