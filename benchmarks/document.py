@@ -55,10 +55,10 @@ def kept_if_ended(document: dict[str, Any], results: Sequence[object]) -> Iterat
         if not results:
             raise SystemExit(128 + signal.SIGTERM) from None
         document["ended_early"] = True
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not results:
             raise
-        document["failed"] = str(error)
+        document["failed"] = str(error) or type(error).__name__
     finally:
         if main_thread:
             signal.signal(signal.SIGTERM, before)

@@ -13,7 +13,7 @@ from torch import Tensor
 def queued(tensor: Tensor, device: torch.device) -> Tensor:
     """Return a tensor on a device; a copy from the CPU to a GPU is queued there and not waited for.
 
-    Where it is copied, the given one may be changed as soon as this returns.
+    Where it is copied, the given one may be changed as soon as this returns, unless it is pinned already.
     """
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)

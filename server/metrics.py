@@ -114,7 +114,9 @@ class Metrics:
         self.filling_tokens = counter("prime_call_filling_tokens", "Tokens that only fill calls up")
         self.row_steps_skipped = counter("prime_row_steps_skipped", "Steps of rows that cost no call")
         self.step_s = histogram(
-            "prime_step_duration_seconds", "One denoiser call with its draws", buckets=_STEP_S
+            "prime_step_duration_seconds",
+            "One denoiser call with its draws, without waiting for others",
+            buckets=_STEP_S,
         )
         self.batch_rows = histogram("prime_batch_rows", "Rows of a denoiser call", buckets=_POWERS)
         self.padding_ratio = histogram(

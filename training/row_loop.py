@@ -39,14 +39,15 @@ def finished_rows(
     waiting = iter(indices)
     running: dict[Row, tuple[int, PreparedRows]] = {}
     while True:
-        while len(running) < max_rows and (index := next(waiting, None)) is not None:
+        stepping = [row for row in running if not row.done]
+        while len(stepping) < max_rows and (index := next(waiting, None)) is not None:
             prepared = prepare(index)
             running[prepared.rows[0]] = index, prepared
+            stepping += [row for row in prepared.rows if not row.done]
         if not running:
             return
-        stepping = [row for row in running if not row.done]
-        on_step(stepping)
         if stepping:
+            on_step(stepping)
             calls.step(stepping)
         else:
             calls.finish()

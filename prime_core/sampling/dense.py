@@ -93,7 +93,7 @@ def sample_dense(
     times = schedule.time_grid(num_steps, eps)
     chances = [*step_tables(schedule, times).reveal.tolist(), 1.0]
     words = torch.tensor([seed_words(seed) for seed in seeds], device=device)
-    digits = TokenDigits(codec.digits.to(device), codec.mask_index)
+    digits = TokenDigits(codec.digits_on(device), codec.mask_index)
     y = y.to(device, copy=True)
     failed = torch.zeros(len(y), dtype=torch.bool, device=device)
     for step, (t, chance) in enumerate(zip(times.tolist(), chances, strict=True)):

@@ -32,7 +32,7 @@ class Lookahead:
 
     def __contains__(self, row: AnyRow) -> bool:
         """Return whether the row is in a call whose results are not there yet."""
-        return any(row is other for call in self._queued for other in call.rows)
+        return any(row in call.rows for call in self._queued)
 
     def step(self, rows: Sequence[AnyRow]) -> None:
         """Advance rows by their next events; whether one has failed is known when it is in no call any more.

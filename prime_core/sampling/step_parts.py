@@ -109,12 +109,8 @@ class Part(ABC, Generic[_Row]):
         """
 
     @abstractmethod
-    def move(self, y_t: Tensor) -> None:
-        """Move the rows on, as if none had failed.
-
-        Args:
-            y_t: (T, S), after `take`.
-        """
+    def move(self) -> None:
+        """Move the rows on, as if none had failed; this raises nothing."""
 
     @abstractmethod
     def results(self) -> Iterator[StepResult]:
@@ -143,16 +139,23 @@ class DrawnPart(Part[Row]):
                 for at, due, u, *each in zip(*inputs, *how, strict=True)
             ]
         )
+        self._after = [
+            y_t[start : start + row.length].clone() for row, start in zip(self.rows, self.starts, strict=True)
+        ]
+        # What is finished is on its way home before calls behind this one could keep it.
+        self._home = [
+            HostCopy(y) if row.remaining == 1 else None for row, y in zip(self.rows, self._after, strict=True)
+        ]
         # On a CPU they lie there; from a GPU they come in one copy.
         self._drawn = (
             (y_t, finite) if y_t.is_cpu else HostCopy(torch.cat([y_t[self._at], finite[:, None]], 1))
         )
 
-    def move(self, y_t: Tensor) -> None:
+    def move(self) -> None:
         """Give every row its digits after the call: new ones, for a row that fails gets the old ones back."""
         self._before = [(row.y, row.next_event) for row in self.rows]
-        for row, start in zip(self.rows, self.starts, strict=True):
-            row.y = y_t[start : start + row.length].clone()
+        for row, y in zip(self.rows, self._after, strict=True):
+            row.y = y
             row.next_event += 1
 
     def results(self) -> Iterator[StepResult]:
@@ -164,11 +167,15 @@ class DrawnPart(Part[Row]):
             y_t, is_finite = self._drawn
             digits, finite = y_t.numpy()[self.positions], is_finite.numpy()
         all_ok, stop = bool(finite.all()), 0
-        for row, event, before in zip(self.rows, self.events, self._before, strict=True):
+        for row, event, before, home in zip(self.rows, self.events, self._before, self._home, strict=True):
             first, stop = stop, stop + len(event.positions)
-            if not (row.failed or all_ok or finite[first:stop].all()):
+            if row.failed:
+                pass
+            elif not (all_ok or finite[first:stop].all()):
                 row.y, row.next_event = before
                 row.failed = True
+            elif home is not None:
+                row.y = home.wait()
             yield StepResult(event.positions, digits[first:stop], not row.failed, event.remasked)
 
 
@@ -193,7 +200,7 @@ class ScoredPart(Part[ScoreRow]):
         ]
         self._nll = HostCopy(torch.stack([_joined(each) for each in zip(*costs, strict=True)]))
 
-    def move(self, y_t: Tensor) -> None:
+    def move(self) -> None:
         """Let the next call of each row be another."""
         for row in self.rows:
             row.next_event += 1

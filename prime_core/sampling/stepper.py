@@ -82,10 +82,10 @@ class Stepper:
         self.denoiser = denoiser
         self.codec = codec
         self.device = device_of(denoiser) if device is None else torch.device(device)
-        self._digits = TokenDigits(codec.digits.to(self.device), codec.mask_index)
+        self._digits = TokenDigits(codec.digits_on(self.device), codec.mask_index)
 
     def step(self, rows: Sequence[AnyRow]) -> list[StepResult]:
-        """Advance every row by its next event. If anything raises, no row has moved.
+        """Advance every row by its next event. If the call cannot be made, no row has moved.
 
         The digits of rows move to where the network is, and stay there.
 
@@ -99,7 +99,7 @@ class Stepper:
 
     @torch.inference_mode()
     def queue(self, rows: Sequence[AnyRow]) -> QueuedCall:
-        """Begin a step: on a GPU its work is queued, and nothing is waited for.
+        """Begin a step: on a GPU its work is queued, and nothing is waited for. If anything raises, no row has moved.
 
         The rows have moved on when this returns, and may take part in further calls at once. Results must be asked for
         call by call in the order of these calls: only then is it known which rows failed.
@@ -120,7 +120,7 @@ class Stepper:
         for part in parts:
             part.take(logits, y_t, self._digits)
         for part in parts:
-            part.move(y_t)
+            part.move()
         return QueuedCall(rows, parts)
 
     def _states(self, parts: Sequence[Part[Any]], num_filled: int) -> Tensor:

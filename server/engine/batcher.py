@@ -57,7 +57,7 @@ class Job:
 
 
 class Entry(NamedTuple):
-    """A row that waits for its next denoiser call, the job it belongs to, and its number there."""
+    """A row that waits for its next denoiser call, or for the last results; its job, and its number there."""
 
     job: Job
     row: AnyRow
@@ -87,7 +87,8 @@ class Batcher:
             raise ValueError(f"max_rows ({max_rows}) and max_tokens ({max_tokens}) must be at least 1")
         self.cap = RowCap(max_rows)
         self.max_tokens = max_tokens
-        self._waiting: dict[Job, list[Entry]] = {}  # the unfinished rows of every job, the oldest job first
+        # The rows of every job of which not all is known, the oldest job first.
+        self._waiting: dict[Job, list[Entry]] = {}
         self._lengths: Counter[int] = Counter()  # of these rows
 
     def emptied(self) -> Batcher:

@@ -1,6 +1,7 @@
 """The engine: one thread that steps the rows of all requests, of all models.
 
-    admit -> whose turn -> choose rows -> one denoiser call, draws and reveals (`Stepper.queue`) -> hand out events
+    admit -> whose turn -> choose rows -> one denoiser call, draws and reveals (`Stepper.queue`) -> its results, or on a
+    GPU those of the call before -> hand out events
 
 Everything else here keeps that loop honest: it bounds what is held, and no failure of one call, one request, one
 turn or one model takes the others down.
@@ -102,16 +103,24 @@ class Engine:
     # --- the loop -----------------------------------------------------------------------------------------
 
     def step(self) -> bool:
-        """Take the chosen rows of the model whose turn it is to their next event; return whether there were any."""
+        """Take the chosen rows of the model whose turn it is to their next event; return whether there were any.
+
+        If calls of another model are under way, the step is to end one of them.
+        """
         for queue in self.queues.values():
             self._isolated(queue, queue.admit)
         turn = self._turns.choose(name for name, queue in self.queues.items() if queue.has_rows)
         if turn is None:
             return False
         queue = self.queues[turn]
+        work = queue.advance
+        for other in self.queues.values():
+            if other is not queue and other.num_under_way:
+                # All models share one device: a call behind those of another would be charged with their time.
+                queue, work = other, other.end
         started_s = time.monotonic()
-        self._isolated(queue, queue.advance)
-        self._turns.charge(turn, time.monotonic() - started_s)
+        self._isolated(queue, work)
+        self._turns.charge(queue.name, time.monotonic() - started_s)
         return True
 
     def _isolated(self, queue: ModelQueue, work: Callable[[], None]) -> None:

@@ -1,7 +1,7 @@
 """Out of memory: how it is recognised, and how many rows a call may hold after it.
 
-Rows are independent and nothing is written before a call has succeeded, so a call that ran out of memory is simply made
-again with fewer rows: the noise, and with it the output, does not depend on who shares a call.
+Rows are independent and do not move before a call is made, so one that runs out of memory is simply made again with
+fewer rows: the noise, and with it the output, does not depend on who shares a call.
 """
 
 from __future__ import annotations

@@ -103,6 +103,8 @@ class ModelQueue:
         """Move new jobs to the batcher, and forget those whose callers have gone or whose time is over."""
         if not (self.has_news or self._departures.due):  # as before most steps
             return
+        while self._generations.renewable and self.num_under_way:
+            self.end()  # or they would hold weights that are let go of
         with self._room.lock:
             let_go = self._generations.renew()
             arrived = list(self.inbox)
@@ -119,17 +121,17 @@ class ModelQueue:
     def advance(self) -> None:
         """Take the rows of the next call to their next events, and hand out what has come of the oldest one."""
         batch = self.choose()
-        if batch.entries:
-            self.begin(batch)
-        if self._under_way.enough or not batch.entries:
+        assert batch.entries or self.num_under_way, "rows are held that no call will finish"
+        began = bool(batch.entries) and self.begin(batch)
+        if self.num_under_way and (self._under_way.enough or not began):
             self.end()
 
     def choose(self) -> Batch:
         """Return the rows of the next call; none if all that is left is to wait for calls."""
         return self._generations.choose()
 
-    def begin(self, batch: Batch) -> None:
-        """Begin one denoiser call; if it raises, its callers fail at once.
+    def begin(self, batch: Batch) -> bool:
+        """Begin one denoiser call; if it raises, which False tells, its callers fail at once.
 
         But one that runs out of memory is made again by the turns that follow, with half the rows.
         """
@@ -139,13 +141,14 @@ class ModelQueue:
                 entry.job.started_s = now_s
         try:
             self._under_way.begin(batch)
-            return
+            return True
         except Exception as error:  # noqa: BLE001  # whatever a network raises belongs to the callers of this call
             if not is_out_of_memory(error):
                 self._fail(batch.entries, error)
-                return
+                return False
         # Only here, where the error is gone: its traceback holds what the call had allocated.
         self._out_of_memory(batch.entries)
+        return False
 
     def end(self) -> None:
         """Wait for the oldest call that is under way, and hand it out; if it raises, its callers fail."""
@@ -299,9 +302,14 @@ class ModelQueue:
             return sum(len(job.rows) for job in self._jobs())
 
     @property
+    def num_under_way(self) -> int:
+        """Calls that have begun and are not over."""
+        return len(self._under_way)
+
+    @property
     def has_rows(self) -> bool:
         """Whether there is something to call the denoiser for, or to wait for."""
-        return bool(self._under_way) or any(len(generation.batcher) for generation in self._generations)
+        return self.num_under_way > 0 or any(len(generation.batcher) for generation in self._generations)
 
     @property
     def has_news(self) -> bool:

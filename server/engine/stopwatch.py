@@ -66,16 +66,23 @@ class CallStopwatch(Pulse):
         self._num_tokens = num_tokens
         return self
 
-    def ended(self, begun_s: float, num_tokens: int) -> None:
-        """Count a call that has ended now; one that raised counts for nothing.
+    def raised(self) -> None:
+        """Note that a call has ended now by raising; it counts for nothing."""
+        self._ended_s = time.monotonic()
+
+    def ended(self, begun_s: float, num_tokens: int, *, telling: bool = True) -> None:
+        """Count a call that has ended now.
 
         Args:
             begun_s: `time.monotonic()` when it was begun. If others had not ended by then, it ran after them.
             num_tokens: of its rows.
+            telling: whether `last_s` tells what such calls take; not if it may have been over long before.
         """
         now_s = time.monotonic()
         self.last_s = now_s - max(begun_s, self._ended_s)
         self._ended_s = now_s
+        if not telling:
+            return
         if self._only_trials:
             self._only_trials, self._num_calls, self._fit = False, 0, CallCostFit()
         self._num_calls += 1

@@ -34,13 +34,14 @@ class UnderWay:
         """
         self._stopwatch = stopwatch
         self._calls: deque[_Call] = deque()
+        self._begun = False  # one since the last one ended
 
     def __len__(self) -> int:
         return len(self._calls)
 
     def __contains__(self, row: AnyRow) -> bool:
         """Return whether a row is in a call that is not over."""
-        return any(row is other for call in self._calls for other in call.queued.rows)
+        return any(row in call.queued.rows for call in self._calls)
 
     @property
     def oldest(self) -> Batch:
@@ -58,11 +59,18 @@ class UnderWay:
         with self._stopwatch.call(batch.num_tokens):
             queued = batch.generation.stepper.queue([entry.row for entry in batch.entries])
         self._calls.append(_Call(batch, queued, begun_s))
+        self._begun = True
 
     def end(self) -> list[StepResult]:
         """Wait for the oldest call and return its results. If it raises, it is over too, and its rows have moved."""
         call = self._calls.popleft()
-        with self._stopwatch.call(call.batch.num_tokens):
-            results = call.queued.results()
-        self._stopwatch.ended(call.begun_s, call.batch.num_tokens)
+        try:
+            with self._stopwatch.call(call.batch.num_tokens):
+                results = call.queued.results()
+        except Exception:
+            self._stopwatch.raised()
+            raise
+        # Of calls that end one after the other, the device may have been done with all before the first was waited for.
+        self._stopwatch.ended(call.begun_s, call.batch.num_tokens, telling=self._begun)
+        self._begun = False
         return results

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import time
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from kernels.transfers import HostCopy
+from prime_core.sampling import step_parts
 from prime_core.sampling.prepare import NonFiniteError, prepare_rows
 from prime_core.sampling.row import Row
 from prime_core.sampling.step_parts import StepResult
@@ -18,7 +22,7 @@ from prime_core.sampling.stepper import QueuedCall, Stepper
 from server.engine import under_way
 from server.engine.batcher import Job
 from server.engine.engine import Engine
-from server.engine.failures import EngineError
+from server.engine.failures import DeadlineError, EngineError, UnavailableError
 from server.engine.stopwatch import CallStopwatch
 from server.settings import Settings
 from tests.server.running import NAME, Hooked, make_engine
@@ -153,8 +157,9 @@ def poison(monkeypatch: pytest.MonkeyPatch, length: int, number: int) -> None:
 
     def noting(stepper: Stepper, rows: Sequence[Any]) -> QueuedCall:
         bad[0] = any(row.length == length and row.next_event == number for row in rows)
-        mine = [index for index, row in enumerate(rows) if row.length == length]
-        counts = [len(row.event.positions) for row in rows]
+        laid = sorted(rows, key=lambda row: row.length)
+        mine = [index for index, row in enumerate(laid) if row.length == length]
+        counts = [len(row.event.positions) for row in laid]
         places.clear()
         for index in mine:
             places.extend(range(sum(counts[:index]), sum(counts[: index + 1])))
@@ -253,13 +258,158 @@ def test_a_wait_that_raises_fails_those_who_were_in_that_call(
         return results(call)
 
     monkeypatch.setattr(QueuedCall, "results", fail)
-    bad = submitted(engine, 5)
+    bad, good = submitted(engine, 5), submitted(engine, 4)
+    engine.queues[NAME].batcher.cap.now = 1  # each in calls of its own
     run(engine)
     with pytest.raises(EngineError):
         bad.done.result(0)
-    good = submitted(engine, 4)
-    run(engine)
     assert good.done.result(0) is None
+    assert torch.equal(good.rows[0].y, alone(engine, 4).y)
+
+
+@pytest.mark.usefixtures("depth")
+def test_memory_that_runs_out_behind_the_draw_has_moved_no_row(
+    built: tuple[Engine, Hooked], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, _ = built
+    struck: list[int] = []
+
+    class Short(HostCopy):
+        """No memory for the first row that comes home."""
+
+        def __init__(self, tensor: Tensor) -> None:
+            if not struck:
+                struck.append(len(tensor))
+                raise MemoryError
+            super().__init__(tensor)
+
+    monkeypatch.setattr(step_parts, "HostCopy", Short)
+    jobs = [submitted(engine, 5), submitted(engine, 4)]
+    followers = [Follower(), Follower()]
+    for job, follower in zip(jobs, followers, strict=True):
+        job.feed = follower  # type: ignore[assignment]
+    run(engine)
+    assert struck == [4]
+    for job, follower, length in zip(jobs, followers, (5, 4), strict=True):
+        assert job.done.result(0) is None
+        assert len(follower.results) == 2 * length
+        assert torch.equal(job.rows[0].y, alone(engine, length).y)
+
+
+@pytest.mark.usefixtures("depth")
+def test_a_deadline_passes_while_calls_are_under_way(built: tuple[Engine, Hooked]) -> None:
+    engine, _ = built
+    job = submitted(engine, 6)
+    for _ in range(2):
+        engine.step()
+    job.deadline_s = 0.0
+    engine.queues[NAME]._departures._soonest_s = 0.0
+    run(engine)
+    with pytest.raises(DeadlineError):
+        job.done.result(0)
+
+
+@pytest.mark.usefixtures("depth")
+def test_new_weights_let_go_of_the_old_though_calls_were_under_way(built: tuple[Engine, Hooked]) -> None:
+    engine, _ = built
+    queue = engine.queues[NAME]
+    old = weakref.ref(queue._generations.current.stepper)
+    job = submitted(engine, 6)
+    for _ in range(4):
+        engine.step()
+    job.done.cancel()
+    queue.admit()
+    assert old() is not None and queue.num_under_way
+    queue.replace(queue.checkpoint)
+    queue.admit()
+    assert old() is None and not queue.num_under_way
+    later = submitted(engine, 3)
+    run(engine)
+    assert later.done.result(0) is None
+
+
+@pytest.mark.usefixtures("depth")
+def test_a_stop_fails_whoever_waits_for_calls_under_way(built: tuple[Engine, Hooked]) -> None:
+    engine, _ = built
+    job = submitted(engine, 4)
+    for _ in range(8):
+        engine.step()
+    assert job.rows[0].done and not job.done.done()
+    engine.abandon()
+    with pytest.raises(UnavailableError):
+        job.done.result(0)
+    assert engine.held_rows == 0
+
+
+class Device:
+    """In place of a GPU: it makes one call after the other, and those of a model take so long. Nothing is computed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, cost_s: dict[int, float]) -> None:
+        self.free_s = 0.0
+        self.busy_s = dict.fromkeys(cost_s, 0.0)
+
+        def queued(stepper: Stepper, rows: Sequence[Any]) -> QueuedCall:
+            model = stepper.codec.vocab_size
+            done_s = self.free_s = max(self.free_s, time.monotonic()) + cost_s[model]
+            self.busy_s[model] += cost_s[model]
+            events = [row.event for row in rows]
+            for row in rows:
+                row.next_event += 1
+
+            def wait() -> list[StepResult]:
+                time.sleep(max(0.0, done_s - time.monotonic()))
+                return [StepResult(event.positions, event.due * 0, True, event.remasked) for event in events]
+
+            call = QueuedCall(rows, [])
+            call.results = wait  # type: ignore[method-assign]
+            return call
+
+        monkeypatch.setattr(Stepper, "queue", queued)
+
+
+@pytest.mark.usefixtures("depth")
+def test_models_share_a_device_by_time_and_each_is_timed_alone(
+    model_path: Path, images_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings.model_validate({"model": [model_path, images_path], "max_batch_rows": 1})
+    engine, _ = make_engine(settings)
+    text, images = (queue.checkpoint.codec.vocab_size for queue in engine.queues.values())
+    device = Device(monkeypatch, {text: 0.005, images: 0.05})
+    jobs = []
+    for queue, fields in zip(engine.queues.values(), ({"max_tokens": 64}, {}), strict=True):
+        rows = prepare_rows(queue.checkpoint, steps="exact", seed=1, **fields).rows  # type: ignore[arg-type]
+        engine.reserve(queue.name, 1)
+        jobs.append(Job(queue.name, list(rows), time.monotonic()))
+        engine.submit(jobs[-1])
+    until_s = time.monotonic() + 1.0
+    while time.monotonic() < until_s:
+        assert engine.step()
+    assert not any(job.done.done() for job in jobs), "one was not busy all the time"
+    assert all(busy_s >= 0.35 * sum(device.busy_s.values()) for busy_s in device.busy_s.values()), (
+        device.busy_s
+    )
+    text_s, images_s = (queue.stopwatch.seconds_per_call for queue in engine.queues.values())
+    assert 0.004 < text_s < 0.02 and 0.045 < images_s < 0.1
+
+
+def test_a_call_that_raised_counts_for_nothing() -> None:
+    watch = CallStopwatch()
+    begun_s = time.monotonic()
+    time.sleep(0.05)
+    watch.raised()
+    watch.ended(begun_s, 16)
+    assert 0 < watch.seconds_per_call < 0.05
+
+
+def test_calls_that_end_in_a_row_tell_nothing_of_the_fastest(
+    built: tuple[Engine, Hooked], depth: int
+) -> None:
+    engine, denoiser = built
+    denoiser.hook = lambda lengths: time.sleep(0.02)  # where a device computes, this host is asleep
+    submitted(engine, 10)
+    run(engine)
+    watch = engine.queues[NAME].stopwatch
+    assert watch.fastest_s > 0.015 and watch.last_s < 0.015
 
 
 def test_a_call_that_ran_behind_others_is_timed_from_their_end() -> None:

@@ -258,13 +258,13 @@ def test_a_preview_is_drawn_by_the_averaged_weights_without_dropout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    step = Stepper.step
+    queue = Stepper.queue
 
     def spy(self: Stepper, rows: Any) -> Any:
         sizes.append(len(rows))
-        return step(self, rows)
+        return queue(self, rows)
 
-    monkeypatch.setattr(Stepper, "step", spy)
+    monkeypatch.setattr(Stepper, "queue", spy)
     monkeypatch.setattr(preview, "_MAX_TOKENS", 2 * 48 + 1)  # two rows in a call
     trainer = _tiny(tmp_path, "--model.dropout", "0.5")
     generator = torch.Generator().manual_seed(0)
