@@ -131,9 +131,9 @@ def scored(network: Network, codec: SubtokenCodec, device: torch.device) -> list
 def likelihoods(network: Network, codec: SubtokenCodec, device: torch.device) -> list[Tensor]:
     x_0 = tokens(network, codec).to(device)
     both = estimate_likelihood(
-        network, codec, SCHEDULE, x_0, generator=torch.Generator().manual_seed(2), num_draws=2
+        network, codec, SCHEDULE, x_0, generator=torch.Generator().manual_seed(2), num_draws=1
     )
-    grid = estimate_grid_nelbo(network, codec, SCHEDULE, x_0, 5, generator=torch.Generator().manual_seed(2))
+    grid = estimate_grid_nelbo(network, codec, SCHEDULE, x_0, 3, generator=torch.Generator().manual_seed(2))
     return [*both, grid]
 
 
