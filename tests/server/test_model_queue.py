@@ -96,7 +96,7 @@ def test_a_call_is_timed_over_the_tokens_of_all_its_rows(
     timed: list[int] = []
     watch = queue.stopwatch.call
     monkeypatch.setattr(queue.stopwatch, "call", lambda tokens: (watched.append(tokens), watch(tokens))[1])
-    monkeypatch.setattr(queue.stopwatch, "ended", lambda begun_s, tokens: timed.append(tokens))
+    monkeypatch.setattr(queue.stopwatch, "ended", lambda begun_s, tokens, **_: timed.append(tokens))
     submitted(engine, num_rows=3, num_calls=2 * 5)
     engine.step()
     assert set(watched) == {3 * 5} and timed == [3 * 5]

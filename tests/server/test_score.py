@@ -287,7 +287,7 @@ def test_a_client_that_leaves_frees_its_rows(model_path: Path) -> None:
             httpx.post(
                 f"{server.url}/score",
                 json={"text": "abc", "num_samples": 100},
-                timeout=httpx.Timeout(60, read=0.5),
+                timeout=httpx.Timeout(60, read=2),
             )
         assert gate.entered.is_set()
         wait_until(lambda: server.metric("prime_request_failure_total", reason="cancelled") == 1)
