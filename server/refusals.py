@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from prime_core.sampling.prepare import NonFiniteError
@@ -18,8 +19,14 @@ from server.http.errors import ApiError
 from server.metrics import Rejection
 
 
-def reserve(engine: Engine, model: str, num_rows: int) -> None:
+def reserve(engine: Engine, model: str, num_rows: int, longest_s: float) -> None:
     """Take room for the rows of a request, or count its refusal.
+
+    Args:
+        engine: the engine.
+        model: what the request is for.
+        num_rows: its rows.
+        longest_s: no request takes more seconds.
 
     Raises:
         ApiError: 429 if the queue is full, 503 if no requests are taken.
@@ -27,7 +34,7 @@ def reserve(engine: Engine, model: str, num_rows: int) -> None:
     try:
         engine.reserve(model, num_rows)
     except QueueFullError as error:
-        raise _queue_full(engine, model, error, f"{engine.max_queue_rows} rows") from None
+        raise _queue_full(engine, model, error, f"{engine.max_queue_rows} rows", longest_s) from None
     except UnavailableError as error:
         reason: Rejection = "draining" if engine.state == "draining" else _unavailable_reason(error)
         engine.metrics.reject(model, reason)
@@ -36,8 +43,13 @@ def reserve(engine: Engine, model: str, num_rows: int) -> None:
         raise ApiError(503, reason, _UNAVAILABLE[reason], headers=headers) from None
 
 
-def submit(engine: Engine, job: Job) -> None:
+def submit(engine: Engine, job: Job, longest_s: float) -> None:
     """Hand a job whose rows have reserved room over to the engine, or count its refusal.
+
+    Args:
+        engine: the engine.
+        job: the rows.
+        longest_s: as for `reserve`.
 
     Raises:
         ApiError: 422 if its plans alone take more memory than the queue may, 429 if they do with those of the others.
@@ -53,16 +65,19 @@ def submit(engine: Engine, job: Job) -> None:
     try:
         engine.submit(job)
     except QueueFullError as error:
-        raise _queue_full(engine, job.model, error, f"{engine.max_queue_bytes} bytes of plans") from None
+        limit = f"{engine.max_queue_bytes} bytes of plans"
+        raise _queue_full(engine, job.model, error, limit, longest_s) from None
 
 
-def _queue_full(engine: Engine, model: str, error: QueueFullError, limit: str) -> ApiError:
+def _queue_full(engine: Engine, model: str, error: QueueFullError, limit: str, longest_s: float) -> ApiError:
     engine.metrics.reject(model, "queue_full")
+    # By then all that is in front has been answered, also what was not yet there for the forecast.
+    seconds = min(error.retry_after_s, math.ceil(longest_s))
     return ApiError(
         429,
         "queue_full",
-        f"the queue holds at most {limit}; try again in {error.retry_after_s} s",
-        headers={"Retry-After": str(error.retry_after_s)},
+        f"the queue holds at most {limit}; try again in {seconds} s",
+        headers={"Retry-After": str(seconds)},
     )
 
 

@@ -134,7 +134,7 @@ async def start_request(
     allowed_s = allowed_seconds(request, service.max_request_s)
     arrived_s = time.monotonic()
     deadline_s = arrived_s + allowed_s
-    reserve(engine, model, recipe.num_rows)
+    reserve(engine, model, recipe.num_rows, service.max_request_s)
     submitted = False
     try:
         prepared = await in_time(recipe.prepare, service.workers.prepare(model), request, deadline_s)
@@ -143,7 +143,7 @@ async def start_request(
         feed = _feed_of(rows, queue) if followed else None
         job = Job(model, rows, arrived_s, feed=feed, deadline_s=deadline_s)
         check_deadline(engine, job)
-        submit(engine, job)
+        submit(engine, job, service.max_request_s)
         submitted = True
         # Its line in the log tells of them, and those that are not finished when it ends are cancelled.
         request.state.jobs = [*getattr(request.state, "jobs", []), job]

@@ -91,13 +91,27 @@ def test_plans_may_take_all_of_the_memory(model_path: Path, spare_bytes: int, st
     engine = Engine([LoadedModel(NAME, checkpoint)], **caps)
     engine.reserve(NAME, 4)
     with pytest.raises(ApiError) if status else nullcontext() as caught:
-        submit(engine, Job(NAME, rows, 0.0))
+        submit(engine, Job(NAME, rows, 0.0), 60.0)
     if caught is not None:
         assert caught.value.status == status
         return
     with pytest.raises(ApiError) as full:  # now there is less than a plan's memory left
-        submit(engine, Job(NAME, rows, 0.0))
+        submit(engine, Job(NAME, rows, 0.0), 60.0)
     assert (full.value.status, full.value.code) == (429, "queue_full")
+
+
+def test_nobody_is_told_to_come_back_later_than_all_in_front_are_answered(model_path: Path) -> None:
+    """Rows that have room and are not submitted yet are priced by those before them, and have no deadline yet."""
+    limits: dict[str, Any] = {"max_batch_rows": 4, "max_queue_rows": 4, "max_n": 4, "max_request_s": 6.5}
+    with serving(model_path, **limits) as server:
+        queue = server.engine.queues[NAME]
+        assert server.post(max_tokens=4, steps=4).status_code == 200
+        queue.stopwatch.cost = CallCost(100.0, 0.0)
+        server.engine.reserve(NAME, 4)
+        refused = server.post(max_tokens=4)
+        assert_error(refused, 429, "queue_full")
+        assert refused.headers["retry-after"] == "7" and "try again in 7 s" in refused.text
+        server.engine.release(NAME, 4)
 
 
 def test_a_queue_has_room_for_a_row_at_least() -> None:
