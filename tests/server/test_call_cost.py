@@ -72,3 +72,22 @@ def test_calls_that_compiled_are_a_guide_only_until_the_next() -> None:
     time.sleep(0.001)
     watch.ended(begun_s, 32)
     assert watch.cost.seconds(1, 32) == pytest.approx(watch.last_s) == pytest.approx(watch.seconds_per_call)
+
+
+def test_a_call_that_raised_counts_for_nothing() -> None:
+    watch = CallStopwatch()
+    begun_s = time.monotonic()
+    time.sleep(0.05)
+    watch.raised()
+    watch.ended(begun_s, 16)
+    assert 0 < watch.seconds_per_call < 0.05
+
+
+def test_a_call_that_ran_behind_others_is_timed_from_their_end() -> None:
+    watch = CallStopwatch()
+    begun_s = time.monotonic()
+    time.sleep(0.05)
+    watch.ended(begun_s, 16)
+    assert watch.last_s >= 0.05
+    watch.ended(begun_s, 16)
+    assert watch.last_s < 0.05

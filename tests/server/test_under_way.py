@@ -23,7 +23,6 @@ from server.engine import under_way
 from server.engine.batcher import Job
 from server.engine.engine import Engine
 from server.engine.failures import DeadlineError, EngineError, UnavailableError
-from server.engine.stopwatch import CallStopwatch
 from server.settings import Settings
 from tests.server.running import NAME, Hooked, make_engine
 
@@ -75,6 +74,13 @@ def run(engine: Engine) -> None:
     assert len(engine.queues[NAME]._under_way) == 0
 
 
+def assert_as_alone(engine: Engine, job: Job) -> None:
+    """A job is finished, and its rows are what they are without an engine."""
+    assert job.done.result(0) is None
+    for row in job.rows:
+        assert isinstance(row, Row) and torch.equal(row.y, alone(engine, row.length).y)
+
+
 class Follower:
     """In place of a `Feed`."""
 
@@ -94,9 +100,7 @@ def test_rows_are_what_they_are_alone(built: tuple[Engine, Hooked]) -> None:
     run(engine)
     num_calls = len(denoiser.lengths)
     for job in jobs:
-        assert job.done.result(0) is None
-        for row in job.rows:
-            assert isinstance(row, Row) and torch.equal(row.y, alone(engine, row.length).y)
+        assert_as_alone(engine, job)
     assert num_calls < sum(2 * row.length for job in jobs for row in job.rows)  # they shared calls
 
 
@@ -143,9 +147,7 @@ def test_a_row_without_finite_logits_fails_its_job_once(
     run(engine)
     with pytest.raises(NonFiniteError):
         bad.done.result(0)
-    assert good.done.result(0) is None
-    (row,) = good.rows
-    assert torch.equal(row.y, alone(engine, 4).y)
+    assert_as_alone(engine, good)
     assert engine.metrics.registry.get_sample_value("prime_model_up", {"model": NAME}) == 1
 
 
@@ -186,8 +188,7 @@ def test_a_job_that_leaves_gives_back_its_room_once(built: tuple[Engine, Hooked]
     engine.step()
     assert engine.held_rows == 1
     run(engine)
-    assert staying.done.result(0) is None
-    assert torch.equal(staying.rows[0].y, alone(engine, 6).y)
+    assert_as_alone(engine, staying)
 
 
 @pytest.mark.usefixtures("depth")
@@ -198,6 +199,7 @@ def test_calls_end_though_everybody_has_left(built: tuple[Engine, Hooked]) -> No
         engine.step()
     job.done.cancel()
     run(engine)
+    assert engine.queues[NAME].num_under_way == 0 and not engine.step()
 
 
 @pytest.mark.usefixtures("depth")
@@ -215,9 +217,8 @@ def test_a_call_that_runs_out_of_memory_is_made_again(built: tuple[Engine, Hooke
     run(engine)
     denoiser.hook = None
     assert struck
-    for job, length in zip(jobs, (5, 4), strict=True):
-        assert job.done.result(0) is None
-        assert torch.equal(job.rows[0].y, alone(engine, length).y)
+    for job in jobs:
+        assert_as_alone(engine, job)
 
 
 @pytest.mark.usefixtures("depth")
@@ -240,9 +241,8 @@ def test_a_call_that_raises_takes_no_other_with_it(built: tuple[Engine, Hooked])
     run(engine)
     with pytest.raises(EngineError):
         second.done.result(0)
-    for job, length in ((first, 2), (third, 4)):
-        assert job.done.result(0) is None
-        assert torch.equal(job.rows[0].y, alone(engine, length).y)
+    for job in (first, third):
+        assert_as_alone(engine, job)
 
 
 @pytest.mark.usefixtures("depth")
@@ -263,8 +263,7 @@ def test_a_wait_that_raises_fails_those_who_were_in_that_call(
     run(engine)
     with pytest.raises(EngineError):
         bad.done.result(0)
-    assert good.done.result(0) is None
-    assert torch.equal(good.rows[0].y, alone(engine, 4).y)
+    assert_as_alone(engine, good)
 
 
 @pytest.mark.usefixtures("depth")
@@ -291,9 +290,8 @@ def test_memory_that_runs_out_behind_the_draw_has_moved_no_row(
     run(engine)
     assert struck == [4]
     for job, follower, length in zip(jobs, followers, (5, 4), strict=True):
-        assert job.done.result(0) is None
         assert len(follower.results) == 2 * length
-        assert torch.equal(job.rows[0].y, alone(engine, length).y)
+        assert_as_alone(engine, job)
 
 
 @pytest.mark.usefixtures("depth")
@@ -392,15 +390,6 @@ def test_models_share_a_device_by_time_and_each_is_timed_alone(
     assert 0.004 < text_s < 0.02 and 0.045 < images_s < 0.1
 
 
-def test_a_call_that_raised_counts_for_nothing() -> None:
-    watch = CallStopwatch()
-    begun_s = time.monotonic()
-    time.sleep(0.05)
-    watch.raised()
-    watch.ended(begun_s, 16)
-    assert 0 < watch.seconds_per_call < 0.05
-
-
 def test_calls_that_end_in_a_row_tell_nothing_of_the_fastest(
     built: tuple[Engine, Hooked], depth: int
 ) -> None:
@@ -410,13 +399,3 @@ def test_calls_that_end_in_a_row_tell_nothing_of_the_fastest(
     run(engine)
     watch = engine.queues[NAME].stopwatch
     assert watch.fastest_s > 0.015 and watch.last_s < 0.015
-
-
-def test_a_call_that_ran_behind_others_is_timed_from_their_end() -> None:
-    watch = CallStopwatch()
-    begun_s = time.monotonic()
-    time.sleep(0.05)
-    watch.ended(begun_s, 16)
-    assert watch.last_s >= 0.05
-    watch.ended(begun_s, 16)
-    assert watch.last_s < 0.05
